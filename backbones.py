@@ -1,0 +1,162 @@
+"""Encoders of pixel series, and the encoding of the day of year that they share.
+
+Every backbone takes x (N, S, B), standardised bands, and doys (N, S), days of year, and gives
+representations (N, D). All depend on the day of year, none on the place of a step in the series.
+Shapes: N pixels, S steps, B bands, W width of the network, D = latent_dim.
+"""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+DAYS = 365.25  # of a year
+
+
+def encode_days(doys, num_features):
+    """Sines and cosines of 2 pi k doy / 365.25 for k = 1 .. num_features / 2: the yearly harmonics.
+
+    doys: (N, S) of any number type. Returns (N, S, num_features) float32.
+    """
+    k = torch.arange(1, num_features // 2 + 1, device=doys.device)
+    angle = doys.float()[..., None] * (2 * math.pi / DAYS * k)
+    return torch.cat([angle.sin(), angle.cos()], dim=-1)
+
+
+class SimpleMLP(nn.Module):
+    """All steps of a series, with their days, side by side through dense layers.
+
+    Takes exactly `sample_size` steps. num_bands: B; width: of the hidden layers; depth: how many.
+    """
+
+    any_length = False
+    DAY_FEATURES = 8
+
+    def __init__(self, *, num_bands, sample_size, latent_dim, width, depth):
+        super().__init__()
+        self.latent_dim, self.sample_size = latent_dim, sample_size
+        sizes = [sample_size * (num_bands + self.DAY_FEATURES), *[4 * width] * depth]
+        layers = []
+        for size_in, size_out in zip(sizes, sizes[1:], strict=False):
+            layers += [nn.Linear(size_in, size_out), nn.LayerNorm(size_out), nn.GELU()]
+        # no bias at the end: the projector's BatchNorm would take it away again
+        self.layers = nn.Sequential(*layers, nn.Linear(sizes[-1], latent_dim, bias=False))
+
+    def forward(self, x, doys):
+        x = torch.cat([x, encode_days(doys, self.DAY_FEATURES)], dim=-1)
+        return self.layers(x.flatten(1))
+
+
+class SimpleCNN(nn.Module):
+    """Convolutions along time over bands and days, then the mean and the maximum over time.
+
+    Built for series of `sample_size` steps, whose spacing its kernels learn. width: channels;
+    depth: number of convolutions.
+    """
+
+    any_length = False
+    DAY_FEATURES = 8
+
+    def __init__(self, *, num_bands, sample_size, latent_dim, width, depth):
+        super().__init__()
+        self.latent_dim, self.sample_size = latent_dim, sample_size
+        channels = [num_bands + self.DAY_FEATURES, *[2 * width] * depth]
+        self.convolutions = nn.ModuleList(
+            nn.Conv1d(size_in, size_out, kernel_size=5, padding=2)
+            for size_in, size_out in zip(channels, channels[1:], strict=False)
+        )
+        self.norms = nn.ModuleList(nn.LayerNorm(size) for size in channels[1:])
+        self.head = nn.Linear(2 * channels[-1], latent_dim, bias=False)
+
+    def forward(self, x, doys):
+        x = torch.cat([x, encode_days(doys, self.DAY_FEATURES)], dim=-1)
+        for convolution, norm in zip(self.convolutions, self.norms, strict=True):
+            x = F.gelu(norm(convolution(x.transpose(1, 2)).transpose(1, 2)))  # (N, S, C)
+        return self.head(torch.cat([x.mean(1), x.amax(1)], dim=-1))
+
+
+class TransformerLayer(nn.Module):
+    """Pre-norm self-attention and feed-forward, each added to its input.
+
+    Keys have no bias: the softmax over steps does not see it, so it would drift on rounding alone.
+    """
+
+    HEAD_DIM = 16
+
+    def __init__(self, width):
+        super().__init__()
+        self.heads = width // self.HEAD_DIM
+        self.norm_attention = nn.LayerNorm(width)
+        self.to_key = nn.Linear(width, width, bias=False)
+        self.to_query_value = nn.Linear(width, 2 * width)
+        self.from_heads = nn.Linear(width, width)
+        self.norm_mlp = nn.LayerNorm(width)
+        self.mlp = nn.Sequential(
+            nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width)
+        )
+
+    def forward(self, x, attention_mask):  # (N, S, W), (N, 1, 1, S) or None
+        y = self.norm_attention(x)
+        query, value = self.to_query_value(y).chunk(2, dim=-1)
+        query, key, value = (
+            part.unflatten(-1, (self.heads, self.HEAD_DIM)).transpose(1, 2)  # (N, heads, S, 16)
+            for part in (query, self.to_key(y), value)
+        )
+        y = F.scaled_dot_product_attention(query, key, value, attn_mask=attention_mask)
+        x = x + self.from_heads(y.transpose(1, 2).flatten(2))
+        return x + self.mlp(self.norm_mlp(x))
+
+
+class TransformerEncoder(nn.Module):
+    """Band MLP plus day encoding, pre-norm layers, attention pooling (TESSERA, arXiv 2506.20380).
+
+    Takes any number of steps. width: W, a multiple of 16 (heads have 16 dimensions); depth: layers.
+    """
+
+    any_length = True
+
+    def __init__(self, *, num_bands, sample_size, latent_dim, width, depth):
+        super().__init__()
+        if width % TransformerLayer.HEAD_DIM:
+            raise ValueError(f"width={width}: wanted a multiple of {TransformerLayer.HEAD_DIM}")
+        self.latent_dim, self.sample_size, self.width = latent_dim, sample_size, width
+        self.embed = nn.Sequential(nn.Linear(num_bands, width), nn.GELU(), nn.Linear(width, width))
+        self.layers = nn.ModuleList(TransformerLayer(width) for _ in range(depth))
+        # no bias from here on: pooling passes a shift through and the projector's BatchNorm takes
+        # it away, so that its gradient would be rounding noise
+        self.norm = nn.LayerNorm(width, bias=False)
+        self.score = nn.Linear(width, 1, bias=False)
+        self.head = nn.Linear(width, latent_dim, bias=False)
+
+    def forward(self, x, doys, padding_mask=None):
+        """padding_mask: (N, S) bool, True for steps to leave out; at least one step must stay."""
+        x = self.embed(x) + encode_days(doys, self.width)
+        mask = None if padding_mask is None else ~padding_mask[:, None, None]
+        for layer in self.layers:
+            x = layer(x, mask)
+        x = self.norm(x)
+        score = self.score(x).float()  # (N, S, 1)
+        if padding_mask is not None:
+            score = score.masked_fill(padding_mask[..., None], -math.inf)
+        return self.head((score.softmax(1) * x).sum(1))
+
+
+BACKBONES = {"mlp": SimpleMLP, "cnn": SimpleCNN, "transformer": TransformerEncoder}
+
+
+def build_backbone(name, **keywords):
+    """A backbone by its name in BACKBONES; keywords as its constructor takes them.
+
+    Raises ValueError for another name or a keyword value that does not fit.
+    """
+    if name not in BACKBONES:
+        raise ValueError(f"backbone={name}: wanted one of {', '.join(BACKBONES)}")
+    return BACKBONES[name](**keywords)
+
+
+def load_backbone(checkpoint):
+    """The backbone of a checkpoint (`utils.load_checkpoint`), every key accounted for, eval mode."""
+    backbone = build_backbone(**checkpoint["backbone"])
+    backbone.load_state_dict(checkpoint["backbone_state"], strict=True)
+    return backbone.eval()

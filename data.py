@@ -1,0 +1,477 @@
+"""Sentinel-2 tiles on disk and the batches that are drawn from them.
+
+A data set is a folder of tiles, `<base_path>/data/<dataset_name>/processed/MGRS-<id>/`; README.md
+("Data structure") lists the files of a tile. Bands and masks stay memory-mapped and are read in
+blocks of rows, so the size of a tile or a data set is bounded by the disk alone.
+
+Shapes: H x W pixels, T dates, N pixels of a batch, S drawn steps, B bands.
+"""
+
+import contextlib
+import hashlib
+import json
+import os
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch.utils.data import DataLoader, IterableDataset, get_worker_info
+
+from transforms import draw_steps, pack_clear, standardise, take_steps
+from utils import InputError
+
+TRAIN, VALIDATION, TEST = 1, 2, 3  # codes of splits.npy; 0 is unused
+SHARDS = 64  # virtual shards of an epoch: the most processes x workers that can share one
+BLOCK_PIXELS = 2048  # about what one read of consecutive rows holds
+SHUFFLE_PIXELS = 1 << 19  # pixels in the shuffle buffers of all shards together
+CACHE = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "pixel-series"
+
+
+class Tile:
+    """One tile of the contract, opened and checked; `bands` and `masks` are memory maps.
+
+    Attributes: name, path, bands (T, H, W, B) uint16, masks (T, H, W) uint8, doys (T,) int16,
+    band_mean and band_std (B,) float32, labels and splits (H, W) uint8 or None, info (the content
+    of tile.json), band_names (list of B names, or empty where tile.json does not tell).
+    Raises InputError that names the file, what was found and what was wanted.
+    """
+
+    def __init__(self, path):
+        self.path = Path(path)
+        self.name = self.path.resolve().name
+        self.bands = self._load("bands.npy", "(T, H, W, B)", np.uint16)
+        t, h, w, b = self.shape = self.bands.shape
+        self.masks = self._load("masks.npy", (t, h, w), np.uint8)
+        self.doys = self._load_doys()
+        self.band_mean = self._load("band_mean.npy", (b,), np.floating).astype(np.float32)
+        self.band_std = self._load("band_std.npy", (b,), np.floating).astype(np.float32)
+        for name, values in (("band_mean.npy", self.band_mean), ("band_std.npy", self.band_std)):
+            if not np.isfinite(values).all() or (values < 0).any():
+                self._fail(name, f"{values.tolist()}", "finite values of 0 or more")
+        self.labels = self._load("labels.npy", (h, w), np.uint8, optional=True)
+        self.splits = self._load("splits.npy", (h, w), np.uint8, optional=True)
+        if self.splits is not None and self.splits.max() > TEST:
+            self._fail("splits.npy", f"value {self.splits.max()}", "0, 1, 2 or 3")
+        self.info = self._load_info()
+        self.band_names = self.info.get("bands", [])
+
+    def _fail(self, name, found, wanted):
+        raise InputError(f"{self.path / name}: found {found}, wanted {wanted}")
+
+    def _load(self, name, shape, dtype, optional=False):
+        file = self.path / name
+        if optional and not file.exists():
+            return None
+        try:
+            array = np.load(file, mmap_mode="r", allow_pickle=False)
+        except FileNotFoundError:
+            self._fail(name, "no such file", f"an array of shape {shape}")
+        except (OSError, ValueError, EOFError) as error:
+            self._fail(name, f"no readable array ({error})", f"a .npy file of shape {shape}")
+        wrong = array.ndim != 4 if isinstance(shape, str) else array.shape != shape
+        if wrong or 0 in array.shape:
+            self._fail(name, f"shape {array.shape}", f"{shape}, none of them 0")
+        if not np.issubdtype(array.dtype, dtype):
+            self._fail(
+                name,
+                f"dtype {array.dtype}",
+                np.dtype(dtype).name if dtype in (np.uint8, np.uint16) else dtype.__name__,
+            )
+        return array
+
+    def _load_doys(self):
+        doys = self._load("doys.npy", (self.shape[0],), np.integer)
+        if doys.min() < 1 or doys.max() > 366 or (np.diff(doys.astype(int)) < 0).any():
+            self._fail("doys.npy", f"{doys.tolist()}", "days of year 1..366 that do not decrease")
+        return doys.astype(np.int16)
+
+    def _load_info(self):
+        try:
+            info = json.loads((self.path / "tile.json").read_text())
+        except FileNotFoundError:
+            return {}
+        except (OSError, ValueError) as error:
+            self._fail("tile.json", f"no readable JSON ({error})", "a JSON object")
+        if not isinstance(info, dict):
+            self._fail("tile.json", type(info).__name__, "a JSON object")
+        if len(info.get("bands", [])) not in (0, self.shape[3]):
+            self._fail("tile.json", f"bands {info['bands']}", f"{self.shape[3]} band names")
+        return info
+
+    def row_blocks(self, num_pixels=BLOCK_PIXELS):
+        """(first row, last row + 1) of consecutive blocks of about `num_pixels` pixels."""
+        height, width = self.shape[1:3]
+        step = max(1, num_pixels // width)
+        return [(row, min(row + step, height)) for row in range(0, height, step)]
+
+    def clear_counts(self):
+        """Clear observations of each pixel, (H, W) uint16.
+
+        Counting reads all masks, so the answer is kept in the user's cache folder until masks.npy
+        changes.
+        """
+        file = self.path / "masks.npy"
+        stat = file.stat()
+        key = f"{file.resolve()} {stat.st_size} {stat.st_mtime_ns}"
+        cached = CACHE / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.npy"
+        with contextlib.suppress(OSError, ValueError, EOFError):
+            counts = np.load(cached, allow_pickle=False)
+            if counts.shape == self.shape[1:3]:
+                return counts
+        counts = np.empty(self.shape[1:3], np.uint16)
+        for first, last in self.row_blocks(1 << 16):
+            masks = self.masks[:, first:last]
+            if masks.max() > 1:
+                self._fail("masks.npy", f"value {masks.max()}", "0 (not clear) or 1 (clear)")
+            masks.sum(0, dtype=np.uint16, out=counts[first:last])
+        with contextlib.suppress(OSError):  # a cache that cannot be written costs time alone
+            CACHE.mkdir(parents=True, exist_ok=True)
+            part = cached.with_suffix(f".{os.getpid()}.npy")
+            np.save(part, counts)
+            part.replace(cached)
+        return counts
+
+    def read(self, rows, pixels):
+        """Series of some pixels of a block of rows.
+
+        rows: (first, last + 1); pixels: (N,) int, flat indices into the block.
+        Returns tensors: bands (T, N, B) uint16 and clear (T, N) bool.
+        """
+        num_dates, _, _, num_bands = self.shape
+        bands = self.bands[:, slice(*rows)].reshape(num_dates, -1, num_bands)
+        masks = self.masks[:, slice(*rows)].reshape(num_dates, -1)
+        return (
+            torch.from_numpy(np.take(bands, pixels, axis=1)),
+            torch.from_numpy(np.take(masks, pixels, axis=1)).bool(),
+        )
+
+    def split_map(self, block_size=16, seed=0):
+        """Side of each pixel, (H, W) uint8: 1 train, 2 validation, 3 test, 0 unused.
+
+        `splits.npy` where there is one. Else square blocks of `block_size` pixels, put in an order
+        that is drawn from the tile's name and the seed: a fifth is validation, a fifth is test, and
+        the rest train. A tile without labels needs no test side and trains on it.
+        """
+        if self.splits is not None:
+            return np.asarray(self.splits)
+        rows, columns = (-(-size // block_size) for size in self.shape[1:3])
+        rng = np.random.default_rng([seed, *self.name.encode()])
+        place = rng.permutation(rows * columns).reshape(rows, columns)
+        fifth = max(1, round(rows * columns / 5))
+        side = np.full(place.shape, TRAIN, np.uint8)
+        side[place < fifth] = VALIDATION
+        side[(place >= fifth) & (place < 2 * fifth)] = TRAIN if self.labels is None else TEST
+        side = side.repeat(block_size, 0).repeat(block_size, 1)
+        return side[: self.shape[1], : self.shape[2]]
+
+
+def open_dataset(base_path, dataset_name):
+    """The tiles of a data set, in order of name.
+
+    Raises InputError where there is none, or where two tiles differ in their bands.
+    """
+    folder = Path(base_path) / "data" / dataset_name / "processed"
+    tiles = [Tile(path) for path in sorted(folder.glob("MGRS-*")) if path.is_dir()]
+    if not tiles:
+        raise InputError(f"{folder}: found no tile, wanted folders MGRS-*")
+    for tile in tiles[1:]:
+        check_bands(tile, tiles[0].band_names, tiles[0].shape[3], tiles[0].path)
+    return tiles
+
+
+def check_bands(tile, band_names, num_bands, origin):
+    """Refuse a tile whose bands differ from those of `origin` (a path, for the message)."""
+    if tile.shape[3] != num_bands or (
+        band_names and tile.band_names and tile.band_names != band_names
+    ):
+        found = tile.band_names or f"{tile.shape[3]} bands"
+        raise InputError(f"{tile.path}: found {found}, wanted {band_names or num_bands} ({origin})")
+
+
+def pool_statistics(tiles, weights):
+    """Mean and deviation of each band over the clear observations of all tiles.
+
+    weights: clear observations of each tile.
+    Returns mean, std: (B,) float32 in the units of bands.npy; a band that never varies gets 1.
+    """
+    weights = np.asarray(weights, dtype=np.float64)[:, None] / np.sum(weights)
+    means = np.stack([tile.band_mean for tile in tiles]).astype(np.float64)
+    stds = np.stack([tile.band_std for tile in tiles]).astype(np.float64)
+    mean = (weights * means).sum(0)
+    std = np.sqrt((weights * (stds**2 + (means - mean) ** 2)).sum(0))
+    std[std < 1e-6] = 1.0
+    return mean.astype(np.float32), std.astype(np.float32)
+
+
+class _PixelDataset(IterableDataset):
+    """The walk over the pixels of many tiles that both data sets share.
+
+    batch_size: pixels of a batch, over all processes; the batches of an epoch are equal to one
+        pixel, and never larger.
+    min_valid: clear observations that a pixel needs to take part.
+    split: the side of `Tile.split_map(block_size, split_seed)` that takes part, a key of SIDES.
+    seed: of the order, the views and the choice of label_count.
+    mean, std: (B,) statistics to standardise with; None for those pooled over the tiles.
+    rank, world_size: of the processes that share each batch.
+
+    An epoch is a stream: the blocks of all tiles in a drawn order, the chosen pixels of each block
+    in a drawn order. The stream is cut into SHARDS equal stretches, and every batch takes its share
+    of each. A shard reads its stretch in chunks, draws the views, shuffles the chunk and hands it
+    out. Every draw is seeded by seed, epoch and place in the stream, and processes and workers own
+    whole shards, in order, so what a batch holds depends on seed, epoch and step alone.
+
+    Iterating gives the batches `first_step` .. `last_step` - 1 (step = epoch * steps_per_epoch + k;
+    one epoch unless `set_steps` says otherwise) as tuples of tensors; in a worker of a DataLoader,
+    that worker's part of each. `iterate_batches` puts the parts together.
+    """
+
+    SIDES = {
+        "all": (0, TRAIN, VALIDATION, TEST),
+        "train": (TRAIN,),
+        "validation": (VALIDATION,),
+        "test": (TEST,),
+        "train+validation": (0, TRAIN, VALIDATION),
+    }
+
+    def __init__(
+        self,
+        tiles,
+        *,
+        batch_size=256,
+        min_valid=10,
+        split="all",
+        block_size=16,
+        split_seed=0,
+        label_count=0,
+        seed=0,
+        mean=None,
+        std=None,
+        rank=0,
+        world_size=1,
+    ):
+        if world_size > SHARDS:
+            raise InputError(f"{world_size} processes: an epoch is cut for at most {SHARDS}")
+        self.tiles, self.seed, self.min_valid = tiles, seed, max(1, min_valid)
+        self.split, self.block_size, self.split_seed = split, block_size, split_seed
+        self.rank, self.world_size = rank, world_size
+        self.band_names, self.num_bands = tiles[0].band_names, tiles[0].shape[3]
+        clear_total = self._choose_pixels()
+        if label_count:
+            self._keep_few(label_count)
+        self._plan_epoch(batch_size)
+        if mean is None:
+            mean, std = pool_statistics(tiles, clear_total)
+        self.mean, self.std = torch.as_tensor(mean), torch.as_tensor(std)
+
+    def _choose_pixels(self):
+        """Find the pixels that take part. Returns the clear observations of each tile."""
+        self._chosen, clear_total, best = [], [], 0  # one bit a pixel: it stays in memory
+        for tile in self.tiles:
+            clear = tile.clear_counts()
+            clear_total.append(int(clear.sum(dtype=np.int64)))
+            best = max(best, int(clear.max()))
+            side = tile.split_map(self.block_size, self.split_seed)
+            chosen = (clear >= self.min_valid) & np.isin(side, self.SIDES[self.split])
+            if self.labelled:
+                chosen &= np.asarray(tile.labels) > 0
+            self._chosen.append(np.packbits(chosen, axis=1))
+        if not any(chosen.any() for chosen in self._chosen):
+            raise InputError(
+                f"{self.tiles[0].path.parent}: found no pixel (split={self.split}) with at least "
+                f"min_valid={self.min_valid} clear observations; the clearest pixel has {best}"
+            )
+        return clear_total
+
+    def _keep_few(self, label_count):
+        """Thin the chosen pixels out to so many, drawn at random."""
+        tiles = [np.flatnonzero(self._unpack(index)) for index in range(len(self.tiles))]
+        ends = np.cumsum([len(pixels) for pixels in tiles])
+        if label_count > ends[-1]:
+            raise InputError(
+                f"{self.tiles[0].path.parent}: found {ends[-1]} labelled pixels "
+                f"(split={self.split}), wanted label_count={label_count}"
+            )
+        kept = np.random.default_rng(self.seed).choice(ends[-1], label_count, replace=False)
+        for index, pixels in enumerate(tiles):
+            here = kept[(kept < ends[index]) & (kept >= ends[index] - len(pixels))]
+            chosen = np.zeros(self.tiles[index].shape[1:3], bool)
+            chosen.flat[pixels[here - (ends[index] - len(pixels))]] = True
+            self._chosen[index] = np.packbits(chosen, axis=1)
+
+    def _plan_epoch(self, batch_size):
+        """List the blocks that hold the chosen pixels, and cut the epoch into batches."""
+        blocks = []
+        for index, tile in enumerate(self.tiles):
+            for first, last in tile.row_blocks():
+                count = int(np.bitwise_count(self._chosen[index][first:last]).sum())
+                if count:
+                    blocks.append((index, first, last, count))
+        self._blocks = np.array(blocks)
+        self.num_pixels = int(self._blocks[:, 3].sum())
+        self.steps_per_epoch = -(-self.num_pixels // batch_size)
+        # batch k holds numbers edges[k] .. edges[k + 1] - 1; number i is of shard i % SHARDS
+        self._edges = self.num_pixels * np.arange(self.steps_per_epoch + 1) // self.steps_per_epoch
+        self.set_steps(0, self.steps_per_epoch)
+
+    def _unpack(self, tile_index, rows=(0, None)):
+        """Whether each pixel of some rows takes part, (rows, W) of 0 and 1."""
+        bits = self._chosen[tile_index][slice(*rows)]
+        return np.unpackbits(bits, axis=1, count=self.tiles[tile_index].shape[2])
+
+    def set_steps(self, first, last):
+        """Iterate the batches first .. last - 1 of training, through as many epochs as it takes."""
+        self.first_step, self.last_step = first, last
+
+    def __iter__(self):
+        worker = get_worker_info()
+        workers, worker_id = (worker.num_workers, worker.id) if worker else (1, 0)
+        parts, part = self.world_size * workers, self.rank * workers + worker_id
+        shards = range(SHARDS * part // parts, SHARDS * (part + 1) // parts)
+        step = self.first_step
+        while step < self.last_step:
+            epoch, first = divmod(step, self.steps_per_epoch)
+            for shares in zip(*(self._shard(epoch, shard, first) for shard in shards), strict=True):
+                if step == self.last_step:
+                    return
+                yield self._finish([torch.cat(arrays) for arrays in zip(*shares, strict=True)])
+                step += 1
+
+    def _shard(self, epoch, shard, first):
+        """Yield one shard's share of the batches first, first + 1, .. of an epoch."""
+        rng = np.random.default_rng([self.seed, epoch])
+        order = rng.permutation(len(self._blocks))
+        ends = np.cumsum(self._blocks[order, 3])
+        size, longer = divmod(self.num_pixels, SHARDS)
+        start = shard * size + min(shard, longer)  # of this shard's stretch of the stream
+        edges = start + -(-(self._edges - shard) // SHARDS)  # share of batch k: edges[k] .. [k + 1]
+        # shards fill their buffers at different batches, so that no batch waits for all of them
+        per_chunk = max(1, SHUFFLE_PIXELS // SHARDS * self.steps_per_epoch // max(size, 1))
+        batch, stop = 0, 1 + shard * per_chunk // SHARDS
+        while batch < self.steps_per_epoch:
+            stop = min(stop, self.steps_per_epoch)
+            if stop > first:
+                chunk = self._chunk(epoch, order, ends, edges[batch], edges[stop])
+                for k in range(max(batch, first), stop):
+                    share = slice(edges[k] - edges[batch], edges[k + 1] - edges[batch])
+                    yield [array[share] for array in chunk]
+            batch, stop = stop, stop + per_chunk
+
+    def _chunk(self, epoch, order, ends, start, stop):
+        """Places start .. stop - 1 of the epoch's stream: read, drawn and shuffled."""
+        pieces, place = [], start
+        for index in range(np.searchsorted(ends, start, side="right"), len(order)):
+            tile_index, first, last, count = self._blocks[order[index]]
+            begin = ends[index] - count
+            rng = np.random.default_rng([self.seed, epoch, order[index]])
+            pixels = rng.permutation(np.flatnonzero(self._unpack(tile_index, (first, last))))
+            pixels = np.sort(pixels[place - begin : stop - begin])  # in the order of the disk
+            generator = torch.Generator().manual_seed(_torch_seed(self.seed, epoch, place))
+            pieces.append(self._draw(tile_index, (first, last), pixels, generator))
+            place = ends[index]
+            if place >= stop:
+                break
+        rng = np.random.default_rng([self.seed, epoch, start, stop])
+        shuffle = torch.from_numpy(rng.permutation(stop - start))
+        arrays = (torch.cat(arrays) for arrays in zip(*pieces, strict=True))
+        return [array.index_select(0, shuffle) for array in arrays]
+
+
+def _torch_seed(*numbers):
+    return int(np.random.default_rng(numbers).integers(1 << 62))
+
+
+def iterate_batches(dataset, num_workers=0, pin_memory=False):
+    """Yield a data set's batches, read by `num_workers` processes (0: by this one).
+
+    Workers own shards, not batches: each gives its part of every batch, put together here.
+    """
+    loader = DataLoader(dataset, None, num_workers=num_workers, pin_memory=pin_memory)
+    parts = iter(loader)
+    for first in parts:
+        rest = [next(parts) for _ in range(num_workers - 1)]
+        yield dataset.merge([first, *rest]) if rest else first
+
+
+class SentinelTimeSeriesDataset(_PixelDataset):
+    """Unlabelled pixels for Barlow Twins: two views of each, in batches.
+
+    Each epoch visits every valid pixel of `split` once, shuffled across all tiles, with fresh
+    views. Batches: x (N, 2, S, B) float32, standardised; doys (N, 2, S) int16, ascending along S.
+
+    split: "all"; "train", which leaves out the validation and the test side; "validation";
+        "train+validation". Side 0 of a splits.npy, unused for labels, is trained on.
+    Keywords, order and errors as in `_PixelDataset`.
+    """
+
+    labelled = False
+    SIDES = _PixelDataset.SIDES | {"train": (0, TRAIN)}
+
+    def __init__(self, base_path, dataset_name, *, sample_size=16, **keywords):
+        self.sample_size = sample_size
+        super().__init__(open_dataset(base_path, dataset_name), **keywords)
+
+    def _draw(self, tile_index, rows, pixels, generator):
+        tile = self.tiles[tile_index]
+        bands, clear = tile.read(rows, pixels)
+        steps = draw_steps(clear.T, self.sample_size, num_views=2, generator=generator)
+        return take_steps(bands, torch.from_numpy(tile.doys), steps)
+
+    def _finish(self, arrays):
+        bands, doys = arrays
+        return standardise(bands, self.mean, self.std), doys
+
+    def merge(self, parts):
+        return tuple(torch.cat(arrays) for arrays in zip(*parts, strict=True))
+
+
+class SentinelTimeSeriesDatasetForDownstreaming(_PixelDataset):
+    """Labelled pixels of one side of the split: series, days and label, in batches.
+
+    Batches: x (N, S, B) float32, standardised; doys (N, S) int16; label (N,) uint8, the code in
+    labels.npy (0, no label, never comes out); group (N,) int64, the square block of `block_size`
+    pixels that holds the pixel, for cross-validation in space.
+
+    sample_size: S steps drawn afresh each epoch; 0 for all clear observations in order, padded at
+        the end with doy 0 to the longest series of the batch.
+    label_count: only so many of the labelled pixels, drawn at random; 0 for all.
+    Keywords, order and errors as in `_PixelDataset`.
+    """
+
+    labelled = True
+
+    def __init__(self, base_path, dataset_name, *, sample_size=0, split="train", **keywords):
+        tiles = [tile for tile in open_dataset(base_path, dataset_name) if tile.labels is not None]
+        if not tiles:
+            folder = Path(base_path) / "data" / dataset_name / "processed"
+            raise InputError(f"{folder}: found no labels.npy, wanted at least one labelled tile")
+        self.sample_size = sample_size
+        self.longest = max(tile.shape[0] for tile in tiles)
+        super().__init__(tiles, split=split, **keywords)
+
+    def _draw(self, tile_index, rows, pixels, generator):
+        tile, width = self.tiles[tile_index], self.tiles[tile_index].shape[2]
+        bands, clear = tile.read(rows, pixels)
+        doys = torch.from_numpy(tile.doys)
+        if self.sample_size:
+            steps = draw_steps(clear.T, self.sample_size, generator=generator)
+            bands, doys = (view[:, 0] for view in take_steps(bands, doys, steps))
+        else:
+            bands, doys = pack_clear(bands, doys, clear, self.longest)
+        row, column = rows[0] + pixels // width, pixels % width
+        labels = torch.from_numpy(tile.labels[row, column])
+        group = row // self.block_size * -(-width // self.block_size) + column // self.block_size
+        return bands, doys, labels, torch.from_numpy(group + (tile_index << 40))
+
+    def _finish(self, arrays):
+        bands, doys, labels, groups = arrays
+        longest = int((doys > 0).sum(1).max()) if len(doys) else 0
+        bands = standardise(bands[:, :longest], self.mean, self.std)
+        return bands, doys[:, :longest], labels, groups
+
+    def merge(self, parts):
+        bands, doys, labels, groups = zip(*parts, strict=True)
+        longest = max(part.shape[1] for part in doys)
+        bands = [F.pad(part, (0, 0, 0, longest - part.shape[1])) for part in bands]
+        doys = [F.pad(part, (0, longest - part.shape[1])) for part in doys]
+        return torch.cat(bands), torch.cat(doys), torch.cat(labels), torch.cat(groups)

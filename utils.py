@@ -1,0 +1,392 @@
+"""What two or more scripts share: overrides, processes and devices, wandb, checkpoints, pictures.
+
+Nothing here knows a network's inside or a file's layout.
+"""
+
+import json
+import os
+import sys
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import MappingProxyType
+
+import matplotlib
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+import numpy as np
+import torch
+import torch.distributed as dist
+import wandb
+from sklearn.decomposition import PCA
+
+from transforms import even_draws, pack_clear, standardise
+
+FORMAT_VERSION = 1  # of checkpoints
+
+
+class InputError(ValueError):
+    """A user's mistake (file, value or argument), told in one line."""
+
+
+# ---- command line ------------------------------------------------------------------------------
+
+
+def override(run_config, arguments):
+    """run_config with `key=value` arguments put in; the default's type is the schema.
+
+    Raises InputError that names the key and shows the present value.
+    """
+    config = dict(run_config)
+    for argument in arguments:
+        key, equals, text = argument.partition("=")
+        if not equals or key not in config:
+            raise InputError(f"{argument}: wanted key=value with key one of {', '.join(config)}")
+        config[key] = _parse(key, text, run_config[key])
+    return config
+
+
+def _parse(key, text, default):
+    kind = type(default)
+    if kind is bool:
+        if text.lower() not in ("true", "false"):
+            raise InputError(f"{key}={text}: wanted true or false (now {str(default).lower()})")
+        return text.lower() == "true"
+    try:
+        value = kind(text)
+    except ValueError:
+        name = {int: "a whole number", float: "a number"}[kind]
+        raise InputError(f"{key}={text}: wanted {name} (now {default})") from None
+    if value != value:
+        raise InputError(f"{key}={text}: wanted a number (now {default})")
+    return value
+
+
+def check_choice(config, key, choices):
+    """Raise InputError where config[key] is not one of the choices."""
+    if config[key] not in choices:
+        raise InputError(f"{key}={config[key]}: wanted one of {', '.join(map(str, choices))}")
+
+
+def check_least(config, least, *keys):
+    """Raise InputError where one of the keys' values is smaller than `least`."""
+    for key in keys:
+        if config[key] < least:
+            raise InputError(f"{key}={config[key]}: wanted {least} or more")
+
+
+def run_script(main, run_config, docstring):
+    """Call main with the overridden config; a user's mistake ends in one line and status 1."""
+    if {"--help", "-h"} & set(sys.argv[1:]):
+        print(docstring.strip(), "\n\nKeys and their defaults:")
+        print("\n".join(f"  {key}={value}" for key, value in run_config.items()))
+        return
+    try:
+        main(override(run_config, sys.argv[1:]))
+    except (InputError, FloatingPointError) as error:
+        raise SystemExit(f"error: {error}") from None
+    except KeyboardInterrupt:
+        raise SystemExit("interrupted") from None
+    finally:
+        if dist.is_initialized():
+            dist.destroy_process_group()
+
+
+def freeze(config):
+    """A read-only view of the config: what main has checked does not change behind its back."""
+    return MappingProxyType(dict(config))
+
+
+# ---- process and device --------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Runtime:
+    """Where a script runs. The only place that knows of CUDA, precision and process groups."""
+
+    device: torch.device
+    rank: int
+    world_size: int
+
+    @property
+    def is_main(self):
+        return self.rank == 0
+
+    @property
+    def on_gpu(self):
+        return self.device.type == "cuda"
+
+    def autocast(self):
+        """bf16 on a GPU; float32 on the CPU, where bf16 is slower."""
+        return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.on_gpu)
+
+    def compile(self, module):
+        """Compile the module in place on a GPU: its keys and its type stay what they are."""
+        if self.on_gpu:
+            module.compile()
+
+    def distribute(self, module):
+        """The module with gradients averaged over the processes."""
+        if self.world_size == 1:
+            return module
+        return torch.nn.parallel.DistributedDataParallel(module)
+
+    def to_device(self, *tensors):
+        return [tensor.to(self.device, non_blocking=True) for tensor in tensors]
+
+    def workers(self, num_workers):
+        """Loader processes: -1 chooses none on the CPU, whose cores train, and up to 8 for a GPU."""
+        if num_workers >= 0:
+            return num_workers
+        return min(8, (os.cpu_count() or 1) // self.world_size) if self.on_gpu else 0
+
+    def wait(self):
+        """Until all processes are here."""
+        if self.world_size > 1:
+            dist.barrier()
+
+    def any(self, flag):
+        """Whether any process says so."""
+        if self.world_size == 1:
+            return flag
+        answer = torch.tensor(float(flag), device=self.device)
+        dist.all_reduce(answer, dist.ReduceOp.MAX)
+        return bool(answer)
+
+
+def start_runtime(device="auto"):
+    """Device, precision and, under torchrun, the process group.
+
+    device: "auto" (a GPU where there is one), "cpu", "cuda". Raises InputError for another, or for
+    a GPU that is not there.
+    """
+    if device not in ("auto", "cpu", "cuda"):
+        raise InputError(f"device={device}: wanted auto, cpu or cuda")
+    has_gpu = torch.cuda.is_available()
+    if device == "cuda" and not has_gpu:
+        raise InputError("device=cuda: found no CUDA device, wanted one (or device=cpu)")
+    use_gpu = has_gpu and device != "cpu"
+    world_size = int(os.environ.get("WORLD_SIZE", 1))
+    rank, local_rank = (int(os.environ.get(key, 0)) for key in ("RANK", "LOCAL_RANK"))
+    if use_gpu:
+        torch.cuda.set_device(local_rank)
+        torch.backends.cuda.matmul.allow_tf32 = True
+        torch.backends.cudnn.allow_tf32 = True
+    if world_size > 1 and not dist.is_initialized():
+        dist.init_process_group("nccl" if use_gpu else "gloo")
+    return Runtime(
+        torch.device("cuda", local_rank) if use_gpu else torch.device("cpu"), rank, world_size
+    )
+
+
+# ---- output folder, wandb ------------------------------------------------------------------------
+
+
+def make_output_dir(path):
+    """Make the folder and see that files can be written there; else InputError."""
+    path = Path(path)
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        probe = path / f".writable-{os.getpid()}"
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise InputError(f"output_dir={path}: not writable ({error.strerror})") from None
+    return path
+
+
+@contextmanager
+def written_beside(path):
+    """Yield a path to write to; on success it takes the place of `path`, which is never half."""
+    path = Path(path)
+    part = path.with_name(f".{path.stem}.{os.getpid()}.part{path.suffix}")
+    try:
+        yield part
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def write_json(path, content):
+    with written_beside(path) as part:
+        part.write_text(json.dumps(content, indent=1) + "\n")
+
+
+class RunLog:
+    """metrics.jsonl and the wandb run of a script; silent on all processes but the first."""
+
+    def __init__(self, file, run):
+        self.file, self.run = file, run
+        self.run_id = run.id if run else ""
+
+    def line(self, metrics):
+        """Log numbers; metrics["step"] counts up."""
+        if self.file:
+            with open(self.file, "a") as lines:
+                lines.write(json.dumps(metrics) + "\n")
+        if self.run:
+            self.run.log(metrics, step=metrics["step"])
+
+    def images(self, files, step=None):
+        """Log pictures, {name: path of a PNG}."""
+        if self.run:
+            self.run.log({name: wandb.Image(str(file)) for name, file in files.items()}, step=step)
+
+    def finish(self):
+        if self.run:
+            self.run.finish()
+
+
+def start_log(config, job_type, output_dir, runtime, run_id=""):
+    """Begin the log of a script in output_dir.
+
+    config["wandb_mode"]: auto (online where the user is logged in, else offline), online, offline,
+    disabled. Where the server cannot be reached the run is logged offline. run_id: of a wandb run
+    to go on with.
+    """
+    if not runtime.is_main:
+        return RunLog(None, None)
+    file, mode = output_dir / "metrics.jsonl", config["wandb_mode"]
+    if mode == "auto":
+        mode = os.environ.get("WANDB_MODE") or ("online" if wandb.api.api_key else "offline")
+        if mode == "offline":
+            print(
+                "wandb: not logged in, so the run is logged offline (see wandb login, wandb sync)"
+            )
+    if mode == "disabled":
+        return RunLog(file, None)
+    options = {
+        "project": "barlow-twins-sentinel-2",
+        "job_type": job_type,
+        "config": dict(config),
+        "dir": str(output_dir),
+        "id": run_id or None,
+        "resume": "allow" if run_id else None,
+        "reinit": "finish_previous",
+        "settings": wandb.Settings(silent=True, console="off", init_timeout=30),
+    }
+    for attempt in dict.fromkeys((mode, "offline")):
+        try:
+            return RunLog(file, wandb.init(mode=attempt, **options))
+        except (wandb.errors.Error, OSError, TimeoutError) as error:
+            print(f"wandb: {attempt} logging failed ({str(error).splitlines()[0]})")
+    return RunLog(file, None)
+
+
+# ---- checkpoints ---------------------------------------------------------------------------------
+
+
+def save_checkpoint(path, kind, **content):
+    """Write a checkpoint beside `path` and rename it. kind: "pretrained" or "classifier"."""
+    with written_beside(path) as part:
+        torch.save({"format": FORMAT_VERSION, "kind": kind, **content}, part)
+
+
+def load_checkpoint(path, kinds=("pretrained", "classifier")):
+    """Read a checkpoint of one of the kinds onto the CPU; raises InputError for anything else."""
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError:
+        raise InputError(f"{path}: found no file, wanted a checkpoint") from None
+    except Exception as error:  # torch.load raises many kinds for a file that is cut off or foreign
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise InputError(f"{path}: found no whole checkpoint ({reason})") from None
+    if not isinstance(content, dict) or "format" not in content or "kind" not in content:
+        raise InputError(f"{path}: found a file of another program, wanted a checkpoint of ours")
+    if content["format"] != FORMAT_VERSION:
+        raise InputError(f"{path}: found format {content['format']}, wanted {FORMAT_VERSION}")
+    if content["kind"] not in kinds:
+        raise InputError(
+            f"{path}: found a {content['kind']} checkpoint, wanted a {' or '.join(kinds)} one"
+        )
+    return content
+
+
+# ---- representations -----------------------------------------------------------------------------
+
+
+def rankme(representations):
+    """RankMe (arXiv 2210.02885): the exponential of the entropy of the singular values' shares.
+
+    representations: (N, D), several thousand rows for a steady value.
+    Returns rankme in 1 .. D and its normalised form, entropy / log D, in 0 .. 1.
+    """
+    singular = torch.linalg.svdvals(torch.as_tensor(representations).double())
+    shares = singular / singular.sum() + 1e-7
+    entropy = float(-(shares * shares.log()).sum())
+    return float(np.exp(entropy)), entropy / np.log(representations.shape[1])
+
+
+def encode_series(backbone, x, doys, runtime):
+    """Representations of whole series: deterministic, no pixel swayed by another.
+
+    A backbone that takes any number of steps reads all clear observations at once; another reads
+    8 even draws of its `sample_size`, whose representations are averaged.
+    x: (N, T, B) standardised and doys: (N, T), padded with doy 0 at the end; on the CPU or GPU.
+    Returns (N, D) float32 on the runtime's device.
+    """
+    x, doys = runtime.to_device(x, doys)
+    with torch.no_grad(), runtime.autocast():
+        if backbone.any_length:
+            return backbone(x, doys, doys == 0).float()
+        x, doys = even_draws(x, doys, backbone.sample_size, num_views=8)
+        y = backbone(x.flatten(0, 1), doys.flatten(0, 1))
+        return y.float().unflatten(0, x.shape[:2]).mean(1)
+
+
+def extract_representations(backbone, tile, mean, std, min_valid, runtime, stride=1):
+    """Walk over a tile in blocks of rows and yield its representations.
+
+    stride: only every so many-th row and column (a quick look). The backbone must be in eval mode.
+    Yields (row, column, representations) of each block's pixels with at least `min_valid` clear
+    observations: (N,) int, (N,) int, (N, D) float32 on the CPU.
+    """
+    counts = tile.clear_counts()
+    width = tile.shape[2]
+    doys = torch.from_numpy(tile.doys)
+    for first, last in tile.row_blocks():
+        wanted = counts[first:last] >= min_valid
+        wanted[(np.arange(first, last) % stride) > 0] = False
+        wanted[:, (np.arange(width) % stride) > 0] = False
+        pixels = np.flatnonzero(wanted)
+        if len(pixels):
+            bands, clear = tile.read((first, last), pixels)
+            bands, days = pack_clear(bands, doys, clear, int(clear.sum(0).max()))
+            y = encode_series(backbone, standardise(bands, mean, std), days, runtime)
+            yield first + pixels // width, pixels % width, y.cpu()
+
+
+def false_color(representations, valid, sample=50_000, seed=0):
+    """The first three principal components as red, green and blue, stretched to percentiles 2..98.
+
+    representations: (H, W, D); valid: (H, W) bool, the pixels to fit on and to show.
+    Returns (H, W, 4) uint8 RGBA; pixels that are not valid are transparent.
+    """
+    pixels = representations[valid].astype(np.float32)
+    rgba = np.zeros((*valid.shape, 4), np.uint8)
+    if len(pixels) < 3:
+        return rgba
+    rng = np.random.default_rng(seed)
+    few = pixels[rng.choice(len(pixels), min(sample, len(pixels)), replace=False)]
+    pca = PCA(min(3, *few.shape), random_state=seed).fit(few)
+    low, high = np.percentile(pca.transform(few), (2, 98), axis=0)
+    colors = (pca.transform(pixels) - low) / np.maximum(high - low, 1e-12)
+    rgba[valid, : colors.shape[1]] = (colors.clip(0, 1) * 255).round()
+    rgba[valid, 3] = 255
+    return rgba
+
+
+def plot_cross_corr(correlation, path, title=""):
+    """Draw a cross-correlation matrix (P, P) to a PNG, red 1, white 0, blue -1."""
+    figure, axes = plt.subplots(figsize=(5.5, 4.8), layout="constrained")
+    image = axes.imshow(correlation, cmap="RdBu_r", vmin=-1, vmax=1, interpolation="none")
+    axes.set(title=title, xlabel="dimension, view B", ylabel="dimension, view A")
+    figure.colorbar(image, label="cross-correlation")
+    save_figure(figure, path)
+
+
+def save_figure(figure, path):
+    with written_beside(path) as part:
+        figure.savefig(part, dpi=120)
+    plt.close(figure)
