@@ -156,7 +156,7 @@ def build_backbone(name, **keywords):
 
 
 def load_backbone(checkpoint):
-    """The backbone of a checkpoint (`utils.load_checkpoint`), every key accounted for, eval mode."""
+    """The backbone of a checkpoint (`utils.load_checkpoint`), all keys matched, in eval mode."""
     backbone = build_backbone(**checkpoint["backbone"])
     backbone.load_state_dict(checkpoint["backbone_state"], strict=True)
     return backbone.eval()

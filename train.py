@@ -133,33 +133,32 @@ def make_simulated_tiles(config, runtime):
 
 
 def open_data(config, runtime):
-    """Training data, and the fixed batches and labelled pixels that validate it."""
-    shared = {key: config[key] for key in ("min_valid", "block_size", "split_seed", "seed")}
-    views = {"sample_size": config["sample_size"], "batch_size": config["batch_size"]}
-    shards = {"rank": runtime.rank, "world_size": runtime.world_size}
+    """Training data, validation data, its labelled pixels or None, and the tile to draw."""
+    base_path, name = config["base_path"], config["val_dataset_name"] or config["dataset_name"]
+    keywords = {key: config[key] for key in ("min_valid", "block_size", "split_seed", "seed")}
+    views = {key: config[key] for key in ("sample_size", "batch_size")}
+    views |= {"rank": runtime.rank, "world_size": runtime.world_size}
     train_set = SentinelTimeSeriesDataset(
-        config["base_path"], config["dataset_name"], split="train", **shared, **views, **shards
+        base_path, config["dataset_name"], split="train", **views, **keywords
     )
-    shared |= {"mean": train_set.mean, "std": train_set.std}
-    name = config["val_dataset_name"] or config["dataset_name"]
-    split = "train+validation" if config["val_dataset_name"] else "validation"
-    val_set = SentinelTimeSeriesDataset(
-        config["base_path"], name, split=split, **shared, **views, **shards
-    )
-    check_bands(
-        val_set.tiles[0], train_set.band_names, train_set.num_bands, train_set.tiles[0].path
-    )
-    both = {tile.path.resolve() for tile in train_set.tiles} & {
-        tile.path.resolve() for tile in val_set.tiles
-    }
-    if both and config["val_dataset_name"]:
-        raise InputError(f"val_dataset_name={name}: {both.pop()} is a training tile too")
+    keywords |= {"mean": train_set.mean, "std": train_set.std}
+    keywords["split"] = "train+validation" if config["val_dataset_name"] else "validation"
+    val_set = SentinelTimeSeriesDataset(base_path, name, **views, **keywords)
+    if config["val_dataset_name"]:
+        train_paths = {tile.path.resolve() for tile in train_set.tiles}
+        for tile in val_set.tiles:
+            if tile.path.resolve() in train_paths:
+                raise InputError(f"val_dataset_name={name}: {tile.path} is a training tile")
     labelled = None
     if any(tile.labels is not None for tile in val_set.tiles):
         labelled = SentinelTimeSeriesDatasetForDownstreaming(
-            config["base_path"], name, split=split, batch_size=config["val_pixels"], **shared
+            base_path, name, batch_size=config["val_pixels"], **keywords
         )
-    return train_set, val_set, labelled
+    picture = Tile(config["test_tile_path"]) if config["test_tile_path"] else train_set.tiles[0]
+    for tile in (val_set.tiles[0], picture):
+        first = train_set.tiles[0]
+        check_bands(tile, first.band_names, first.shape[3], first.path)
+    return train_set, val_set, labelled, picture
 
 
 class Validation:
@@ -169,7 +168,7 @@ class Validation:
     """
 
     def __init__(self, val_set, labelled, config, runtime):
-        self.config, self.runtime = config, runtime
+        self.barlow_lambda, self.runtime = config["barlow_lambda"], runtime
         batches = max(1, config["val_pixels"] // config["batch_size"])
         self.batches = list(itertools.islice(iterate_batches(val_set), batches))
         self.probe = next(iter(iterate_batches(labelled))) if labelled else None
@@ -185,7 +184,7 @@ class Validation:
                 y = model.backbone(x.flatten(0, 1), doys.flatten(0, 1)).unflatten(0, x.shape[:2])
                 z = [gather(model.projector(view).float()) for view in y.unbind(1)]
             c = cross_correlation(*map(normalise, z))
-            losses.append(float(barlow_twins_loss(c, self.config["barlow_lambda"])[0]))
+            losses.append(float(barlow_twins_loss(c, self.barlow_lambda)[0]))
             sizes.append(len(z[0]))
             representations.append(gather(y[:, 0].float()).cpu())
         rank, rank_share = utils.rankme(torch.cat(representations))
@@ -246,7 +245,7 @@ def training_loss(model, x, doys, config, runtime, step):
 
 
 class Recent:
-    """The steps since the last logged one, kept on the device so that no step waits for a number."""
+    """The steps since the last logged one, kept on the device: no step waits for a number."""
 
     def __init__(self):
         self.restart()
@@ -265,8 +264,9 @@ class Recent:
             if not values[0].isfinite():
                 low, high = extremes.tolist()
                 raise FloatingPointError(
-                    f"loss {float(values[0])} at step {step}, learning rate {rate:.3g}, standardised "
-                    f"input from {low:.3g} to {high:.3g}; the last good checkpoint stays"
+                    f"loss {float(values[0])} at step {step}, learning rate {rate:.3g}, "
+                    f"standardised input from {low:.3g} to {high:.3g}; "
+                    "the last good checkpoint stays"
                 )
         means = torch.stack([values for *_, values, _ in self.steps]).mean(0).tolist()
         seconds = time.perf_counter() - self.start
@@ -308,7 +308,8 @@ def read_last(path, config):
     ]
     if differ:
         raise InputError(
-            f"{path}: its run had another {', '.join(differ)}; wanted the same, or another output_dir"
+            f"{path}: found a run with another {', '.join(differ)}; "
+            "wanted the same, or another output_dir"
         )
     return last
 
@@ -338,33 +339,63 @@ def draw_false_color(backbone, tile, train_set, config, runtime, path):
         plt.imsave(part, picture)
 
 
-def draw_correlation(c, step, config, path):
-    title = f"{config['dataset_name']}, step {step}"
-    utils.plot_cross_corr(c.cpu().numpy(), path, title)
+def draw_correlation(c, run, config):
+    """Picture of the last batch's cross-correlation matrix, to the folder and to wandb."""
+    if run.runtime.is_main:
+        path = run.output_dir / "cross_correlation.png"
+        utils.plot_cross_corr(c.cpu().numpy(), path, f"{config['dataset_name']}, step {run.step}")
+        run.log.images({"cross_correlation": path}, run.step)
 
 
-def save_state(path, header, model, optimiser, step, best_score):
-    """Write a checkpoint; from one process, since all hold the same weights."""
-    if not header:
-        return
-    utils.save_checkpoint(
-        path,
-        "pretrained",
-        **header,
-        backbone_state=model.backbone.state_dict(),
-        projector_state=model.projector.state_dict(),
-        optimiser_state=optimiser.state_dict(),
-        step=step,
-        best_score=best_score,
-    )
+class Run:
+    """What is saved and logged of a training: model, optimiser, step, best score so far."""
 
+    def __init__(self, config, runtime, output_dir, train_set, classes):
+        self.runtime, self.output_dir = runtime, output_dir
+        self.model, self.optimiser, arguments = build_model(config, train_set, runtime)
+        self.step, self.best_score, self.line = 0, -math.inf, {"step": 0}
+        last = read_last(output_dir / "last.pt", config)
+        self.resumed = last is not None
+        if last:
+            self.model.backbone.load_state_dict(last["backbone_state"], strict=True)
+            self.model.projector.load_state_dict(last["projector_state"], strict=True)
+            self.optimiser.load_state_dict(last["optimiser_state"])
+            self.step, self.best_score = last["step"], last["best_score"]
+            self.line = last["line"]
+            cut_metrics(output_dir / "metrics.jsonl", self.step, runtime)
+        wandb_id = last["wandb_id"] if last else ""
+        self.log = utils.start_log(config, "train", output_dir, runtime, wandb_id)
+        self.header = {
+            "config": dict(config),
+            "backbone": arguments,
+            "bands": train_set.band_names,
+            "mean": train_set.mean,
+            "std": train_set.std,
+            "classes": classes,
+            "wandb_id": self.log.run_id or wandb_id,
+        }
 
-def load_state(last, model, optimiser):
-    """Returns the step and the best score so far."""
-    model.backbone.load_state_dict(last["backbone_state"], strict=True)
-    model.projector.load_state_dict(last["projector_state"], strict=True)
-    optimiser.load_state_dict(last["optimiser_state"])
-    return last["step"], last["best_score"]
+    def report(self, line, validated):
+        """Log a line; where it was validated, keep the model if it is the best so far."""
+        self.line = line
+        self.log.line(line)
+        if validated and line["score"] > self.best_score:
+            self.best_score = line["score"]
+            self.save("best.pt")
+
+    def save(self, name):
+        if self.runtime.is_main:  # all processes hold the same weights
+            utils.save_checkpoint(
+                self.output_dir / name,
+                "pretrained",
+                **self.header,
+                backbone_state=self.model.backbone.state_dict(),
+                projector_state=self.model.projector.state_dict(),
+                optimiser_state=self.optimiser.state_dict(),
+                step=self.step,
+                best_score=self.best_score,
+                line=self.line,
+            )
 
 
 def stop_on_signals():
@@ -376,8 +407,51 @@ def stop_on_signals():
     return stop
 
 
+def train(run, batches, validate, config, total_steps, last_step):
+    """The loop, from run.step to last_step or a signal."""
+    runtime, stop, recent = run.runtime, stop_on_signals(), Recent()
+    model = runtime.distribute(run.model)
+    bar = tqdm(total=last_step, initial=run.step, unit="step", disable=not runtime.is_main)
+    for x, doys in batches:
+        # one step
+        rate = learning_rate(run.step, total_steps, config)
+        for group in run.optimiser.param_groups:
+            group["lr"] = rate
+        x, doys = runtime.to_device(x, doys)
+        loss, parts, c = training_loss(model, x, doys, config, runtime, run.step)
+        loss.backward()
+        parts["grad_norm"] = torch.nn.utils.clip_grad_norm_(model.parameters(), config["clip_norm"])
+        run.optimiser.step()
+        run.optimiser.zero_grad()
+        recent.add(run.step, rate, parts, x)
+        run.step += 1
+
+        # log, validate, save; a loss that is not finite ends the run in recent.summary
+        due = {
+            key: run.step == last_step or run.step % config[f"{key}_interval"] == 0
+            for key in ("log", "val", "checkpoint")
+        }
+        stopping = runtime.any(stop.is_set(), now=any(due.values()))
+        if not stopping and not any(due.values()):
+            continue
+        line = {"step": run.step, "epoch": run.step * config["epochs"] / total_steps}
+        line |= {"learning_rate": rate, **recent.summary(runtime.world_size)}
+        bar.update(run.step - bar.n)
+        bar.set_postfix_str(f"loss {line['loss']:.2f}, {line['samples_per_second']:.0f} samples/s")
+        if due["val"]:
+            line |= validate(run.model)
+            draw_correlation(c, run, config)
+        run.report(line, due["val"])
+        if due["checkpoint"] or stopping:
+            run.save("last.pt")
+        recent.restart()
+        if stopping:
+            break
+    bar.close()
+
+
 def main(config):
-    """Train an encoder. Returns a dict: output_dir, step, and the last line of metrics.jsonl."""
+    """Train an encoder. Returns a dict: output_dir, and the last line of metrics.jsonl."""
     config = utils.freeze(config)
     check_config(config)
 
@@ -389,108 +463,41 @@ def main(config):
 
     # data
     make_simulated_tiles(config, runtime)
-    train_set, val_set, labelled = open_data(config, runtime)
-    picture_tile = (
-        Tile(config["test_tile_path"]) if config["test_tile_path"] else train_set.tiles[0]
-    )
-    check_bands(picture_tile, train_set.band_names, train_set.num_bands, train_set.tiles[0].path)
+    train_set, val_set, labelled, picture_tile = open_data(config, runtime)
     validate = Validation(val_set, labelled, config, runtime)
 
-    # model and optimiser
-    model, optimiser, arguments = build_model(config, train_set, runtime)
-    parallel = runtime.distribute(model)
-
-    # resume
-    step, best_score = 0, -math.inf
-    last = read_last(output_dir / "last.pt", config)
-    if last:
-        step, best_score = load_state(last, model, optimiser)
-        cut_metrics(output_dir / "metrics.jsonl", step, runtime)
+    # model, optimiser, and where an earlier run of this folder stopped
+    run = Run(config, runtime, output_dir, train_set, picture_tile.info.get("classes", {}))
     total_steps = config["epochs"] * train_set.steps_per_epoch
     last_step = min(total_steps, config["max_steps"] or total_steps)
-
-    # log
-    log = utils.start_log(config, "train", output_dir, runtime, last["wandb_id"] if last else "")
-    header = runtime.is_main and {
-        "config": dict(config),
-        "backbone": arguments,
-        "bands": train_set.band_names,
-        "mean": train_set.mean,
-        "std": train_set.std,
-        "classes": picture_tile.info.get("classes", {}),
-        "wandb_id": log.run_id,
-    }
     if runtime.is_main:
         utils.write_json(output_dir / "config.json", dict(config))
         print(
-            f"{config['dataset_name']}: {len(train_set.tiles)} tiles, {train_set.num_pixels} training "
-            f"pixels, {val_set.num_pixels} validation pixels, {train_set.num_bands} bands; "
-            f"{config['backbone']} on {runtime.device}, steps {step} to {last_step}"
+            f"{config['dataset_name']}: {len(train_set.tiles)} tiles, {train_set.num_bands} bands, "
+            f"{train_set.num_pixels} training and {val_set.num_pixels} validation pixels; "
+            f"{config['backbone']} on {runtime.device}, steps {run.step} to {last_step}"
         )
-    line = {"step": step}
-    if not last:
-        line |= validate(model)  # of the untrained encoder, to compare with
-        log.line(line)
+    if not run.resumed:
+        run.log.line({"step": 0, **validate(run.model)})  # the untrained encoder, to compare with
 
     # loop
-    stop = stop_on_signals()
-    recent = Recent()
-    train_set.set_steps(step, last_step)
-    bar = tqdm(total=last_step, initial=step, unit="step", disable=not runtime.is_main)
-    for x, doys in iterate_batches(
-        train_set, runtime.workers(config["num_workers"]), pin_memory=runtime.on_gpu
-    ):
-        rate = learning_rate(step, total_steps, config)
-        for group in optimiser.param_groups:
-            group["lr"] = rate
-        x, doys = runtime.to_device(x, doys)
-        loss, parts, c = training_loss(parallel, x, doys, config, runtime, step)
-        loss.backward()
-        parts["grad_norm"] = torch.nn.utils.clip_grad_norm_(model.parameters(), config["clip_norm"])
-        optimiser.step()
-        optimiser.zero_grad()
-        recent.add(step, rate, parts, x)
-        step += 1
-
-        logging = step == last_step or step % config["log_interval"] == 0
-        stopping = runtime.any(stop.is_set()) if runtime.world_size == 1 or logging else False
-        validating = step == last_step or step % config["val_interval"] == 0
-        saving = step == last_step or stopping or step % config["checkpoint_interval"] == 0
-        if logging or validating or saving:  # a loss that is not finite ends the run here
-            line = {"step": step, "epoch": step / train_set.steps_per_epoch, "learning_rate": rate}
-            line |= recent.summary(runtime.world_size)
-            bar.update(step - bar.n)
-            bar.set_postfix_str(
-                f"loss {line['loss']:.2f}, {line['samples_per_second']:.0f} samples/s"
-            )
-            if validating:
-                line |= validate(model)
-            log.line(line)
-            if validating and runtime.is_main:
-                draw_correlation(c, step, config, output_dir / "cross_correlation.png")
-                log.images({"cross_correlation": output_dir / "cross_correlation.png"}, step)
-            if validating and line["score"] > best_score:
-                best_score = line["score"]
-                save_state(output_dir / "best.pt", header, model, optimiser, step, best_score)
-            if saving:
-                save_state(output_dir / "last.pt", header, model, optimiser, step, best_score)
-            recent.restart()
-        if stopping:
-            break
-    bar.close()
+    train_set.set_steps(run.step, last_step)
+    workers = runtime.workers(config["num_workers"])
+    batches = iterate_batches(train_set, workers, pin_memory=runtime.on_gpu)
+    train(run, batches, validate, config, total_steps, last_step)
 
     # wrap up
-    if runtime.is_main and step < last_step:
-        print(f"stopped at step {step}; the same command with output_dir={output_dir} goes on")
+    if runtime.is_main and run.step < last_step:
+        print(f"stopped at step {run.step}; the same command with output_dir={output_dir} goes on")
     elif runtime.is_main:
         picture = output_dir / "false_color.png"
-        draw_false_color(model.backbone, picture_tile, train_set, config, runtime, picture)
-        log.images({"false_color": picture}, step)
+        draw_false_color(run.model.backbone, picture_tile, train_set, config, runtime, picture)
+        run.log.images({"false_color": picture}, run.step)
         print(f"{picture}: representations of {picture_tile.name} as false colour")
-        print(f"{output_dir / 'cross_correlation.png'}: of the two views' projections")
-        print(f"{output_dir / 'best.pt'}: best checkpoint, score {best_score:.3f}")
-    log.finish()
-    return {"output_dir": output_dir, **line}
+        print(f"{output_dir / 'cross_correlation.png'}: of the projections of two views")
+        print(f"{output_dir / 'best.pt'}: best checkpoint, score {run.best_score:.3f}")
+    run.log.finish()
+    return {"output_dir": output_dir, **run.line}
 
 
 if __name__ == "__main__":

@@ -25,6 +25,20 @@ from transforms import even_draws, pack_clear, standardise
 
 FORMAT_VERSION = 1  # of checkpoints
 
+WORLDCOVER = {  # classes of ESA WorldCover and their official colours; 0, no data, is no class
+    10: {"name": "Tree cover", "color": "#006400"},
+    20: {"name": "Shrubland", "color": "#ffbb22"},
+    30: {"name": "Grassland", "color": "#ffff4c"},
+    40: {"name": "Cropland", "color": "#f096ff"},
+    50: {"name": "Built-up", "color": "#fa0000"},
+    60: {"name": "Bare / sparse vegetation", "color": "#b4b4b4"},
+    70: {"name": "Snow and ice", "color": "#f0f0f0"},
+    80: {"name": "Permanent water bodies", "color": "#0064c8"},
+    90: {"name": "Herbaceous wetland", "color": "#0096a0"},
+    95: {"name": "Mangroves", "color": "#00cf75"},
+    100: {"name": "Moss and lichen", "color": "#fae6a0"},
+}
+
 
 class InputError(ValueError):
     """A user's mistake (file, value or argument), told in one line."""
@@ -136,7 +150,7 @@ class Runtime:
         return [tensor.to(self.device, non_blocking=True) for tensor in tensors]
 
     def workers(self, num_workers):
-        """Loader processes: -1 chooses none on the CPU, whose cores train, and up to 8 for a GPU."""
+        """Loader processes; -1: none on the CPU, whose cores train, and up to 8 for a GPU."""
         if num_workers >= 0:
             return num_workers
         return min(8, (os.cpu_count() or 1) // self.world_size) if self.on_gpu else 0
@@ -146,10 +160,10 @@ class Runtime:
         if self.world_size > 1:
             dist.barrier()
 
-    def any(self, flag):
-        """Whether any process says so."""
-        if self.world_size == 1:
-            return flag
+    def any(self, flag, now=True):
+        """Whether any process says so; several processes ask each other only where `now`."""
+        if self.world_size == 1 or not now:
+            return flag and self.world_size == 1
         answer = torch.tensor(float(flag), device=self.device)
         dist.all_reduce(answer, dist.ReduceOp.MAX)
         return bool(answer)

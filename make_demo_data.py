@@ -1,0 +1,179 @@
+"""Make simulated Sentinel-2 tiles, so that everything runs on a fresh machine with no download.
+
+Fields, woods, a river and a town with phenology of their own, irregular dates, swath edges, and
+clouds that hang together in space and that the mask misses now and then. SIMULATED: good for
+trying things out, not for saying anything about the Earth.
+
+    python make_demo_data.py
+    python make_demo_data.py base_path=/tmp/demo num_tiles=8 size=256
+"""
+
+import json
+import shutil
+from datetime import date, timedelta
+from pathlib import Path
+
+import numpy as np
+from scipy.ndimage import gaussian_filter
+from scipy.spatial import cKDTree
+
+import utils
+from utils import InputError
+
+run_config = {
+    "base_path": ".",  # tiles go to <base_path>/data/<dataset_name>/processed/MGRS-SIM<n>
+    "dataset_name": "simulated",
+    "num_tiles": 3,
+    "size": 96,  # pixels along a side
+    "num_dates": 60,  # of the 73 overpasses of a year
+    "missed_clouds": 0.1,  # share of cloud edges that the mask calls clear
+    "seed": 0,
+}
+
+BANDS = ["B04", "B02", "B03", "B08", "B8A", "B09", "B05", "B06", "B07", "B11", "B12"]
+# reflectance x 10000 in the order of BANDS
+SPECTRA = {
+    "leaf": [350, 250, 600, 4200, 4400, 4300, 1000, 3200, 4000, 1900, 850],
+    "needle": [280, 200, 400, 2700, 2900, 2900, 650, 1900, 2500, 1200, 550],
+    "soil": [1700, 900, 1300, 2500, 2700, 2800, 2000, 2200, 2400, 3300, 2800],
+    "straw": [1900, 950, 1500, 3000, 3200, 3200, 2200, 2500, 2800, 3700, 2600],
+    "roof": [1800, 1500, 1600, 2200, 2300, 2300, 1900, 2000, 2100, 2400, 2200],
+    "water": [350, 550, 500, 200, 180, 200, 300, 250, 230, 100, 80],
+}
+CLOUD = np.array([6500, 7000, 6700, 6900, 6800, 3000, 6700, 6800, 6900, 4500, 3500])
+# kind of cover: WorldCover code, growing and bare spectrum, least and most green, rise, fall (doy)
+COVERS = {
+    "broadleaf wood": (10, "leaf", "straw", 0.30, 0.95, 115, 300),
+    "needle wood": (10, "needle", "soil", 0.80, 0.92, 110, 310),
+    "meadow": (30, "leaf", "straw", 0.35, 0.75, 85, 290),
+    "winter cereal": (40, "leaf", "straw", 0.10, 0.95, 95, 185),
+    "maize": (40, "leaf", "soil", 0.02, 0.95, 165, 265),
+    "rapeseed": (40, "leaf", "soil", 0.15, 0.90, 75, 175),
+    "town": (50, "leaf", "roof", 0.10, 0.25, 110, 290),
+    "river": (80, "water", "water", 1.00, 1.00, 100, 200),
+}
+FIELD_SHARES = {"broadleaf wood": 3, "needle wood": 2, "meadow": 3, "winter cereal": 4}
+FIELD_SHARES |= {"maize": 3, "rapeseed": 2}
+
+
+def simulate_covers(size, rng):
+    """Number of the cover (of COVERS) and of the field of each pixel: two (size, size) arrays."""
+    names = list(COVERS)
+    points = rng.uniform(0, size, (max(4, size * size // 120), 2))
+    points[:, 0] *= 0.7  # fields longer than wide
+    row, column = np.mgrid[:size, :size] + rng.normal(0, 0.6, (2, size, size))
+    field = cKDTree(points).query(np.stack([row * 0.7, column], -1))[1]
+    shares = np.array(list(FIELD_SHARES.values()), float)
+    kinds = [names.index(name) for name in FIELD_SHARES]
+    cover = rng.choice(kinds, len(points), p=shares / shares.sum())[field]
+    middle = size * (0.5 + 0.25 * np.sin(np.arange(size) / size * 5 + rng.uniform(0, 6)))
+    cover[np.abs(column - middle[:, None]) < size / 30] = names.index("river")
+    town = np.hypot(*(np.mgrid[:size, :size] - rng.uniform(0.2, 0.8, (2, 1, 1)) * size)) < size / 8
+    cover[town & (cover != names.index("river"))] = names.index("town")
+    return cover, field
+
+
+def greenness(cover, field, doy, rng_seed):
+    """Share of the growing spectrum in each pixel on a day: a double logistic, shifted by field."""
+    rng = np.random.default_rng(rng_seed)  # the same shifts on every date
+    shift = rng.normal(0, 7, (2, field.max() + 1))[:, field]
+    strength = rng.normal(1, 0.06, field.max() + 1)[field]
+    least, most, rise, fall = (
+        np.array(values)[cover] for values in list(zip(*COVERS.values(), strict=True))[3:]
+    )
+    rising = 1 / (1 + np.exp(-(doy - rise - shift[0]) / 9))
+    falling = 1 / (1 + np.exp((doy - fall - shift[1]) / 9))
+    return np.clip((least + (most - least) * rising * falling) * strength, 0, 1)
+
+
+def simulate_date(cover, field, doy, config, rng, field_seed):
+    """Bands (H, W, B) uint16 and mask (H, W) uint8 of one overpass."""
+    size = len(cover)
+    grown, bare = (np.array([SPECTRA[kind[i]] for kind in COVERS.values()]) for i in (1, 2))
+    green = greenness(cover, field, doy, field_seed)[..., None]
+    wet = 1 - 0.25 * rng.beta(2, 4)  # soil moisture of the day
+    surface = green * grown[cover] + (1 - green) * bare[cover] * wet
+    surface = surface * rng.normal(1, 0.02) + rng.normal(0, 40, surface.shape)
+
+    cloudiness = rng.beta(0.5, 0.7)  # most days are clear or overcast
+    noise = gaussian_filter(rng.normal(size=(size, size)), size / 10, mode="wrap")
+    height = noise - np.quantile(noise, 1 - cloudiness)
+    opacity = np.clip(height / noise.std() * 2.5, 0, 1)[..., None]
+    shadow = 1 - 0.5 * np.roll(opacity, (size // 16, size // 12), (0, 1)) * (1 - opacity)
+    bands = (1 - opacity) * surface * shadow + opacity * CLOUD * rng.normal(1, 0.05)
+
+    hidden = (opacity[..., 0] > 0.1) | (shadow[..., 0] < 0.9)
+    missed = gaussian_filter(rng.normal(size=(size, size)), 2, mode="wrap")
+    missed = missed > np.quantile(missed, 1 - config["missed_clouds"])
+    mask = ~hidden | (missed & (opacity[..., 0] < 0.6))
+    bands = np.clip(bands, 1, 65535)
+    if rng.random() < 0.15:  # the swath ends inside the tile
+        edge = rng.uniform(0.2, 0.8) * size + np.arange(size)[:, None] * 0.2
+        outside = np.arange(size)[None] > edge
+        bands[outside], mask[outside] = 0, False
+    return bands.round().astype(np.uint16), mask.astype(np.uint8)
+
+
+def write_tile(folder, number, config):
+    """One simulated tile in the tile contract, neighbour of the others from west to east."""
+    folder.mkdir(parents=True)
+    size, num_dates = config["size"], config["num_dates"]
+    rng = np.random.default_rng([config["seed"], number])
+    field_seed = [config["seed"], number, 1]
+    overpasses = np.sort(rng.choice(73, num_dates, replace=False)) * 5 + rng.integers(1, 5)
+    shape = (num_dates, size, size, len(BANDS))
+    bands = np.lib.format.open_memmap(folder / "bands.npy", "w+", np.uint16, shape)
+    masks = np.lib.format.open_memmap(folder / "masks.npy", "w+", np.uint8, shape[:3])
+    cover, field = simulate_covers(size, rng)
+    total, squares, count = np.zeros(len(BANDS)), np.zeros(len(BANDS)), 0
+    for index, doy in enumerate(overpasses):
+        bands[index], masks[index] = simulate_date(cover, field, doy, config, rng, field_seed)
+        clear = bands[index][masks[index] > 0].astype(np.float64)
+        total, squares, count = (
+            total + clear.sum(0),
+            squares + (clear**2).sum(0),
+            count + len(clear),
+        )
+    mean = total / count
+    np.save(folder / "doys.npy", overpasses.astype(np.int16))
+    np.save(folder / "band_mean.npy", mean.astype(np.float32))
+    np.save(folder / "band_std.npy", np.sqrt(squares / count - mean**2).astype(np.float32))
+    codes = np.array([kind[0] for kind in COVERS.values()], np.uint8)
+    np.save(folder / "labels.npy", codes[cover])
+    info = {
+        "simulated": True,
+        "bands": BANDS,
+        "dates": [str(date(2023, 12, 31) + timedelta(int(doy))) for doy in overpasses],
+        "crs": "EPSG:32633",
+        "transform": [10, 0, 500000 + 10 * size * number, 0, -10, 5400000],
+        "classes": {str(code): utils.WORLDCOVER[code] for code in sorted(set(codes.tolist()))},
+        "boa_offset_applied": True,
+    }
+    (folder / "tile.json").write_text(json.dumps(info, indent=1))
+
+
+def main(config):
+    """Write the data set; returns its folder. Raises InputError where it exists already."""
+    config = utils.freeze(config)
+    utils.check_least(config, 1, "num_tiles")
+    utils.check_least(config, 16, "size")
+    if not 2 <= config["num_dates"] <= 73:
+        raise InputError(f"num_dates={config['num_dates']}: wanted 2 to 73")
+    folder = Path(config["base_path"]) / "data" / config["dataset_name"]
+    if folder.exists():
+        raise InputError(f"{folder}: exists already, wanted a new dataset_name (or remove it)")
+    utils.make_output_dir(folder.parent)
+    part = folder.with_name(f".{folder.name}.part")
+    shutil.rmtree(part, ignore_errors=True)
+    for number in range(config["num_tiles"]):
+        write_tile(part / "processed" / f"MGRS-SIM{number + 1}", number, config)
+    part.rename(folder)
+    print(
+        f"{folder}: {config['num_tiles']} simulated tiles of {config['size']} x {config['size']} "
+        f"pixels, {config['num_dates']} dates, {len(BANDS)} bands"
+    )
+    return folder
+
+
+if __name__ == "__main__":
+    utils.run_script(main, run_config, __doc__)

@@ -1,0 +1,97 @@
+"""Every backbone: shapes, dependence on the day of year, masks, batches of one."""
+
+import pytest
+import torch
+
+from backbones import BACKBONES, build_backbone, encode_days
+
+SIZES = {"num_bands": 4, "sample_size": 6, "latent_dim": 10, "width": 16, "depth": 2}
+
+
+@pytest.fixture(params=BACKBONES)
+def backbone(request):
+    torch.manual_seed(0)
+    return build_backbone(request.param, **SIZES).eval()
+
+
+def batch(pixels=5, steps=6):
+    generator = torch.Generator().manual_seed(1)
+    x = torch.randn(pixels, steps, 4, generator=generator)
+    doys = torch.randint(1, 366, (pixels, steps), generator=generator).sort(1).values
+    return x, doys
+
+
+def test_gives_one_representation_a_pixel(backbone):
+    assert backbone(*batch()).shape == (5, 10)
+    assert backbone.latent_dim == 10
+
+
+def test_depends_on_the_day_of_year(backbone):
+    """Defect 2: the day dropped on the way to the model, position by index."""
+    x, doys = batch()
+    moved = (backbone(x, doys) - backbone(x, doys + 60)).abs().max(1).values
+    assert (moved > 1e-3).all()
+
+
+def test_days_may_be_of_any_number_type(backbone):
+    x, doys = batch()
+    for dtype in (torch.int16, torch.int64, torch.float32):
+        torch.testing.assert_close(backbone(x, doys), backbone(x, doys.to(dtype)))
+
+
+def test_a_batch_of_one_is_like_a_row_of_many(backbone):
+    """Defect 10: squeeze() on a batch of one."""
+    x, doys = batch()
+    alone = backbone(x[:1], doys[:1])
+    assert alone.shape == (1, 10)
+    torch.testing.assert_close(alone, backbone(x, doys)[:1], atol=1e-5, rtol=1e-4)
+
+
+def test_all_parameters_learn(backbone):
+    x, doys = batch(16)
+    backbone(x, doys).square().sum().backward()
+    dead = [name for name, p in backbone.named_parameters() if p.grad is None or not p.grad.any()]
+    assert not dead
+
+
+def test_transformer_reads_dates_and_not_places():
+    torch.manual_seed(0)
+    encoder = build_backbone("transformer", **SIZES).eval()
+    x, doys = batch()
+    order = torch.randperm(6)
+    torch.testing.assert_close(
+        encoder(x, doys), encoder(x[:, order], doys[:, order]), atol=1e-5, rtol=1e-4
+    )
+
+
+def test_transformer_ignores_padding_of_any_length():
+    torch.manual_seed(0)
+    encoder = build_backbone("transformer", **SIZES).eval()
+    x, doys = batch()
+    for steps in (1, 4, 6):
+        padded = torch.cat([x[:, :steps], 1e6 * torch.ones(5, 9, 4)], 1)
+        days = torch.cat([doys[:, :steps], torch.zeros(5, 9)], 1)
+        torch.testing.assert_close(
+            encoder(padded, days, days == 0),
+            encoder(x[:, :steps], doys[:, :steps]),
+            atol=1e-5,
+            rtol=1e-4,
+        )
+
+
+def test_day_encoding_is_harmonic_and_yearly():
+    doys = torch.tensor([[1.0, 100.0, 366.25]])
+    features = encode_days(doys, 8)
+    assert features.shape == (1, 3, 8)
+    torch.testing.assert_close(features[:, 0], features[:, 2], atol=1e-4, rtol=0)
+    angle = 2 * torch.pi * 3 * 100 / 365.25
+    assert float(features[0, 1, 2]) == pytest.approx(
+        float(torch.sin(torch.tensor(angle))), abs=1e-4
+    )
+
+
+def test_a_misspelt_knob_is_not_swallowed():
+    with pytest.raises(TypeError):
+        build_backbone("transformer", **SIZES, dropuot=0.1)
+    with pytest.raises(ValueError, match="wanted one of mlp, cnn, transformer"):
+        build_backbone("transfomer", **SIZES)

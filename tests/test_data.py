@@ -1,0 +1,354 @@
+"""The tile contract, and the stream of batches that is drawn from it."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from conftest import make_dataset, make_tile
+
+import data
+from data import (
+    SentinelTimeSeriesDataset,
+    SentinelTimeSeriesDatasetForDownstreaming,
+    Tile,
+    iterate_batches,
+    open_dataset,
+)
+from utils import InputError
+
+ZERO, ONE = np.zeros(10, np.float32), np.ones(10, np.float32)  # leave the values as stored
+RAW = {"mean": ZERO, "std": ONE}
+
+
+def pixel_ids(x):
+    """The pixel that each value came from, by the marker that make_tile leaves."""
+    return x[..., -1].reshape(len(x), -1)[:, 0].long() - 1
+
+
+def batches(base_path, name="toy", workers=0, kind=SentinelTimeSeriesDataset, **keywords):
+    dataset = kind(base_path, name, **{"min_valid": 5, "sample_size": 8, **RAW, **keywords})
+    return list(iterate_batches(dataset, workers))
+
+
+# ---- contract ----------------------------------------------------------------------------------
+
+
+def test_opens_without_reading_the_bands(dataset):
+    tile = open_dataset(dataset, "toy")[0]
+    assert tile.name == "MGRS-0"
+    assert isinstance(tile.bands, np.memmap)
+    assert tile.shape == (20, 16, 16, 10)
+
+
+def save(tile, name, array):
+    np.save(tile / f"{name}.npy", array)
+
+
+def cut(tile, name):
+    file = tile / f"{name}.npy"
+    file.write_bytes(file.read_bytes()[:-100])
+
+
+BREAK = {
+    "masks.npy: found no such file": lambda t: (t / "masks.npy").unlink(),
+    "bands.npy: found no readable array": lambda t: cut(t, "bands"),
+    "bands.npy: found shape (3, 4)": lambda t: save(t, "bands", np.zeros((3, 4), np.uint16)),
+    "bands.npy: found dtype float32": lambda t: save(
+        t, "bands", np.zeros((20, 16, 16, 10), np.float32)
+    ),
+    "masks.npy: found shape (1, 16, 16)": lambda t: save(
+        t, "masks", np.ones((1, 16, 16), np.uint8)
+    ),
+    "doys.npy: found [": lambda t: save(t, "doys", np.arange(20, 0, -1)),
+    "doys.npy: found [0,": lambda t: save(t, "doys", np.arange(20)),
+    "doys.npy: found dtype float64": lambda t: save(t, "doys", np.arange(1.0, 21)),
+    "band_std.npy: found [nan": lambda t: save(t, "band_std", np.full(10, np.nan, np.float32)),
+    "labels.npy: found shape (16, 15)": lambda t: save(t, "labels", np.zeros((16, 15), np.uint8)),
+    "splits.npy: found value 7": lambda t: save(t, "splits", np.full((16, 16), 7, np.uint8)),
+    "tile.json: found no readable JSON": lambda t: (t / "tile.json").write_text("{"),
+    "tile.json: found bands": lambda t: (t / "tile.json").write_text('{"bands": ["B02"]}'),
+    "masks.npy: found no readable array": lambda t: np.save(
+        t / "masks.npy", np.array([{}]), allow_pickle=True
+    ),
+}
+
+
+@pytest.mark.parametrize("message", BREAK)
+def test_a_tile_out_of_contract_is_refused_in_one_line(dataset, message):
+    """Defect 12: a missing mask taken for all clear; also cut, foreign and pickled files."""
+    tile = dataset / "data/toy/processed/MGRS-1"
+    BREAK[message](tile)
+    with pytest.raises(InputError) as error:
+        open_dataset(dataset, "toy")
+    assert message in str(error.value)
+    assert str(tile) in str(error.value)
+    assert "wanted" in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_a_mask_of_other_values_is_refused(dataset):
+    save(dataset / "data/toy/processed/MGRS-0", "masks", np.full((20, 16, 16), 255, np.uint8))
+    with pytest.raises(InputError, match=r"masks.npy: found value 255, wanted 0"):
+        batches(dataset)
+
+
+def test_tiles_of_other_bands_are_refused_with_both_lists(tmp_path):
+    base_path = make_dataset(tmp_path, tiles=1)
+    make_tile(base_path / "data/toy/processed/MGRS-9", (20, 16, 16, 6))
+    with pytest.raises(InputError, match=r"X5'\], wanted \['X0'.*X9"):
+        open_dataset(base_path, "toy")
+
+
+def test_an_empty_data_set_says_where_it_looked(tmp_path):
+    with pytest.raises(InputError, match="data/nowhere/processed: found no tile"):
+        open_dataset(tmp_path, "nowhere")
+
+
+def test_statistics_are_pooled_over_clear_observations(tmp_path):
+    base_path = make_dataset(tmp_path, tiles=1)
+    make_tile(base_path / "data/toy/processed/MGRS-9", (30, 8, 24, 10), clear=0.3, seed=4)
+    dataset = SentinelTimeSeriesDataset(base_path, "toy", min_valid=1)
+    observed = np.concatenate(
+        [tile.bands[tile.masks == 1] for tile in open_dataset(base_path, "toy")]
+    ).astype(float)
+    np.testing.assert_allclose(dataset.mean, observed.mean(0), rtol=1e-5)
+    np.testing.assert_allclose(dataset.std, observed.std(0), rtol=1e-4)
+
+
+def test_clear_counts_are_kept_until_the_masks_change(dataset):
+    tile = Tile(dataset / "data/toy/processed/MGRS-0")
+    counts = tile.clear_counts()
+    np.testing.assert_array_equal(counts, tile.masks.sum(0))
+    np.testing.assert_array_equal(tile.clear_counts(), counts)
+    save(tile.path, "masks", np.ones((20, 16, 16), np.uint8))
+    assert (Tile(tile.path).clear_counts() == 20).all()
+
+
+# ---- stream --------------------------------------------------------------------------------------
+
+
+def test_batches_come_out_ready(dataset):
+    x, doys = batches(dataset, batch_size=100)[0]
+    assert x.shape[1:] == (2, 8, 10)
+    assert doys.shape == x.shape[:3]
+    assert x.dtype == torch.float32
+    assert (doys.diff(dim=-1) > 0).all()
+
+
+def test_values_belong_to_clear_observations_of_one_pixel_and_their_days(dataset):
+    tiles = open_dataset(dataset, "toy")
+    for x, doys in batches(dataset, batch_size=100):
+        date = (x[..., 0] - 1000).long()  # (N, 2, S)
+        pixel = pixel_ids(x)
+        assert (x[..., -1] == x[..., :1, :1, -1]).all(), "steps of several pixels in one series"
+        for n in range(0, len(x), 7):
+            matches = [
+                tile
+                for tile in tiles
+                if (tile.doys[date[n]] == doys[n].numpy()).all()
+                and tile.masks.reshape(20, -1)[date[n], pixel[n]].all()
+            ]
+            assert matches
+
+
+@pytest.mark.parametrize("batch_size", [7, 100, 512, 10_000])
+def test_every_valid_pixel_once_an_epoch(tmp_path, batch_size):
+    """Defect 6: a sample dropped at every full buffer."""
+    base_path = make_dataset(tmp_path, tiles=1, clear=0.4)
+    valid = open_dataset(base_path, "toy")[0].masks.sum(0).ravel() >= 8
+    assert 0 < valid.sum() < valid.size
+    for epoch in range(2):
+        dataset = SentinelTimeSeriesDataset(
+            base_path, "toy", min_valid=8, batch_size=batch_size, **RAW
+        )
+        steps = dataset.steps_per_epoch
+        dataset.set_steps(epoch * steps, (epoch + 1) * steps)
+        found = [x for x, _ in iterate_batches(dataset)]
+        assert len(found) == steps
+        assert max(map(len, found)) <= batch_size
+        assert max(map(len, found)) - min(map(len, found)) <= 1
+        seen = torch.cat([pixel_ids(x) for x in found]).sort().values
+        assert seen.tolist() == np.flatnonzero(valid).tolist()
+
+
+def equal(one, other):
+    assert len(one) == len(other)
+    for some, more in zip(one, other, strict=True):
+        assert all(a.equal(b) for a, b in zip(some, more, strict=True))
+
+
+def test_batches_are_a_function_of_seed_epoch_and_step(dataset, monkeypatch):
+    """The same with 0, 1, 2 workers, resumed anywhere, and put together from 3 processes."""
+    monkeypatch.setattr(data, "SHUFFLE_PIXELS", 640)  # several chunks in an epoch
+    monkeypatch.setattr(data, "BLOCK_PIXELS", 32)
+    whole = SentinelTimeSeriesDataset(dataset, "toy", batch_size=50, **RAW)
+    last = 3 * whole.steps_per_epoch
+    whole.set_steps(0, last)
+    wanted = list(iterate_batches(whole))
+    assert len(wanted) == last
+    for workers in (1, 2):
+        equal(list(iterate_batches(whole, workers)), wanted)
+    for first in (1, whole.steps_per_epoch, 2 * whole.steps_per_epoch - 1):
+        whole.set_steps(first, last)
+        equal(list(iterate_batches(whole)), wanted[first:])
+    ranks = []
+    for rank in range(3):
+        part = SentinelTimeSeriesDataset(
+            dataset, "toy", batch_size=50, rank=rank, world_size=3, **RAW
+        )
+        part.set_steps(0, last)
+        ranks.append(list(iterate_batches(part, 2)))
+    together = [whole.merge(parts) for parts in zip(*ranks, strict=True)]
+    equal(together, wanted)
+
+
+def test_epochs_seeds_and_views_differ(tmp_path):
+    """Defect 6: all workers and all epochs draw the same views."""
+    base_path = make_dataset(tmp_path, tiles=1)
+    keywords = {"batch_size": 1000, "min_valid": 10, "sample_size": 5}
+    stream = SentinelTimeSeriesDataset(base_path, "toy", **keywords, **RAW)
+    stream.set_steps(0, 2)
+    (x, _), (again, _) = iterate_batches(stream, 2)
+    other = batches(base_path, seed=1, **keywords)[0][0]
+    assert not pixel_ids(x).equal(pixel_ids(again)), "the same order"
+
+    def dates(batch):
+        return batch[pixel_ids(batch).argsort()][..., 0]
+
+    for one, two in ((x, again), (x, other), (x[:, :1], x[:, 1:])):
+        assert (dates(one) != dates(two)).flatten(1).any(1).float().mean() > 0.95
+
+
+def test_batches_mix_all_tiles_and_places(tmp_path):
+    base_path = make_dataset(tmp_path, tiles=4)
+    tiles = [set(tile.doys.tolist()) for tile in open_dataset(base_path, "toy")]
+    for x, doys in batches(base_path, batch_size=128):
+        from_tile = [sum(set(row.tolist()) <= days for row in doys[:, 0]) for days in tiles]
+        assert min(from_tile) > 10, from_tile
+        assert len(pixel_ids(x).div(16, rounding_mode="floor").unique()) > 8
+
+
+def test_few_observations_are_repeated(tmp_path):
+    base_path = make_dataset(tmp_path, tiles=1, shape=(5, 8, 8, 10), clear=1.0)
+    x, doys = batches(base_path, sample_size=12)[0]
+    assert x.shape == (64, 2, 12, 10)
+    assert all(len(row.unique()) == 5 for row in doys.flatten(0, 1))
+
+
+def test_min_valid_that_no_pixel_meets(dataset):
+    with pytest.raises(InputError, match=r"at least min_valid=21 .* clearest pixel has 20|19|18"):
+        batches(dataset, min_valid=21)
+
+
+def test_no_whole_tile_in_memory(tmp_path, monkeypatch):
+    """Only blocks of rows are read: no read spans more than BLOCK_PIXELS pixels."""
+    base_path = make_dataset(tmp_path, tiles=1, shape=(10, 64, 16, 10))
+    monkeypatch.setattr(data, "BLOCK_PIXELS", 64)
+    sizes = []
+    read = Tile.read
+    monkeypatch.setattr(
+        Tile, "read", lambda tile, rows, px: sizes.append(len(px)) or read(tile, rows, px)
+    )
+    assert sum(len(x) for x, _ in batches(base_path, batch_size=200)) > 500
+    assert max(sizes) <= 64
+
+
+def test_real_tiles(shared):
+    for name in ("arkansas_2021", "flanders_2018", "bouconne_2018", "slovenia_2017"):
+        stream = SentinelTimeSeriesDataset(shared, name, min_valid=5)
+        x, doys = next(iter(iterate_batches(stream)))
+        assert x.shape[1:3] == doys.shape[1:] == (2, 16)
+        assert abs(float(x.mean())) < 0.5
+        assert 0.4 < float(x.std()) < 1.5
+
+
+# ---- sides and labels ----------------------------------------------------------------------------
+
+
+def ids_of_side(base_path, split, kind=SentinelTimeSeriesDatasetForDownstreaming, **keywords):
+    found = batches(base_path, kind=kind, split=split, block_size=4, **keywords)
+    return set(torch.cat([pixel_ids(batch[0]) for batch in found]).tolist())
+
+
+@pytest.mark.parametrize("splits_file", [True, False])
+def test_sides_are_disjoint(tmp_path, splits_file):
+    """Defect 8: validation on training tiles; the final score from the split used to select."""
+    base_path = make_dataset(tmp_path, tiles=1, clear=1.0)
+    if splits_file:
+        splits = np.random.default_rng(0).integers(0, 4, (16, 16)).astype(np.uint8)
+        save(base_path / "data/toy/processed/MGRS-0", "splits", splits)
+    train, validation, test = (ids_of_side(base_path, s) for s in ("train", "validation", "test"))
+    assert len(train) + len(validation) + len(test) == len(train | validation | test)
+    unlabelled = ids_of_side(base_path, "train", SentinelTimeSeriesDataset)
+    assert unlabelled.isdisjoint(validation | test)
+    assert train <= unlabelled
+    assert min(len(train), len(validation), len(test)) > 10
+
+
+def test_blocks_are_square_and_depend_on_name_and_seed(dataset):
+    one, other = open_dataset(dataset, "toy")
+    side = one.split_map(block_size=4)
+    blocks = side.reshape(4, 4, 4, 4).swapaxes(1, 2).reshape(16, 16)
+    assert (blocks == blocks[:, :1]).all()
+    assert (one.split_map(4) == side).all()
+    assert (other.split_map(4) != side).any()
+    assert (one.split_map(4, seed=1) != side).any()
+
+
+def test_unlabelled_tiles_need_no_test_side(tmp_path):
+    base_path = make_dataset(tmp_path, labels=False)
+    sides = np.unique(open_dataset(base_path, "toy")[0].split_map(4))
+    assert sides.tolist() == [data.TRAIN, data.VALIDATION]
+    with pytest.raises(InputError, match=r"no labels.npy"):
+        ids_of_side(base_path, "train")
+
+
+def test_labels_are_the_codes_of_the_tile(tmp_path):
+    """Defect 7: label 0 trained as a class; codes such as 95 mapped to something else."""
+    base_path = make_dataset(tmp_path, tiles=1, clear=1.0)
+    tile = base_path / "data/toy/processed/MGRS-0"
+    labels = np.load(tile / "labels.npy")
+    labels[:, :5] = 0
+    save(tile, "labels", labels)
+    kind = SentinelTimeSeriesDatasetForDownstreaming
+    for sample_size in (0, 8):
+        for x, _, label, _ in batches(base_path, kind=kind, sample_size=sample_size):
+            assert label.tolist() == labels.ravel()[pixel_ids(x)].tolist()
+            assert set(label.tolist()) <= {40, 95}
+
+
+def test_all_clear_observations_in_order(dataset):
+    tiles = open_dataset(dataset, "toy")
+    kind = SentinelTimeSeriesDatasetForDownstreaming
+    for x, doys, *_ in batches(dataset, kind=kind, sample_size=0, workers=2):
+        count = (doys > 0).sum(1)
+        assert count.max() == doys.shape[1], "padded further than the longest series"
+        for n in range(0, len(x), 9):
+            pixel = pixel_ids(x)[n]
+            wanted = [
+                tile.doys[tile.masks.reshape(20, -1)[:, pixel] > 0].tolist() for tile in tiles
+            ]
+            assert doys[n, : count[n]].tolist() in wanted
+
+
+def test_label_count_draws_so_many_by_seed(dataset):
+    def draw(seed):
+        kind = SentinelTimeSeriesDatasetForDownstreaming
+        found = batches(dataset, kind=kind, label_count=30, seed=seed)
+        return torch.cat([pixel_ids(batch[0]) for batch in found]).sort().values
+
+    assert len(draw(0)) == 30
+    assert draw(0).equal(draw(0))
+    assert not draw(0).equal(draw(1))
+    with pytest.raises(InputError, match="wanted label_count=9999"):
+        batches(dataset, kind=SentinelTimeSeriesDatasetForDownstreaming, label_count=9999)
+
+
+def test_bands_are_optional_in_tile_json(dataset):
+    tile = dataset / "data/toy/processed/MGRS-0"
+    (tile / "tile.json").unlink()
+    assert Tile(tile).band_names == []
+    shutil.copy(dataset / "data/toy/processed/MGRS-1/tile.json", tile)
+    assert Tile(tile).band_names == json.loads((tile / "tile.json").read_text())["bands"]
