@@ -360,7 +360,9 @@ class _PixelDataset(IterableDataset):
     def _chunk(self, epoch, order, ends, start, stop):
         """Places start .. stop - 1 of the epoch's stream: read, drawn and shuffled."""
         pieces, place = [], start
-        for index in range(np.searchsorted(ends, start, side="right"), len(order)):
+        index = np.searchsorted(ends, start, side="right")
+        # a shard with nothing left still gives an empty piece, of the right shape
+        for index in range(min(index, len(order) - 1), len(order)):
             tile_index, first, last, count = self._blocks[order[index]]
             begin = ends[index] - count
             rng = np.random.default_rng([self.seed, epoch, order[index]])
