@@ -158,7 +158,7 @@ class Tile:
         rows, columns = (-(-size // block_size) for size in self.shape[1:3])
         rng = np.random.default_rng([seed, *self.name.encode()])
         place = rng.permutation(rows * columns).reshape(rows, columns)
-        fifth = max(1, round(rows * columns / 5))
+        fifth = round(rows * columns / 5)
         side = np.full(place.shape, TRAIN, np.uint8)
         side[place < fifth] = VALIDATION
         side[(place >= fifth) & (place < 2 * fifth)] = TRAIN if self.labels is None else TEST
@@ -278,8 +278,9 @@ class _PixelDataset(IterableDataset):
             self._chosen.append(np.packbits(chosen, axis=1))
         if not any(chosen.any() for chosen in self._chosen):
             raise InputError(
-                f"{self.tiles[0].path.parent}: found no pixel (split={self.split}) with at least "
-                f"min_valid={self.min_valid} clear observations; the clearest pixel has {best}"
+                f"{self.tiles[0].path.parent}: found no pixel (split={self.split}, block_size="
+                f"{self.block_size}) with at least min_valid={self.min_valid} clear observations; "
+                f"the clearest pixel has {best}"
             )
         return clear_total
 
@@ -360,9 +361,9 @@ class _PixelDataset(IterableDataset):
     def _chunk(self, epoch, order, ends, start, stop):
         """Places start .. stop - 1 of the epoch's stream: read, drawn and shuffled."""
         pieces, place = [], start
-        index = np.searchsorted(ends, start, side="right")
         # a shard with nothing left still gives an empty piece, of the right shape
-        for index in range(min(index, len(order) - 1), len(order)):
+        first_block = min(np.searchsorted(ends, start, side="right"), len(order) - 1)
+        for index in range(first_block, len(order)):
             tile_index, first, last, count = self._blocks[order[index]]
             begin = ends[index] - count
             rng = np.random.default_rng([self.seed, epoch, order[index]])

@@ -238,7 +238,7 @@ def test_few_observations_are_repeated(tmp_path):
 
 
 def test_min_valid_that_no_pixel_meets(dataset):
-    with pytest.raises(InputError, match=r"at least min_valid=21 .* clearest pixel has 20|19|18"):
+    with pytest.raises(InputError, match=r"at least min_valid=21 .* clearest pixel has (20|19)"):
         batches(dataset, min_valid=21)
 
 
@@ -314,7 +314,7 @@ def test_labels_are_the_codes_of_the_tile(tmp_path):
     save(tile, "labels", labels)
     kind = SentinelTimeSeriesDatasetForDownstreaming
     for sample_size in (0, 8):
-        for x, _, label, _ in batches(base_path, kind=kind, sample_size=sample_size):
+        for x, _, label, _ in batches(base_path, kind=kind, sample_size=sample_size, block_size=4):
             assert label.tolist() == labels.ravel()[pixel_ids(x)].tolist()
             assert set(label.tolist()) <= {40, 95}
 
@@ -322,7 +322,7 @@ def test_labels_are_the_codes_of_the_tile(tmp_path):
 def test_all_clear_observations_in_order(dataset):
     tiles = open_dataset(dataset, "toy")
     kind = SentinelTimeSeriesDatasetForDownstreaming
-    for x, doys, *_ in batches(dataset, kind=kind, sample_size=0, workers=2):
+    for x, doys, *_ in batches(dataset, kind=kind, sample_size=0, workers=2, block_size=4):
         count = (doys > 0).sum(1)
         assert count.max() == doys.shape[1], "padded further than the longest series"
         for n in range(0, len(x), 9):
@@ -336,14 +336,16 @@ def test_all_clear_observations_in_order(dataset):
 def test_label_count_draws_so_many_by_seed(dataset):
     def draw(seed):
         kind = SentinelTimeSeriesDatasetForDownstreaming
-        found = batches(dataset, kind=kind, label_count=30, seed=seed)
+        found = batches(dataset, kind=kind, label_count=30, seed=seed, block_size=4)
         return torch.cat([pixel_ids(batch[0]) for batch in found]).sort().values
 
     assert len(draw(0)) == 30
     assert draw(0).equal(draw(0))
     assert not draw(0).equal(draw(1))
     with pytest.raises(InputError, match="wanted label_count=9999"):
-        batches(dataset, kind=SentinelTimeSeriesDatasetForDownstreaming, label_count=9999)
+        batches(
+            dataset, kind=SentinelTimeSeriesDatasetForDownstreaming, label_count=9999, block_size=4
+        )
 
 
 def test_bands_are_optional_in_tile_json(dataset):
