@@ -171,7 +171,20 @@ class Validation:
         self.barlow_lambda, self.runtime = config["barlow_lambda"], runtime
         batches = max(1, config["val_pixels"] // config["batch_size"])
         self.batches = list(itertools.islice(iterate_batches(val_set), batches))
-        self.probe = next(iter(iterate_batches(labelled))) if labelled else None
+        self.probe = self._open_probe(labelled) if labelled else None
+
+    def _open_probe(self, labelled):
+        """Labelled pixels of the classes that can be told apart in space; None for fewer than 2.
+
+        Cross-validation needs each class in at least 2 blocks and pixels.
+        """
+        x, doys, labels, groups = next(iter(iterate_batches(labelled)))
+        blocks = {int(c): len(groups[labels == c].unique()) for c in labels.unique()}
+        self.probe_folds = min(5, *(count for count in blocks.values() if count > 1), 5)
+        keep = torch.tensor([blocks[int(c)] > 1 for c in labels])
+        if sum(count > 1 for count in blocks.values()) < 2:
+            return None
+        return x[keep], doys[keep], labels[keep], groups[keep]
 
     @torch.no_grad()
     def __call__(self, model):
@@ -203,7 +216,7 @@ class Validation:
         parts = zip(x.split(512), doys.split(512), strict=True)
         y = [utils.encode_series(backbone, *part, self.runtime).cpu() for part in parts]
         labels = labels.numpy()
-        folds = StratifiedGroupKFold(max(2, min(5, len(groups.unique()))))
+        folds = StratifiedGroupKFold(self.probe_folds)
         probe = make_pipeline(StandardScaler(), LogisticRegression(max_iter=500))
         found = cross_val_predict(probe, torch.cat(y).numpy(), labels, groups=groups, cv=folds)
         return float(f1_score(labels, found, average="macro"))

@@ -4,6 +4,7 @@ Nothing here knows a network's inside or a file's layout.
 """
 
 import json
+import math
 import os
 import sys
 from contextlib import contextmanager
@@ -261,13 +262,14 @@ def start_log(config, job_type, output_dir, runtime, run_id=""):
     """
     if not runtime.is_main:
         return RunLog(None, None)
+    check_choice(config, "wandb_mode", ("auto", "online", "offline", "disabled"))
     file, mode = output_dir / "metrics.jsonl", config["wandb_mode"]
-    if mode == "auto":
-        mode = os.environ.get("WANDB_MODE") or ("online" if wandb.api.api_key else "offline")
+    if mode == "auto" and os.environ.get("WANDB_MODE") in ("online", "offline", "disabled"):
+        mode = os.environ["WANDB_MODE"]
+    elif mode == "auto":
+        mode = "online" if wandb.api.api_key else "offline"
         if mode == "offline":
-            print(
-                "wandb: not logged in, so the run is logged offline (see wandb login, wandb sync)"
-            )
+            print("wandb: not logged in, so the run is logged offline (wandb sync uploads it)")
     if mode == "disabled":
         return RunLog(file, None)
     options = {
@@ -329,7 +331,7 @@ def rankme(representations):
     singular = torch.linalg.svdvals(torch.as_tensor(representations).double())
     shares = singular / singular.sum() + 1e-7
     entropy = float(-(shares * shares.log()).sum())
-    return float(np.exp(entropy)), entropy / np.log(representations.shape[1])
+    return math.exp(entropy), entropy / math.log(representations.shape[1])
 
 
 def encode_series(backbone, x, doys, runtime):

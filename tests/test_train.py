@@ -1,0 +1,407 @@
+"""train.py as a user runs it: on tiles, stopped and continued, with mistakes, logged to wandb."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+import torch
+from conftest import ROOT, make_dataset, make_tile
+
+import train
+import utils
+from backbones import BACKBONES, load_backbone
+from data import Tile
+from train import Validation, learning_rate, main, open_data, run_config
+
+TINY = {
+    **run_config,
+    "dataset_name": "toy",
+    "sample_size": 6,
+    "min_valid": 5,
+    "block_size": 4,
+    "latent_dim": 16,
+    "width": 16,
+    "depth": 1,
+    "projector_dim": 32,
+    "batch_size": 64,
+    "epochs": 4,
+    "log_interval": 1,
+    "val_interval": 8,
+    "checkpoint_interval": 4,
+    "device": "cpu",
+    "wandb_mode": "disabled",
+}
+
+
+def tiny(base_path, output_dir, **keywords):
+    return {**TINY, "base_path": str(base_path), "output_dir": str(output_dir), **keywords}
+
+
+def lines(output_dir):
+    return [json.loads(line) for line in (output_dir / "metrics.jsonl").read_text().splitlines()]
+
+
+def weights(output_dir, name="last.pt"):
+    content = utils.load_checkpoint(output_dir / name)
+    return {**content["backbone_state"], **content["projector_state"]}
+
+
+def assert_same_weights(one, other, **tolerance):
+    assert one.keys() == other.keys()
+    for key, value in one.items():
+        if tolerance:
+            torch.testing.assert_close(value, other[key], **tolerance)
+        else:
+            assert value.equal(other[key]), key
+
+
+def start(*arguments, **environment):
+    """train.py in a process of its own."""
+    return subprocess.Popen(
+        [sys.executable, str(ROOT / "train.py"), *arguments],
+        cwd=ROOT,
+        env={**os.environ, "OMP_NUM_THREADS": "1", **environment},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def as_arguments(config):
+    return [f"{key}={value}" for key, value in config.items() if value != run_config[key]]
+
+
+# ---- a run -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("backbone", BACKBONES)
+def test_trains_and_leaves_its_files(dataset, tmp_path, backbone):
+    out = tmp_path / "out"
+    result = main(tiny(dataset, out, backbone=backbone, learning_rate=3e-3, epochs=8))
+    found = lines(out)
+    assert [line["step"] for line in found] == list(range(result["step"] + 1))
+    for key in ("loss", "loss_per_dim", "on_diag", "off_diag", "learning_rate", "grad_norm"):
+        assert all(np.isfinite(line[key]) for line in found[1:])
+    assert found[-1]["samples_per_second"] > 0
+    untrained, *_, trained = [line for line in found if "val_loss" in line]
+    assert untrained["step"] == 0
+    assert trained["val_loss"] < 0.5 * untrained["val_loss"]
+    assert 1 <= trained["rankme"] <= 16
+    assert 0 < trained["rankme_normalised"] <= 1
+    assert 0 <= trained["probe_macro_f1"] <= 1
+    names = {"last.pt", "best.pt", "config.json", "metrics.jsonl"}
+    names |= {"cross_correlation.png", "false_color.png"}
+    assert {path.name for path in out.iterdir()} == names
+    assert json.loads((out / "config.json").read_text())["backbone"] == backbone
+
+
+def test_checkpoint_holds_all_that_later_scripts_need(dataset, tmp_path):
+    """Defect 1: keys with prefixes of wrappers, loaded with strict=False into a bare backbone."""
+    main(tiny(dataset, tmp_path / "out", max_steps=2))
+    content = utils.load_checkpoint(tmp_path / "out/last.pt", ("pretrained",))
+    assert content["bands"] == [f"X{i}" for i in range(10)]
+    assert content["mean"].shape == content["std"].shape == (10,)
+    assert not any("_orig_mod" in k or "module." in k for k in content["backbone_state"])
+    backbone = load_backbone(content)
+    assert not backbone.training
+    assert_same_weights(dict(backbone.state_dict()), content["backbone_state"])
+    content["backbone_state"]["_orig_mod.score.weight"] = content["backbone_state"].pop(
+        "score.weight"
+    )
+    with pytest.raises(RuntimeError, match="score.weight"):
+        load_backbone(content)
+
+
+def test_best_checkpoint_is_the_best_validated(dataset, tmp_path):
+    main(tiny(dataset, tmp_path / "out", val_interval=3))
+    best = utils.load_checkpoint(tmp_path / "out/best.pt")
+    scores = {line["step"]: line["score"] for line in lines(tmp_path / "out") if "score" in line}
+    del scores[0]  # the untrained encoder
+    assert best["best_score"] == max(scores.values()) == scores[best["step"]]
+
+
+def test_without_labels_the_validation_loss_chooses(tmp_path):
+    base_path = make_dataset(tmp_path, labels=False)
+    result = main(tiny(base_path, tmp_path / "out", epochs=1))
+    assert "probe_macro_f1" not in result
+    assert result["score"] == -result["val_loss"]
+
+
+def test_validation_tiles_of_their_own(dataset, tmp_path):
+    """Defect 8: validation on training tiles."""
+    make_dataset(tmp_path, name="other", tiles=1, clear=0.9)
+    result = main(tiny(dataset, tmp_path / "out", val_dataset_name="other", max_steps=1))
+    assert result["val_loss"] > 0
+    with pytest.raises(utils.InputError, match="is a training tile"):
+        main(tiny(dataset, tmp_path / "out2", val_dataset_name="toy"))
+
+
+def test_validation_loss_is_the_mean_over_pixels(dataset, tmp_path):
+    """Defect 8: n + 1 batches summed up and divided by n."""
+    config = tiny(dataset, tmp_path / "out", batch_size=30)
+    runtime = utils.start_runtime("cpu")
+    train_set, val_set, labelled, _ = open_data(config, runtime)
+    validate = Validation(val_set, labelled, config, runtime)
+    torch.manual_seed(0)
+    model, *_ = train.build_model(config, train_set, runtime)
+    found = validate(model)["val_loss"]
+    assert model.training, "validation must give the model back in train mode"
+    model.eval()
+    assert len(validate.batches) > 2
+    sizes, losses = [], []
+    for x, doys in validate.batches:
+        with torch.no_grad():
+            z_a, z_b = map(train.normalise, model(x, doys))
+        c = train.cross_correlation(z_a, z_b)
+        losses.append(float(train.barlow_twins_loss(c, config["barlow_lambda"])[0]))
+        sizes.append(len(x))
+    assert found == pytest.approx(np.average(losses, weights=sizes), rel=1e-5)
+    assert validate(model)["val_loss"] == pytest.approx(found, rel=1e-6), "the views are fixed"
+
+
+def test_validation_never_sees_training_or_test_pixels(dataset, tmp_path):
+    config = tiny(dataset, tmp_path / "out")
+    train_set, val_set, labelled, _ = open_data(config, utils.start_runtime("cpu"))
+    for index in range(2):
+        taken = train_set._unpack(index).astype(bool)
+        test = train_set.tiles[index].split_map(4) == 3
+        for other in (val_set, labelled):
+            assert not (other._unpack(index).astype(bool) & (taken | test)).any()
+        assert not (taken & test).any()
+
+
+# ---- schedule ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("total", [1, 5, 40, 1000, 20_000])
+def test_learning_rate_warms_up_holds_and_decays(total):
+    """Defect 4: 1e-10 mid-run, no warm-up on short runs, two warm-ups."""
+    rates = np.array([learning_rate(step, total, run_config) for step in range(total)])
+    top = run_config["learning_rate"]
+    assert (rates > 0).all()
+    assert rates.max() == pytest.approx(top, rel=0.02 if total > 5 else 0.6)
+    peak = int(rates.argmax())
+    assert (np.diff(rates[: peak + 1]) >= 0).all()
+    assert (np.diff(rates[peak:]) <= 1e-12).all(), "rises again"
+    if total >= 40:
+        assert rates[0] < 0.5 * top, "no warm-up"
+        assert peak <= total / 9
+        assert rates[total // 2] > 0.5 * top, "dropped mid-run"
+        assert rates[-1] < 0.05 * top
+
+
+# ---- stopped and continued -----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("backbone", "workers"), [("transformer", 0), ("cnn", 2), ("mlp", 0)])
+def test_continues_as_if_it_had_never_stopped(dataset, tmp_path, backbone, workers):
+    keywords = {"backbone": backbone, "val_interval": 5}
+    main(tiny(dataset, tmp_path / "whole", **keywords))
+    main(tiny(dataset, tmp_path / "parts", max_steps=5, **keywords))
+    main(tiny(dataset, tmp_path / "parts", max_steps=11, num_workers=workers, **keywords))
+    main(tiny(dataset, tmp_path / "parts", **keywords))
+    assert_same_weights(weights(tmp_path / "whole"), weights(tmp_path / "parts"))
+    steps = [line["step"] for line in lines(tmp_path / "parts")]
+    assert steps == [line["step"] for line in lines(tmp_path / "whole")]
+
+
+def test_lines_behind_the_checkpoint_are_written_again(dataset, tmp_path):
+    main(tiny(dataset, tmp_path / "out", max_steps=6))
+    with open(tmp_path / "out/metrics.jsonl", "a") as file:
+        file.write(json.dumps({"step": 7, "loss": 1.0}) + "\n")
+    main(tiny(dataset, tmp_path / "out", max_steps=8))
+    assert [line["step"] for line in lines(tmp_path / "out")] == list(range(9))
+
+
+@pytest.mark.parametrize("sent", [signal.SIGTERM, signal.SIGINT, signal.SIGKILL])
+def test_a_signal_loses_nothing(dataset, tmp_path, sent):
+    """SIGTERM and Ctrl-C save the step they come in; after a kill the last checkpoint is whole."""
+    config = tiny(dataset, tmp_path / "stopped", epochs=30, val_interval=1000)
+    process = start(*as_arguments(config))
+    metrics = tmp_path / "stopped/metrics.jsonl"
+    while not metrics.exists() or len(metrics.read_text().splitlines()) < 15:
+        assert process.poll() is None, process.communicate()[1]
+        time.sleep(0.05)
+    process.send_signal(sent)
+    out, err = process.communicate(timeout=60)
+    assert "Traceback" not in err
+    if sent != signal.SIGKILL:
+        assert process.returncode == 0, err
+        assert "goes on" in out
+        assert (
+            lines(tmp_path / "stopped")[-1]["step"]
+            == utils.load_checkpoint(tmp_path / "stopped/last.pt")["step"]
+        )
+    main(config)
+    main({**config, "output_dir": str(tmp_path / "whole")})
+    assert_same_weights(weights(tmp_path / "whole"), weights(tmp_path / "stopped"))
+
+
+def test_refuses_to_go_on_with_another_recipe(dataset, tmp_path):
+    main(tiny(dataset, tmp_path / "out", max_steps=2))
+    before = (tmp_path / "out/last.pt").read_bytes()
+    with pytest.raises(utils.InputError) as error:
+        main(tiny(dataset, tmp_path / "out", barlow_lambda=0.5, seed=3))
+    assert "barlow_lambda=0.5 (was 0.005), seed=3 (was 0)" in str(error.value)
+    assert (tmp_path / "out/last.pt").read_bytes() == before
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(dataset, tmp_path, monkeypatch):
+    explodes = 6
+    rate = train.learning_rate
+    monkeypatch.setattr(
+        train, "learning_rate", lambda step, *rest: 1e30 if step == explodes else rate(step, *rest)
+    )
+    with pytest.raises(FloatingPointError) as error:
+        main(tiny(dataset, tmp_path / "out", log_interval=5))
+    message = str(error.value)
+    assert message.startswith(f"loss nan at step {explodes + 1}, learning rate 0.00")
+    assert "standardised input from -" in message
+    last = utils.load_checkpoint(tmp_path / "out/last.pt")
+    assert last["step"] == 4
+    assert all(value.isfinite().all() for value in weights(tmp_path / "out").values())
+    assert lines(tmp_path / "out")[-1]["step"] == 5
+
+
+# ---- mistakes ------------------------------------------------------------------------------------
+
+
+MISTAKES = {
+    "learning_rat=1": "error: learning_rat=1: wanted key=value with key one of base_path",
+    "epochs=many": "error: epochs=many: wanted a whole number (now 20)",
+    "learning_rate=fast": "error: learning_rate=fast: wanted a number (now 0.001)",
+    "learning_rate=nan": "error: learning_rate=nan: wanted a number (now 0.001)",
+    "backbone=resnet": "error: backbone=resnet: wanted one of mlp, cnn, transformer",
+    "width=20": "error: width=20: wanted a multiple of 16 for the transformer",
+    "batch_size=0": "error: batch_size=0: wanted 2 or more",
+    "device=tpu": "error: device=tpu: wanted auto, cpu or cuda",
+    "wandb_mode=on": "error: wandb_mode=on: wanted one of auto, online, offline, disabled",
+    "dataset_name=nowhere": "processed: found no tile, wanted folders MGRS-*",
+    "output_dir=/proc/nothing": "error: output_dir=/proc/nothing: not writable",
+    "test_tile_path=/nowhere": "error: /nowhere/bands.npy: found no such file",
+}
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_a_mistake_ends_in_one_line(dataset, tmp_path, mistake, monkeypatch, capsys):
+    config = tiny(dataset, tmp_path / "out")
+    monkeypatch.setattr(sys, "argv", ["train.py", *as_arguments(config), mistake])
+    with pytest.raises(SystemExit) as error:
+        utils.run_script(main, run_config, train.__doc__)
+    message = str(error.value)
+    assert MISTAKES[mistake] in message
+    assert "\n" not in message
+
+
+def test_help_prints_the_docstring_and_the_keys(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["train.py", "--help"])
+    utils.run_script(main, run_config, train.__doc__)
+    out = capsys.readouterr().out
+    assert "torchrun" in out
+    assert all(f"  {key}=" in out for key in run_config)
+
+
+def test_a_picture_tile_of_other_bands(dataset, tmp_path):
+    other = make_tile(tmp_path / "MGRS-other", (20, 16, 16, 6))
+    with pytest.raises(utils.InputError, match=r"MGRS-other: found \['X0'.*wanted \['X0'.*X9'"):
+        main(tiny(dataset, tmp_path / "out", test_tile_path=str(other)))
+
+
+def test_a_checkpoint_that_was_cut_off(dataset, tmp_path):
+    main(tiny(dataset, tmp_path / "out", max_steps=2))
+    last = tmp_path / "out/last.pt"
+    last.write_bytes(last.read_bytes()[:2000])
+    with pytest.raises(utils.InputError, match="last.pt: found no whole checkpoint"):
+        main(tiny(dataset, tmp_path / "out"))
+
+
+def test_too_many_observations_wanted_of_real_tiles(shared, tmp_path):
+    config = tiny(shared, tmp_path / "out", dataset_name="bouconne_2018", sample_size=16)
+    with pytest.raises(utils.InputError, match="min_valid=8 clear.* the clearest pixel has 7"):
+        main({**config, "min_valid": 8})
+    result = main({**config, "min_valid": 5, "max_steps": 3})
+    assert np.isfinite(result["loss"])
+
+
+# ---- wandb ---------------------------------------------------------------------------------------
+
+
+def read_wandb(output_dir):
+    """History rows and logged files of the one offline run in a folder, by wandb's own reader."""
+    from wandb.proto import wandb_internal_pb2
+    from wandb.sdk.internal.datastore import DataStore
+
+    (file,) = (output_dir / "wandb").glob("offline-run-*/*.wandb")
+    store = DataStore()
+    store.open_for_scan(str(file))
+    history, files = [], []
+    while (content := store.scan_data()) is not None:
+        record = wandb_internal_pb2.Record()
+        record.ParseFromString(content)
+        kind = record.WhichOneof("record_type")
+        if kind == "history":
+            items = record.history.item
+            history.append({i.key or i.nested_key[0]: i.value_json for i in items})
+        elif kind == "files":
+            files += [item.path for item in record.files.files]
+    return history, [file.parent / "files" / name for name in files]
+
+
+def test_wandb_holds_metrics_and_images_with_no_network_and_no_key(dataset, tmp_path, capsys):
+    config = tiny(dataset, tmp_path / "out", wandb_mode="auto", epochs=2)
+    main(config)
+    assert "logged offline" in capsys.readouterr().out
+    history, files = read_wandb(tmp_path / "out")
+    keys = set().union(*history)
+    wanted = {"loss", "loss_per_dim", "on_diag", "off_diag", "learning_rate", "grad_norm"}
+    wanted |= {"samples_per_second", "rankme", "rankme_normalised", "val_loss", "probe_macro_f1"}
+    assert wanted | {"cross_correlation", "false_color"} <= keys
+    logged = {int(row["step"]): float(row["loss"]) for row in history if "loss" in row}
+    assert logged == {row["step"]: row["loss"] for row in lines(tmp_path / "out")[1:]}
+    pictures = [file for file in files if file.suffix == ".png"]
+    assert {file.name.rsplit("_", 2)[0] for file in pictures} == {
+        "cross_correlation",
+        "false_color",
+    }
+    assert all(file.read_bytes()[:4] == b"\x89PNG" for file in pictures)
+
+
+def test_a_server_that_cannot_be_reached_does_not_stop_the_run(dataset, tmp_path):
+    config = tiny(dataset, tmp_path / "out", wandb_mode="online", max_steps=2)
+    environment = {"WANDB_API_KEY": "0" * 40, "WANDB_BASE_URL": "http://127.0.0.1:9"}
+    process = start(*as_arguments(config), "wandb_mode=online", **environment)
+    out, err = process.communicate(timeout=150)
+    assert process.returncode == 0, err
+    assert "wandb: online logging failed" in out
+    assert (tmp_path / "out/false_color.png").exists()
+
+
+# ---- real tiles ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["arkansas_2021", "flanders_2018"])
+def test_learns_on_real_tiles(shared, tmp_path, name):
+    config = tiny(shared, tmp_path / "out", dataset_name=name, epochs=10, max_steps=40)
+    config |= {"sample_size": 12, "min_valid": 10, "learning_rate": 3e-3, "val_interval": 20}
+    main(config)
+    validated = [line["val_loss"] for line in lines(tmp_path / "out") if "val_loss" in line]
+    assert validated[-1] < 0.7 * validated[0]
+
+
+def test_picture_shows_only_valid_pixels(dataset, tmp_path):
+    """Defect 11: pixels without observations drawn as if they had an embedding."""
+    import matplotlib.pyplot as plt
+
+    tile = make_tile(tmp_path / "MGRS-holes", clear=0.9)
+    masks = np.load(tile / "masks.npy")
+    masks[:, :8, :8] = 0
+    np.save(tile / "masks.npy", masks)
+    main(tiny(dataset, tmp_path / "out", test_tile_path=str(tile), max_steps=2))
+    picture = plt.imread(tmp_path / "out/false_color.png")
+    shown = picture[16::32, 16::32, 3] > 0
+    assert (shown == (Tile(tile).clear_counts() >= 5)).all()
