@@ -1,4 +1,4 @@
-"""Encoders of pixel series, and the encoding of the day of year that they share.
+"""Encoders of pixel series, their encoding of the day of year, and classification heads.
 
 Every backbone takes x (N, S, B), standardised bands, and doys (N, S), days of year, and gives
 representations (N, D). All depend on the day of year, none on the place of a step in the series.
@@ -62,6 +62,7 @@ class SimpleCNN(nn.Module):
         super().__init__()
         self.latent_dim, self.sample_size = latent_dim, sample_size
         channels = [num_bands + self.DAY_FEATURES, *[2 * width] * depth]
+        self.step_dim = channels[-1]
         self.convolutions = nn.ModuleList(
             nn.Conv1d(size_in, size_out, kernel_size=5, padding=2)
             for size_in, size_out in zip(channels, channels[1:], strict=False)
@@ -69,11 +70,18 @@ class SimpleCNN(nn.Module):
         self.norms = nn.ModuleList(nn.LayerNorm(size) for size in channels[1:])
         self.head = nn.Linear(2 * channels[-1], latent_dim, bias=False)
 
-    def forward(self, x, doys):
+    def steps(self, x, doys):
+        """Features of each step, (N, S, step_dim)."""
         x = torch.cat([x, encode_days(doys, self.DAY_FEATURES)], dim=-1)
         for convolution, norm in zip(self.convolutions, self.norms, strict=True):
-            x = F.gelu(norm(convolution(x.transpose(1, 2)).transpose(1, 2)))  # (N, S, C)
+            x = F.gelu(norm(convolution(x.transpose(1, 2)).transpose(1, 2)))
+        return x
+
+    def pool(self, x, padding_mask=None):
         return self.head(torch.cat([x.mean(1), x.amax(1)], dim=-1))
+
+    def forward(self, x, doys):
+        return self.pool(self.steps(x, doys))
 
 
 class TransformerLayer(nn.Module):
@@ -120,7 +128,7 @@ class TransformerEncoder(nn.Module):
         super().__init__()
         if width % TransformerLayer.HEAD_DIM:
             raise ValueError(f"width={width}: wanted a multiple of {TransformerLayer.HEAD_DIM}")
-        self.latent_dim, self.sample_size, self.width = latent_dim, sample_size, width
+        self.latent_dim, self.sample_size, self.step_dim = latent_dim, sample_size, width
         self.embed = nn.Sequential(nn.Linear(num_bands, width), nn.GELU(), nn.Linear(width, width))
         self.layers = nn.ModuleList(TransformerLayer(width) for _ in range(depth))
         # no bias from here on: pooling passes a shift through and the projector's BatchNorm takes
@@ -129,17 +137,28 @@ class TransformerEncoder(nn.Module):
         self.score = nn.Linear(width, 1, bias=False)
         self.head = nn.Linear(width, latent_dim, bias=False)
 
-    def forward(self, x, doys, padding_mask=None):
-        """padding_mask: (N, S) bool, True for steps to leave out; at least one step must stay."""
-        x = self.embed(x) + encode_days(doys, self.width)
+    def steps(self, x, doys, padding_mask=None):
+        """Features of each step, (N, S, step_dim)."""
+        x = self.embed(x) + encode_days(doys, self.step_dim)
         mask = None if padding_mask is None else ~padding_mask[:, None, None]
         for layer in self.layers:
             x = layer(x, mask)
-        x = self.norm(x)
-        score = self.score(x).float()  # (N, S, 1)
-        if padding_mask is not None:
-            score = score.masked_fill(padding_mask[..., None], -math.inf)
-        return self.head((score.softmax(1) * x).sum(1))
+        return self.norm(x)
+
+    def pool(self, x, padding_mask=None):
+        return self.head(attention_pool(self.score(x), x, padding_mask))
+
+    def forward(self, x, doys, padding_mask=None):
+        """padding_mask: (N, S) bool, True for steps to leave out; at least one step must stay."""
+        return self.pool(self.steps(x, doys, padding_mask), padding_mask)
+
+
+def attention_pool(score, x, padding_mask=None):
+    """Mean of steps x (N, S, W) weighted by the softmax over steps of score (N, S, 1): (N, W)."""
+    score = score.float()
+    if padding_mask is not None:
+        score = score.masked_fill(padding_mask[..., None], -math.inf)
+    return (score.softmax(1) * x).sum(1)
 
 
 BACKBONES = {"mlp": SimpleMLP, "cnn": SimpleCNN, "transformer": TransformerEncoder}
@@ -155,8 +174,94 @@ def build_backbone(name, **keywords):
     return BACKBONES[name](**keywords)
 
 
+class LinearHead(nn.Sequential):
+    """Linear on representations scaled by BatchNorm without affine, as linear probes are."""
+
+    def __init__(self, *, backbone, num_classes, dropout):
+        super().__init__(
+            nn.BatchNorm1d(backbone.latent_dim, affine=False),
+            nn.Dropout(dropout),
+            nn.Linear(backbone.latent_dim, num_classes),
+        )
+
+
+class MLPHead(nn.Sequential):
+    """One hidden layer with BatchNorm and dropout."""
+
+    def __init__(self, *, backbone, num_classes, dropout, width=256):
+        super().__init__(
+            nn.BatchNorm1d(backbone.latent_dim, affine=False),
+            nn.Linear(backbone.latent_dim, width, bias=False),
+            nn.BatchNorm1d(width),
+            nn.GELU(),
+            nn.Dropout(dropout),
+            nn.Linear(width, num_classes),
+        )
+
+
+class AttentionHead(nn.Module):
+    """An attention neck of its own over the backbone's steps, beside the representation."""
+
+    def __init__(self, *, backbone, num_classes, dropout):
+        super().__init__()
+        if not hasattr(backbone, "steps"):
+            raise ValueError("head=attention: wanted a backbone with features of steps, not mlp")
+        self.score = nn.Linear(backbone.step_dim, 1, bias=False)
+        size = backbone.step_dim + backbone.latent_dim
+        self.classify = nn.Sequential(
+            nn.BatchNorm1d(size, affine=False), nn.Dropout(dropout), nn.Linear(size, num_classes)
+        )
+
+    def forward(self, steps, representation, padding_mask=None):
+        neck = attention_pool(self.score(steps), steps, padding_mask)
+        return self.classify(torch.cat([neck, representation], dim=-1))
+
+
+HEADS = {"linear": LinearHead, "mlp": MLPHead, "attention": AttentionHead}
+
+
+class Classifier(nn.Module):
+    """A backbone and a head. forward gives (representations (N, D), logits (N, classes)).
+
+    freeze_backbone: it stays in eval mode and no gradient reaches it.
+    """
+
+    def __init__(self, backbone, *, head, num_classes, dropout, freeze_backbone=False):
+        super().__init__()
+        if head not in HEADS:
+            raise ValueError(f"head={head}: wanted one of {', '.join(HEADS)}")
+        self.backbone, self.freeze_backbone = backbone, freeze_backbone
+        self.head = HEADS[head](backbone=backbone, num_classes=num_classes, dropout=dropout)
+        self.any_length, self.sample_size = backbone.any_length, backbone.sample_size
+        backbone.requires_grad_(not freeze_backbone)
+
+    def train(self, mode=True):
+        super().train(mode)
+        if self.freeze_backbone:
+            self.backbone.eval()
+        return self
+
+    def forward(self, x, doys, *padding_mask):
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.freeze_backbone):
+            if isinstance(self.head, AttentionHead):
+                steps = self.backbone.steps(x, doys, *padding_mask)
+                y = self.backbone.pool(steps, *padding_mask)
+            else:
+                y = self.backbone(x, doys, *padding_mask)
+        if isinstance(self.head, AttentionHead):
+            return y, self.head(steps, y, *padding_mask)
+        return y, self.head(y)
+
+
 def load_backbone(checkpoint):
     """The backbone of a checkpoint (`utils.load_checkpoint`), all keys matched, in eval mode."""
     backbone = build_backbone(**checkpoint["backbone"])
     backbone.load_state_dict(checkpoint["backbone_state"], strict=True)
     return backbone.eval()
+
+
+def load_classifier(checkpoint):
+    """The classifier of a fine-tuned checkpoint, all keys matched, in eval mode."""
+    classifier = Classifier(load_backbone(checkpoint), **checkpoint["head"])
+    classifier.head.load_state_dict(checkpoint["head_state"], strict=True)
+    return classifier.eval()

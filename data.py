@@ -29,32 +29,46 @@ CACHE = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "pixel-
 
 
 class Tile:
-    """One tile of the contract, opened and checked; `bands` and `masks` are memory maps.
+    """One tile of the contract, opened and checked.
 
-    Attributes: name, path, bands (T, H, W, B) uint16, masks (T, H, W) uint8, doys (T,) int16,
-    band_mean and band_std (B,) float32, labels and splits (H, W) uint8 or None, info (the content
-    of tile.json), band_names (list of B names, or empty where tile.json does not tell).
+    Attributes: name, path, shape (T, H, W, B), doys (T,) int16, band_mean and band_std (B,)
+    float32, info (the content of tile.json), band_names (B names, or empty where tile.json does
+    not tell). bands (T, H, W, B) uint16, masks (T, H, W) uint8, labels and splits (H, W) uint8 or
+    None are opened as memory maps whenever they are asked for: a map that is let go gives its
+    memory and its file handle back, so neither grows with the size or the number of tiles.
     Raises InputError that names the file, what was found and what was wanted.
     """
 
     def __init__(self, path):
         self.path = Path(path)
         self.name = self.path.resolve().name
-        self.bands = self._load("bands.npy", "(T, H, W, B)", np.uint16)
-        t, h, w, b = self.shape = self.bands.shape
-        self.masks = self._load("masks.npy", (t, h, w), np.uint8)
+        self.shape = self._load("bands.npy", "(T, H, W, B)", np.uint16).shape
         self.doys = self._load_doys()
-        self.band_mean = self._load("band_mean.npy", (b,), np.floating).astype(np.float32)
-        self.band_std = self._load("band_std.npy", (b,), np.floating).astype(np.float32)
-        for name, values in (("band_mean.npy", self.band_mean), ("band_std.npy", self.band_std)):
-            if not np.isfinite(values).all() or (values < 0).any():
-                self._fail(name, f"{values.tolist()}", "finite values of 0 or more")
-        self.labels = self._load("labels.npy", (h, w), np.uint8, optional=True)
-        self.splits = self._load("splits.npy", (h, w), np.uint8, optional=True)
-        if self.splits is not None and self.splits.max() > TEST:
-            self._fail("splits.npy", f"value {self.splits.max()}", "0, 1, 2 or 3")
+        self.band_mean = self._load_statistic("band_mean.npy")
+        self.band_std = self._load_statistic("band_std.npy")
+        splits = self.splits
+        if splits is not None and splits.max() > TEST:
+            self._fail("splits.npy", f"value {splits.max()}", "0, 1, 2 or 3")
+        self.has_labels = self.labels is not None
+        self.masks  # noqa: B018 (opened once to be checked)
         self.info = self._load_info()
         self.band_names = self.info.get("bands", [])
+
+    @property
+    def bands(self):
+        return self._load("bands.npy", self.shape, np.uint16)
+
+    @property
+    def masks(self):
+        return self._load("masks.npy", self.shape[:3], np.uint8)
+
+    @property
+    def labels(self):
+        return self._load("labels.npy", self.shape[1:3], np.uint8, optional=True)
+
+    @property
+    def splits(self):
+        return self._load("splits.npy", self.shape[1:3], np.uint8, optional=True)
 
     def _fail(self, name, found, wanted):
         raise InputError(f"{self.path / name}: found {found}, wanted {wanted}")
@@ -73,12 +87,14 @@ class Tile:
         if wrong or 0 in array.shape:
             self._fail(name, f"shape {array.shape}", f"{shape}, none of them 0")
         if not np.issubdtype(array.dtype, dtype):
-            self._fail(
-                name,
-                f"dtype {array.dtype}",
-                np.dtype(dtype).name if dtype in (np.uint8, np.uint16) else dtype.__name__,
-            )
+            self._fail(name, f"dtype {array.dtype}", dtype.__name__)
         return array
+
+    def _load_statistic(self, name):
+        values = self._load(name, self.shape[3:], np.floating).astype(np.float32)
+        if not np.isfinite(values).all() or (values < 0).any():
+            self._fail(name, f"{values.tolist()}", "finite values of 0 or more")
+        return values
 
     def _load_doys(self):
         doys = self._load("doys.npy", (self.shape[0],), np.integer)
@@ -121,10 +137,10 @@ class Tile:
                 return counts
         counts = np.empty(self.shape[1:3], np.uint16)
         for first, last in self.row_blocks(1 << 16):
-            masks = self.masks[:, first:last]
-            if masks.max() > 1:
-                self._fail("masks.npy", f"value {masks.max()}", "0 (not clear) or 1 (clear)")
-            masks.sum(0, dtype=np.uint16, out=counts[first:last])
+            block = self.masks[:, first:last]
+            if block.max() > 1:
+                self._fail("masks.npy", f"value {block.max()}", "0 (not clear) or 1 (clear)")
+            block.sum(0, dtype=np.uint16, out=counts[first:last])
         with contextlib.suppress(OSError):  # a cache that cannot be written costs time alone
             CACHE.mkdir(parents=True, exist_ok=True)
             part = cached.with_suffix(f".{os.getpid()}.npy")
@@ -153,15 +169,15 @@ class Tile:
         that is drawn from the tile's name and the seed: a fifth is validation, a fifth is test, and
         the rest train. A tile without labels needs no test side and trains on it.
         """
-        if self.splits is not None:
-            return np.asarray(self.splits)
+        if (splits := self.splits) is not None:
+            return np.asarray(splits)
         rows, columns = (-(-size // block_size) for size in self.shape[1:3])
         rng = np.random.default_rng([seed, *self.name.encode()])
         place = rng.permutation(rows * columns).reshape(rows, columns)
         fifth = round(rows * columns / 5)
         side = np.full(place.shape, TRAIN, np.uint8)
         side[place < fifth] = VALIDATION
-        side[(place >= fifth) & (place < 2 * fifth)] = TRAIN if self.labels is None else TEST
+        side[(place >= fifth) & (place < 2 * fifth)] = TEST if self.has_labels else TRAIN
         side = side.repeat(block_size, 0).repeat(block_size, 1)
         return side[: self.shape[1], : self.shape[2]]
 
@@ -444,7 +460,7 @@ class SentinelTimeSeriesDatasetForDownstreaming(_PixelDataset):
     labelled = True
 
     def __init__(self, base_path, dataset_name, *, sample_size=0, split="train", **keywords):
-        tiles = [tile for tile in open_dataset(base_path, dataset_name) if tile.labels is not None]
+        tiles = [tile for tile in open_dataset(base_path, dataset_name) if tile.has_labels]
         if not tiles:
             folder = Path(base_path) / "data" / dataset_name / "processed"
             raise InputError(f"{folder}: found no labels.npy, wanted at least one labelled tile")

@@ -150,7 +150,7 @@ def open_data(config, runtime):
             if tile.path.resolve() in train_paths:
                 raise InputError(f"val_dataset_name={name}: {tile.path} is a training tile")
     labelled = None
-    if any(tile.labels is not None for tile in val_set.tiles):
+    if any(tile.has_labels for tile in val_set.tiles):
         labelled = SentinelTimeSeriesDatasetForDownstreaming(
             base_path, name, batch_size=config["val_pixels"], **keywords
         )
@@ -336,20 +336,23 @@ def cut_metrics(path, step, runtime):
 
 
 def draw_false_color(backbone, tile, train_set, config, runtime, path):
-    """False colour of a tile at up to 512 pixels a side."""
+    """False colour of a tile at up to 512 pixels a side; False where too little is valid."""
     stride = -(-max(tile.shape[1:3]) // 512)
     height, width = (-(-size // stride) for size in tile.shape[1:3])
-    image = np.zeros((height, width, config["latent_dim"]), np.float32)
-    valid = np.zeros((height, width), bool)
-    for row, column, y in utils.extract_representations(
+    image = np.full((height, width, config["latent_dim"]), np.nan, np.float32)
+    for _, row, column, y in utils.extract_representations(
         backbone.eval(), tile, train_set.mean, train_set.std, config["min_valid"], runtime, stride
     ):
         image[row // stride, column // stride] = y.numpy()
-        valid[row // stride, column // stride] = True
+    pixels = image[np.isfinite(image[..., 0])]
+    if len(pixels) <= 3:
+        print(f"{tile.path}: {len(pixels)} valid pixels, too few for a false-colour picture")
+        return False
     scale = max(1, 512 // max(height, width))  # a small tile is drawn larger
-    picture = utils.false_color(image, valid).repeat(scale, 0).repeat(scale, 1)
+    rgba = utils.apply_basis(utils.fit_basis(pixels), image)
     with utils.written_beside(path) as part:
-        plt.imsave(part, picture)
+        plt.imsave(part, rgba.repeat(scale, 0).repeat(scale, 1))
+    return True
 
 
 def draw_correlation(c, run, config):
@@ -504,9 +507,10 @@ def main(config):
         print(f"stopped at step {run.step}; the same command with output_dir={output_dir} goes on")
     elif runtime.is_main:
         picture = output_dir / "false_color.png"
-        draw_false_color(run.model.backbone, picture_tile, train_set, config, runtime, picture)
-        run.log.images({"false_color": picture}, run.step)
-        print(f"{picture}: representations of {picture_tile.name} as false colour")
+        backbone = run.model.backbone
+        if draw_false_color(backbone, picture_tile, train_set, config, runtime, picture):
+            run.log.images({"false_color": picture}, run.step)
+            print(f"{picture}: representations of {picture_tile.name} as false colour")
         print(f"{output_dir / 'cross_correlation.png'}: of the projections of two views")
         print(f"{output_dir / 'best.pt'}: best checkpoint, score {run.best_score:.3f}")
     run.log.finish()

@@ -21,6 +21,12 @@ import torch
 import torch.distributed as dist
 import wandb
 from sklearn.decomposition import PCA
+from sklearn.metrics import (
+    accuracy_score,
+    confusion_matrix,
+    f1_score,
+    precision_recall_fscore_support,
+)
 
 from transforms import even_draws, pack_clear, standardise
 
@@ -334,29 +340,35 @@ def rankme(representations):
     return math.exp(entropy), entropy / math.log(representations.shape[1])
 
 
-def encode_series(backbone, x, doys, runtime):
-    """Representations of whole series: deterministic, no pixel swayed by another.
+def encode_series(module, x, doys, runtime, draws=0):
+    """What a backbone or classifier gives for whole series; deterministic, pixel by pixel.
 
-    A backbone that takes any number of steps reads all clear observations at once; another reads
-    8 even draws of its `sample_size`, whose representations are averaged.
+    draws: 0 reads all clear observations at once (a module that takes a fixed number of steps: 8
+    draws); else so many even draws of its `sample_size` steps, whose outputs are averaged.
     x: (N, T, B) standardised and doys: (N, T), padded with doy 0 at the end; on the CPU or GPU.
-    Returns (N, D) float32 on the runtime's device.
+    Returns (N, D) float32 on the runtime's device, or a tuple of such where the module does.
     """
     x, doys = runtime.to_device(x, doys)
     with torch.no_grad(), runtime.autocast():
-        if backbone.any_length:
-            return backbone(x, doys, doys == 0).float()
-        x, doys = even_draws(x, doys, backbone.sample_size, num_views=8)
-        y = backbone(x.flatten(0, 1), doys.flatten(0, 1))
-        return y.float().unflatten(0, x.shape[:2]).mean(1)
+        if module.any_length and not draws:
+            return _map(torch.Tensor.float, module(x, doys, doys == 0))
+        x, doys = even_draws(x, doys, module.sample_size, draws or 8)
+        shape = x.shape[:2]
+        y = module(x.flatten(0, 1), doys.flatten(0, 1))
+        return _map(lambda part: part.float().unflatten(0, shape).mean(1), y)
 
 
-def extract_representations(backbone, tile, mean, std, min_valid, runtime, stride=1):
-    """Walk over a tile in blocks of rows and yield its representations.
+def _map(function, value):
+    return tuple(map(function, value)) if isinstance(value, tuple) else function(value)
 
-    stride: only every so many-th row and column (a quick look). The backbone must be in eval mode.
-    Yields (row, column, representations) of each block's pixels with at least `min_valid` clear
-    observations: (N,) int, (N,) int, (N, D) float32 on the CPU.
+
+def extract_representations(module, tile, mean, std, min_valid, runtime, stride=1, draws=0):
+    """Walk over a tile in blocks of rows and yield what `encode_series` gives for its pixels.
+
+    module: a backbone or classifier in eval mode. stride: only every so many-th row and column (a
+    quick look).
+    Yields (rows, row, column, output) of each block: (first, last + 1), and of its pixels with at
+    least `min_valid` clear observations (N,) int, (N,) int, (N, D) float32 on the CPU.
     """
     counts = tile.clear_counts()
     width = tile.shape[2]
@@ -369,28 +381,138 @@ def extract_representations(backbone, tile, mean, std, min_valid, runtime, strid
         if len(pixels):
             bands, clear = tile.read((first, last), pixels)
             bands, days = pack_clear(bands, doys, clear, int(clear.sum(0).max()))
-            y = encode_series(backbone, standardise(bands, mean, std), days, runtime)
-            yield first + pixels // width, pixels % width, y.cpu()
+            y = encode_series(module, standardise(bands, mean, std), days, runtime, draws)
+            yield (first, last), first + pixels // width, pixels % width, _map(torch.Tensor.cpu, y)
 
 
-def false_color(representations, valid, sample=50_000, seed=0):
-    """The first three principal components as red, green and blue, stretched to percentiles 2..98.
+# ---- pictures ------------------------------------------------------------------------------------
 
-    representations: (H, W, D); valid: (H, W) bool, the pixels to fit on and to show.
-    Returns (H, W, 4) uint8 RGBA; pixels that are not valid are transparent.
+
+def fit_basis(pixels):
+    """False-colour basis: three principal components and the percentiles 2 and 98 along each.
+
+    pixels: (N, D) representations, N > 3 of valid pixels. Returns a dict of float32 arrays: mean
+    (D,), components (3, D), low (3,), high (3,).
     """
+    pca = PCA(3, random_state=0).fit(pixels)
+    low, high = np.percentile(pca.transform(pixels), (2, 98), axis=0)
+    basis = {"mean": pca.mean_, "components": pca.components_, "low": low, "high": high}
+    return {name: np.asarray(values, np.float32) for name, values in basis.items()}
+
+
+def apply_basis(basis, representations):
+    """Representations (.., D), NaN where there is no data, to RGBA (.., 4) uint8.
+
+    A pixel's colour depends on its representation and the basis alone; no data is transparent.
+    """
+    valid = np.isfinite(representations).all(-1)
     pixels = representations[valid].astype(np.float32)
+    places = (pixels - basis["mean"]) @ basis["components"].T
+    places = (places - basis["low"]) / np.maximum(basis["high"] - basis["low"], 1e-12)
     rgba = np.zeros((*valid.shape, 4), np.uint8)
-    if len(pixels) < 3:
-        return rgba
-    rng = np.random.default_rng(seed)
-    few = pixels[rng.choice(len(pixels), min(sample, len(pixels)), replace=False)]
-    pca = PCA(min(3, *few.shape), random_state=seed).fit(few)
-    low, high = np.percentile(pca.transform(few), (2, 98), axis=0)
-    colors = (pca.transform(pixels) - low) / np.maximum(high - low, 1e-12)
-    rgba[valid, : colors.shape[1]] = (colors.clip(0, 1) * 255).round()
+    rgba[valid, :3] = (places.clip(0, 1) * 255).round()
     rgba[valid, 3] = 255
     return rgba
+
+
+def class_legend(codes, classes):
+    """{code: {"name", "color"}} of class codes, in order.
+
+    classes: {"10": {"name": .., "color": ..}} as in tile.json, or empty; what it does not tell
+    comes from WorldCover where it names none of the codes, else it is made up. 0 is no class.
+    """
+    legend, made_up = {}, plt.get_cmap("tab20")
+    for index, code in enumerate(sorted(int(code) for code in codes if int(code) > 0)):
+        told = classes.get(str(code), {}) if classes else WORLDCOVER.get(code, {})
+        color = matplotlib.colors.to_hex(made_up(index % 20))
+        legend[code] = {"name": f"class {code}", "color": color} | told
+    return legend
+
+
+def plot_class_map(class_map, legend, path, title=""):
+    """Draw a map of class codes (H, W) with its legend to a PNG; 0 is no data and transparent."""
+    rgba = np.zeros((*class_map.shape, 4))
+    for code, entry in legend.items():
+        rgba[class_map == code] = matplotlib.colors.to_rgba(entry["color"])
+    height, width = class_map.shape
+    figure, axes = plt.subplots(figsize=(6 * width / max(height, width) + 2.4, 6))
+    axes.imshow(rgba, interpolation="none")
+    axes.set_title(title)
+    axes.set_axis_off()
+    present = [code for code in legend if (class_map == code).any()]
+    handles = [
+        matplotlib.patches.Patch(
+            color=legend[code]["color"], label=f"{code} {legend[code]['name']}"
+        )
+        for code in present
+    ]
+    if (class_map == 0).any():
+        handles.append(matplotlib.patches.Patch(fc="none", ec="gray", label="no data"))
+    axes.legend(handles=handles, loc="upper left", bbox_to_anchor=(1.0, 1.0), frameon=False)
+    if path:
+        save_figure(figure, path)
+    return figure
+
+
+def plot_confusion(matrix, legend, path, title=""):
+    """Draw a confusion matrix (classes, classes) of counts, rows labelled, columns predicted."""
+    names = [entry["name"] for entry in legend.values()]
+    share = matrix / np.maximum(matrix.sum(1, keepdims=True), 1)
+    size = 3 + 0.5 * len(names)
+    figure, axes = plt.subplots(figsize=(size + 1, size), layout="constrained")
+    image = axes.imshow(share, cmap="Blues", vmin=0, vmax=1)
+    for (row, column), count in np.ndenumerate(matrix):
+        color = "white" if share[row, column] > 0.6 else "black"
+        axes.text(column, row, int(count), ha="center", va="center", color=color, fontsize=8)
+    axes.set_xticks(range(len(names)), names, rotation=45, ha="right")
+    axes.set_yticks(range(len(names)), names)
+    axes.set(xlabel="predicted", ylabel="labelled", title=title)
+    figure.colorbar(image, label="share of the labelled")
+    save_figure(figure, path)
+
+
+def score_classes(labels, predicted, legend):
+    """The full report of a classification, as plain numbers for JSON.
+
+    labels, predicted: (N,) class codes. Returns overall_accuracy, macro_f1 and weighted_f1 (over
+    the classes that occur), per_class (precision, recall, f1, support by code) and the confusion
+    matrix, whose rows and columns follow `classes`.
+    """
+    codes = list(legend)
+    precision, recall, f1, support = precision_recall_fscore_support(
+        labels, predicted, labels=codes, zero_division=0
+    )
+    rows = zip(codes, precision, recall, f1, support, strict=True)
+    return {
+        "overall_accuracy": float(accuracy_score(labels, predicted)),
+        "macro_f1": float(f1_score(labels, predicted, average="macro", zero_division=0)),
+        "weighted_f1": float(f1_score(labels, predicted, average="weighted", zero_division=0)),
+        "per_class": {
+            str(code): {
+                "name": legend[code]["name"],
+                "precision": float(p),
+                "recall": float(r),
+                "f1": float(f),
+                "support": int(n),
+            }
+            for code, p, r, f, n in rows
+        },
+        "confusion_matrix": confusion_matrix(labels, predicted, labels=codes).tolist(),
+        "classes": {str(code): entry for code, entry in legend.items()},
+    }
+
+
+def print_scores(scores):
+    """Print a report of `score_classes`."""
+    print(
+        f"overall accuracy {scores['overall_accuracy']:.3f}  macro-F1 {scores['macro_f1']:.3f}  "
+        f"weighted F1 {scores['weighted_f1']:.3f}"
+    )
+    for code, row in scores["per_class"].items():
+        print(
+            f"{code:>4} {row['name']:28.28s} precision {row['precision']:.3f}  "
+            f"recall {row['recall']:.3f}  F1 {row['f1']:.3f}  support {row['support']}"
+        )
 
 
 def plot_cross_corr(correlation, path, title=""):

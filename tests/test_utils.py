@@ -89,7 +89,7 @@ def test_representations_cover_just_the_valid_pixels(tile, backbone):
     """Defect 12: uninitialised memory for uncovered pixels; defect 11: zero vectors."""
     mean, std = torch.from_numpy(tile.band_mean), torch.from_numpy(tile.band_std)
     seen = np.zeros((20, 16), int)
-    for row, column, y in utils.extract_representations(
+    for _, row, column, y in utils.extract_representations(
         backbone, tile, mean, std, 10, utils.start_runtime("cpu")
     ):
         seen[row, column] += 1
@@ -107,7 +107,7 @@ def test_inference_is_like_the_labelled_data_set(tmp_path, backbone):
         tmp_path, "toy", split="train", block_size=4
     )
     mapped = np.full((20, 16, 8), np.nan, np.float32)
-    for row, column, y in utils.extract_representations(
+    for _, row, column, y in utils.extract_representations(
         backbone, tile, dataset.mean, dataset.std, 10, runtime
     ):
         mapped[row, column] = y.numpy()
@@ -121,16 +121,46 @@ def test_false_color_is_ruled_neither_by_outliers_nor_by_missing_pixels():
     """Defect 11: zero vectors dominate the PCA, a min-max stretch follows outliers."""
     rng = np.random.default_rng(0)
     representations = rng.normal(5, 1, (40, 40, 6)).astype(np.float32)
-    valid = np.ones((40, 40), bool)
-    plain = utils.false_color(representations, valid)
-    representations[:10] = 0
-    valid[:10] = False
+    plain = utils.apply_basis(utils.fit_basis(representations.reshape(-1, 6)), representations)
+    representations[:10] = np.nan
     representations[20, 20] = 60
-    rgba = utils.false_color(representations, valid)
+    valid = np.isfinite(representations[..., 0])
+    rgba = utils.apply_basis(utils.fit_basis(representations[valid]), representations)
     assert (rgba[:10] == 0).all()
     assert (rgba[10:, :, 3] == 255).all()
     spread = rgba[10:, :, :3].reshape(-1, 3).std(0)
     assert (spread > 0.7 * plain[..., :3].reshape(-1, 3).std(0)).all(), spread
+
+
+def test_legends_come_from_the_tile_or_from_worldcover():
+    """Defect 7: labels through three different maps in three files; 0 is never a class."""
+    assert utils.class_legend([0, 40, 95], {}) == {
+        40: {"name": "Cropland", "color": "#f096ff"},
+        95: {"name": "Mangroves", "color": "#00cf75"},
+    }
+    told = utils.class_legend(
+        [2, 3], {"2": {"name": "Corn"}, "3": {"name": "Rice", "color": "#123456"}}
+    )
+    assert told[2]["name"] == "Corn"
+    assert told[2]["color"].startswith("#")
+    assert told[3] == {"name": "Rice", "color": "#123456"}
+    assert utils.class_legend([7], {"2": {"name": "Corn"}})[7]["name"] == "class 7"
+
+
+def test_scores_agree_with_counting():
+    labels, predicted = np.array([1, 1, 1, 2, 2, 5]), np.array([1, 1, 2, 2, 2, 1])
+    scores = utils.score_classes(labels, predicted, utils.class_legend([1, 2, 5], {}))
+    assert scores["overall_accuracy"] == pytest.approx(4 / 6)
+    assert scores["confusion_matrix"] == [[2, 1, 0], [0, 2, 0], [1, 0, 0]]
+    assert scores["per_class"]["1"]["precision"] == pytest.approx(2 / 3)
+    assert scores["per_class"]["5"] == {
+        "name": "class 5",
+        "precision": 0.0,
+        "recall": 0.0,
+        "f1": 0.0,
+        "support": 1,
+    }
+    assert scores["macro_f1"] == pytest.approx((2 / 3 + 0.8 + 0) / 3)
 
 
 # ---- manners -------------------------------------------------------------------------------------
