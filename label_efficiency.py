@@ -40,13 +40,18 @@ run_config = {
 }
 
 
-def read_side(split, checkpoint, config, backbone, runtime):
-    """Representations (N, D), gap-filled raw series (N, features) and labels (N,) of a side."""
+def read_side(split, checkpoint, config, backbone, runtime, label_count=0, seed=0):
+    """Representations (N, D), gap-filled raw series (N, features) and labels (N,) of a side.
+
+    The labels that label_count and seed draw are those of train_classification.py.
+    """
     keys = ("min_valid", "block_size", "split_seed")
     dataset = SentinelTimeSeriesDatasetForDownstreaming(
         config["base_path"],
         config["dataset_name"],
         split=split,
+        label_count=label_count,
+        seed=seed,
         mean=checkpoint["mean"],
         std=checkpoint["std"],
         **{key: checkpoint["config"][key] for key in keys},
@@ -80,13 +85,12 @@ def models(seed):
     }
 
 
-def score(train, test, label_count, seed):
-    """Test scores of each model trained on `label_count` random training pixels."""
-    few = np.random.default_rng(seed).choice(len(train[2]), label_count, replace=False)
+def score(train, test, seed):
+    """Test scores of each model fitted to the training pixels."""
     scores = {}
     for name, (model, on_representations) in models(seed).items():
         which = 0 if on_representations else 1
-        found = model.fit(train[which][few], train[2][few]).predict(test[which])
+        found = model.fit(train[which], train[2]).predict(test[which])
         scores[name] = {
             "macro_f1": float(f1_score(test[2], found, average="macro")),
             "overall_accuracy": float(accuracy_score(test[2], found)),
@@ -123,16 +127,15 @@ def main(config):
     except ValueError:
         raise InputError(f"label_counts={config['label_counts']}: wanted 50,100,..") from None
 
-    train, test = (
-        read_side(split, checkpoint, config, backbone, runtime) for split in ("train", "test")
-    )
-    if min(counts) < 2 or max(counts) > len(train[2]):
-        raise InputError(f"label_counts={config['label_counts']}: wanted 2 to {len(train[2])}")
+    if min(counts) < 2:
+        raise InputError(f"label_counts={config['label_counts']}: wanted 2 or more each")
+    test = read_side("test", checkpoint, config, backbone, runtime)
     log = utils.start_log(config, "label_efficiency", output_dir, runtime)
     results = []
     for count in counts:
         for seed in range(config["seeds"]):
-            for name, scores in score(train, test, count, seed).items():
+            train = read_side("train", checkpoint, config, backbone, runtime, count, seed)
+            for name, scores in score(train, test, seed).items():
                 results.append({"label_count": count, "seed": seed, "model": name, **scores})
         for name in models(0):
             rows = [r for r in results if r["model"] == name and r["label_count"] == count]

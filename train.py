@@ -73,8 +73,8 @@ run_config = {
     "barlow_lambda": 0.005,  # weight of the off-diagonal part
     "mix_up": 1.0,  # weight of mix-up regularisation, times barlow_lambda; 0: none
     # optimiser
-    "batch_size": 512,  # pixels a step, over all processes
-    "epochs": 20,  # times that every valid pixel is visited
+    "batch_size": 256,  # pixels a step, over all processes
+    "epochs": 2,  # times that every valid pixel is visited
     "max_steps": 0,  # stop after so many steps, the schedule unchanged; 0: no limit
     "learning_rate": 1e-3,  # AdamW's, after warm-up
     "weight_decay": 1e-4,  # on matrices; biases and norms have none

@@ -15,7 +15,6 @@ import time
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from tqdm import tqdm
 
 import utils
@@ -49,9 +48,9 @@ run_config = {
     "focal_gamma": 2.0,
     "class_weights": False,  # weigh classes by the inverse root of their frequency
     # optimiser: AdamW, warm-up and cosine over the run's length
-    "batch_size": 256,
+    "batch_size": 32,
     "epochs": 30,
-    "learning_rate": 5e-3,  # of the head
+    "learning_rate": 1e-2,  # of the head
     "backbone_learning_rate": 3e-4,  # of the encoder where it is not frozen
     "weight_decay": 1e-3,
     "warmup_fraction": 0.05,
@@ -147,15 +146,6 @@ def build_classifier(config, checkpoint, num_bands, num_classes):
     return classifier, {"backbone": arguments, "head": head}
 
 
-def classification_loss(logits, target, config, weight=None):
-    """Cross-entropy, or Focal Loss (Lin et al. 2017): its (1 - p)^gamma-fold, in float32."""
-    loss = F.cross_entropy(logits.float(), target, weight=weight, reduction="none")
-    if config["loss"] == "focal":
-        chance = logits.float().softmax(1).gather(1, target[:, None])[:, 0]
-        loss = (1 - chance) ** config["focal_gamma"] * loss
-    return loss.mean() if weight is None else loss.sum() / weight[target].sum()
-
-
 def learning_rate_factor(step, total_steps, warmup_fraction):
     """Linear warm-up, then cosine to 0, a pure function of the step (0-based)."""
     warmup = warmup_fraction * total_steps
@@ -193,6 +183,7 @@ def fit(classifier, train, validation, legend, config, runtime, log, save):
         weight_decay=config["weight_decay"],
     )
     weight = class_weights(train, index, len(codes), runtime) if config["class_weights"] else None
+    gamma = config["focal_gamma"] if config["loss"] == "focal" else 0.0
     best, best_score, best_epoch, losses = None, -1.0, 0, []
     batches = iterate_batches(train, runtime.workers(config["num_workers"]), runtime.on_gpu)
     bar = tqdm(total=config["epochs"], unit="epoch", disable=not runtime.is_main)
@@ -205,7 +196,7 @@ def fit(classifier, train, validation, legend, config, runtime, log, save):
         with runtime.autocast():
             padding = (doys == 0,) if classifier.any_length and not config["sample_size"] else ()
             _, logits = classifier(x, doys, *padding)
-        loss = classification_loss(logits, target, config, weight)
+        loss = utils.focal_loss(logits, target, gamma, weight)
         optimiser.zero_grad()
         loss.backward()
         optimiser.step()

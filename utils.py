@@ -11,14 +11,17 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
+from xml.etree import ElementTree
 
 import matplotlib
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
+import rasterio
 import torch
 import torch.distributed as dist
+import torch.nn.functional as F
 import wandb
 from sklearn.decomposition import PCA
 from sklearn.metrics import (
@@ -383,6 +386,111 @@ def extract_representations(module, tile, mean, std, min_valid, runtime, stride=
             bands, days = pack_clear(bands, doys, clear, int(clear.sum(0).max()))
             y = encode_series(module, standardise(bands, mean, std), days, runtime, draws)
             yield (first, last), first + pixels // width, pixels % width, _map(torch.Tensor.cpu, y)
+
+
+# ---- maps on disk --------------------------------------------------------------------------------
+
+
+def read_map(path, shape=()):
+    """A (H, W) array of a .npy file, memory-mapped; InputError for another shape than wanted."""
+    try:
+        array = np.load(path, mmap_mode="r", allow_pickle=False)
+    except FileNotFoundError:
+        raise InputError(f"{path}: found no file, wanted a map (.npy)") from None
+    except (OSError, ValueError, EOFError) as error:
+        raise InputError(f"{path}: found no readable array ({error}), wanted a map") from None
+    if array.ndim != 2 or (shape and array.shape != shape):
+        raise InputError(f"{path}: found shape {array.shape}, wanted {shape or '(H, W)'}")
+    return array
+
+
+def scales_path(path):
+    """Where the scales of an int8 representation map lie: beside it, <name>_scales.npy."""
+    path = Path(path)
+    return path.with_name(f"{path.stem}_scales.npy")
+
+
+def open_representations(path):
+    """A representation map on disk: memory map (H, W, D), and the scales (H, W) of int8 or None.
+
+    Raises InputError for anything else.
+    """
+    try:
+        array = np.load(path, mmap_mode="r", allow_pickle=False)
+    except FileNotFoundError:
+        raise InputError(f"{path}: found no file, wanted a representation map") from None
+    except (OSError, ValueError, EOFError) as error:
+        raise InputError(f"{path}: found no readable array ({error})") from None
+    if array.ndim != 3 or array.dtype not in (np.float32, np.float16, np.int8):
+        raise InputError(
+            f"{path}: found {array.dtype} {array.shape}, wanted float32, float16 or int8 (H, W, D)"
+        )
+    scales = read_map(scales_path(path), array.shape[:2]) if array.dtype == np.int8 else None
+    return array, scales
+
+
+def read_representations(path, rows=slice(None)):
+    """Rows of a representation map as float32 (rows, W, D), NaN where there is no data."""
+    array, scales = open_representations(path)
+    values = array[rows].astype(np.float32)
+    return values if scales is None else values * scales[rows, :, None]
+
+
+def write_geotiff(path, array, georeference, nodata, legend=None):
+    """Write (H, W) or (H, W, bands) as a tiled, compressed GeoTIFF.
+
+    georeference: dict with "crs" and "transform" (a, b, c, d, e, f), as in tile.json. legend: of
+    class codes; becomes the colour table, and the class names in the .aux.xml beside the file.
+    """
+    bands = array[..., None] if array.ndim == 2 else array
+    profile = {
+        "driver": "GTiff",
+        "height": bands.shape[0],
+        "width": bands.shape[1],
+        "count": bands.shape[2],
+        "dtype": bands.dtype,
+        "crs": georeference["crs"],
+        "transform": rasterio.Affine(*georeference["transform"]),
+        "nodata": nodata,
+        "tiled": True,
+        "blockxsize": 256,
+        "blockysize": 256,
+        "compress": "deflate",
+    }
+    if bands.shape[2] == 4:
+        profile |= {"photometric": "RGB", "ALPHA": "YES"}
+    with written_beside(path) as part, rasterio.open(part, "w", **profile) as file:
+        file.write(np.moveaxis(bands, -1, 0))
+        if legend:
+            colors = {code: matplotlib.colors.to_rgba(e["color"]) for code, e in legend.items()}
+            colors = {code: tuple(round(255 * c) for c in rgba) for code, rgba in colors.items()}
+            file.write_colormap(1, {0: (0, 0, 0, 0)} | colors)
+    if legend:
+        _write_category_names(path, legend)
+
+
+def _write_category_names(path, legend):
+    """Class names where GDAL and QGIS look for them: <path>.aux.xml, one name a code from 0 up."""
+    dataset = ElementTree.Element("PAMDataset")
+    band = ElementTree.SubElement(dataset, "PAMRasterBand", band="1")
+    names = ElementTree.SubElement(band, "CategoryNames")
+    for code in range(max(legend) + 1):
+        entry = ElementTree.SubElement(names, "Category")
+        entry.text = legend[code]["name"] if code in legend else "no data" if code == 0 else ""
+    with written_beside(f"{path}.aux.xml") as part:
+        ElementTree.ElementTree(dataset).write(part)
+
+
+def focal_loss(logits, target, gamma, weight=None):
+    """Focal Loss (Lin et al. 2017), in float32: cross-entropy times (1 - p)^gamma; gamma 0: plain.
+
+    logits: (N, C); target: (N,) class numbers; weight: (C,) of the classes, or None.
+    """
+    loss = F.cross_entropy(logits.float(), target, weight=weight, reduction="none")
+    if gamma:
+        chance = logits.float().softmax(1).gather(1, target[:, None])[:, 0]
+        loss = (1 - chance) ** gamma * loss
+    return loss.mean() if weight is None else loss.sum() / weight[target].sum()
 
 
 # ---- pictures ------------------------------------------------------------------------------------

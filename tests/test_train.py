@@ -273,7 +273,7 @@ def test_a_loss_that_is_not_finite_stops_the_run(dataset, tmp_path, monkeypatch)
 
 MISTAKES = {
     "learning_rat=1": "error: learning_rat=1: wanted key=value with key one of base_path",
-    "epochs=many": "error: epochs=many: wanted a whole number (now 20)",
+    "epochs=many": "error: epochs=many: wanted a whole number (now 2)",
     "learning_rate=fast": "error: learning_rate=fast: wanted a number (now 0.001)",
     "learning_rate=nan": "error: learning_rate=nan: wanted a number (now 0.001)",
     "backbone=resnet": "error: backbone=resnet: wanted one of mlp, cnn, transformer",

@@ -1,0 +1,120 @@
+"""The simple loop: a small head on a saved representation map and its labels.
+
+    python train_classification_maddy.py \\
+        representation_path=outputs/MGRS-SIM1/representation_map.npy \\
+        labels_path=data/simulated/processed/MGRS-SIM1/labels.npy
+
+Pixels split by splits_path (1 train, 2 and 3 test) where it is given, else 80:20 at random.
+"""
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from sklearn.model_selection import train_test_split
+from torch import nn
+from tqdm import trange
+
+import utils
+from utils import InputError
+
+run_config = {
+    "representation_path": "outputs/MGRS-SIM1/representation_map.npy",  # (H, W, D), of infer.py
+    "labels_path": "data/simulated/processed/MGRS-SIM1/labels.npy",  # (H, W) codes; 0: no label
+    "splits_path": "",  # (H, W): 1 train, 2 and 3 test; empty: 80:20 at random
+    "output_dir": "",  # empty: beside the representation map, <its folder>/maddy
+    "hidden": 128,  # width of the head's hidden layer
+    "loss": "cross_entropy",  # cross_entropy or focal
+    "focal_gamma": 2.0,
+    "batch_size": 512,
+    "epochs": 20,
+    "learning_rate": 1e-3,  # AdamW's
+    "seed": 0,
+    "wandb_mode": "auto",  # auto (online where logged in), online, offline or disabled
+}
+
+
+def read_pixels(config):
+    """Representations (N, D), labels (N,) and sides (N,) of the labelled pixels with data."""
+    representations = utils.read_representations(config["representation_path"])
+    shape = representations.shape[:2]
+    labels = utils.read_map(config["labels_path"], shape)
+    valid = np.isfinite(representations).all(-1) & (labels > 0)
+    if not valid.any():
+        raise InputError(f"{config['labels_path']}: found no labelled pixel that has data")
+    if config["splits_path"]:
+        return (
+            representations[valid],
+            labels[valid],
+            utils.read_map(config["splits_path"], shape)[valid],
+        )
+    side = np.ones(valid.sum(), np.uint8)
+    side[train_test_split(np.arange(len(side)), test_size=0.2, random_state=config["seed"])[1]] = 3
+    return representations[valid], labels[valid], side
+
+
+def main(config):
+    """Train the head. Returns the test scores (`utils.score_classes`) of the last epoch."""
+    config = utils.freeze(config)
+    utils.check_choice(config, "loss", ("cross_entropy", "focal"))
+    utils.check_least(config, 2, "batch_size")
+    utils.check_least(config, 1, "epochs", "hidden")
+
+    # data
+    pixels, labels, side = read_pixels(config)
+    codes, target = np.unique(labels, return_inverse=True)
+    train, test = side == 1, side >= 2
+    if train.sum() < 2 or not test.any():
+        raise InputError(
+            f"{config['labels_path']}: found {train.sum()} training and {test.sum()} "
+            "test pixels, wanted 2 and 1 or more"
+        )
+    mean, std = pixels[train].mean(0), pixels[train].std(0) + 1e-6
+    x = torch.from_numpy((pixels - mean) / std).float()
+    target = torch.from_numpy(target)
+    x_train, y_train, x_test = x[train], target[train], x[test]
+
+    # model
+    torch.manual_seed(config["seed"])
+    head = nn.Sequential(
+        nn.Linear(x.shape[1], config["hidden"]), nn.ReLU(), nn.Linear(config["hidden"], len(codes))
+    )
+    optimiser = torch.optim.AdamW(head.parameters(), config["learning_rate"])
+    folder = config["output_dir"] or Path(config["representation_path"]).parent / "maddy"
+    output_dir = utils.make_output_dir(folder)
+    runtime = utils.start_runtime("cpu")
+    (output_dir / "metrics.jsonl").unlink(missing_ok=True)
+    log = utils.start_log(config, "train_classification_maddy", output_dir, runtime)
+    legend = utils.class_legend(codes, {})
+
+    # loop
+    gamma = config["focal_gamma"] if config["loss"] == "focal" else 0.0
+    bar = trange(1, config["epochs"] + 1, unit="epoch")
+    for epoch in bar:
+        total = 0.0
+        for batch in torch.randperm(len(x_train)).split(config["batch_size"]):
+            loss = utils.focal_loss(head(x_train[batch]), y_train[batch], gamma)
+            optimiser.zero_grad()
+            loss.backward()
+            optimiser.step()
+            total += float(loss.detach()) * len(batch)
+        with torch.no_grad():
+            predicted = codes[head(x_test).argmax(1).numpy()]
+        scores = utils.score_classes(labels[test], predicted, legend)
+        line = {key: scores[key] for key in ("overall_accuracy", "macro_f1", "weighted_f1")}
+        log.line({"step": epoch, "loss": total / len(x_train), **line})
+        bar.set_postfix_str(f"accuracy {line['overall_accuracy']:.3f}, F1 {line['macro_f1']:.3f}")
+
+    # wrap up
+    utils.write_json(output_dir / "metrics.json", scores | {"split": "test"})
+    picture = output_dir / "confusion_matrix.png"
+    utils.plot_confusion(np.array(scores["confusion_matrix"]), legend, picture, "test pixels")
+    log.images({"confusion_matrix": picture})
+    log.finish()
+    utils.print_scores(scores)
+    print(f"{picture}: of {test.sum()} test pixels")
+    return scores
+
+
+if __name__ == "__main__":
+    utils.run_script(main, run_config, __doc__)
