@@ -76,8 +76,8 @@ def simulate_covers(size, rng):
 def greenness(cover, field, doy, rng_seed):
     """Share of the growing spectrum in each pixel on a day: a double logistic, shifted by field."""
     rng = np.random.default_rng(rng_seed)  # the same shifts on every date
-    shift = rng.normal(0, 7, (2, field.max() + 1))[:, field]
-    strength = rng.normal(1, 0.06, field.max() + 1)[field]
+    shift = rng.normal(0, 16, (2, field.max() + 1))[:, field]  # days early or late
+    strength = rng.normal(1, 0.2, field.max() + 1)[field]
     least, most, rise, fall = (
         np.array(values)[cover] for values in list(zip(*COVERS.values(), strict=True))[3:]
     )
@@ -93,7 +93,8 @@ def simulate_date(cover, field, doy, config, rng, field_seed):
     green = greenness(cover, field, doy, field_seed)[..., None]
     wet = 1 - 0.25 * rng.beta(2, 4)  # soil moisture of the day
     surface = green * grown[cover] + (1 - green) * bare[cover] * wet
-    surface = surface * rng.normal(1, 0.02) + rng.normal(0, 40, surface.shape)
+    surface = gaussian_filter(surface, (0.8, 0.8, 0), mode="nearest")  # pixels mix at edges
+    surface = surface * rng.normal(1, 0.05) + rng.normal(0, 150, surface.shape)
 
     cloudiness = rng.beta(0.5, 0.7)  # most days are clear or overcast
     noise = gaussian_filter(rng.normal(size=(size, size)), size / 10, mode="wrap")
