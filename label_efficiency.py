@@ -32,7 +32,7 @@ run_config = {
     "dataset_name": "simulated",  # labelled tiles
     "output_dir": "",  # empty: beside the checkpoint, <its folder>/label_efficiency
     # labels
-    "label_counts": "50,100,500,2000",  # drawn at random from the training side
+    "label_counts": "50,100,500,2000",  # drawn at random from the training side; 0: all of it
     "seeds": 3,  # draws of labels for each count; the mean is reported
     # running
     "device": "auto",  # auto, cpu or cuda
@@ -127,8 +127,8 @@ def main(config):
     except ValueError:
         raise InputError(f"label_counts={config['label_counts']}: wanted 50,100,..") from None
 
-    if min(counts) < 2:
-        raise InputError(f"label_counts={config['label_counts']}: wanted 2 or more each")
+    if min(counts) < 0 or 1 in counts:
+        raise InputError(f"label_counts={config['label_counts']}: wanted 0 (all) or 2 or more each")
     test = read_side("test", checkpoint, config, backbone, runtime)
     log = utils.start_log(config, "label_efficiency", output_dir, runtime)
     results = []

@@ -30,7 +30,8 @@ run_config = {
     "output_dir": "",  # receives all files; empty: checkpoints/<time>
     "overwrite": False,  # replace the best.pt of an earlier run in output_dir
     "label_count": 0,  # so many labelled pixels of the training side, at random; 0: all
-    "sample_size": -1,  # steps drawn for training; 0: all clear ones; -1: as pretrained
+    "sample_size": -1,  # steps drawn to train on; 0: all clear ones; -1: as pretrained, or all
+    # clear ones where a frozen backbone can read them
     # model
     "head": "linear",  # linear, mlp (BatchNorm, dropout) or attention (neck over the steps)
     "dropout": 0.1,  # in the head
@@ -49,12 +50,12 @@ run_config = {
     "class_weights": False,  # weigh classes by the inverse root of their frequency
     # optimiser: AdamW, warm-up and cosine over the run's length
     "batch_size": 32,
-    "epochs": 30,
+    "epochs": 40,
     "learning_rate": 1e-2,  # of the head
     "backbone_learning_rate": 3e-4,  # of the encoder where it is not frozen
     "weight_decay": 1e-3,
     "warmup_fraction": 0.05,
-    "patience": 10,  # epochs without a better validation macro-F1 before it stops; 0: never
+    "patience": 15,  # epochs without a better validation macro-F1 before it stops; 0: never
     "seed": 0,  # of the labels, weights and order
     # running
     "device": "auto",  # auto, cpu or cuda
@@ -91,7 +92,8 @@ def inherit(config):
     checkpoint = utils.load_checkpoint(config["checkpoint_path"])
     told = {key: checkpoint["config"][key] for key in INHERITED}
     if config["sample_size"] < 0:
-        told["sample_size"] = checkpoint["config"]["sample_size"]
+        reads_all = config["freeze_backbone"] and BACKBONES[told["backbone"]].any_length
+        told["sample_size"] = 0 if reads_all else checkpoint["config"]["sample_size"]
     print(f"{config['checkpoint_path']}: " + ", ".join(f"{k}={v}" for k, v in told.items()))
     return {**config, **told}, checkpoint
 
