@@ -49,6 +49,7 @@ class MapOnDisk:
         self.name = self.folder.name
         made_by = self.folder / "infer.json"
         self.info = json.loads(made_by.read_text()) if made_by.exists() else {}
+        self.title = self.info.get("tile", self.name)
 
     def blocks(self):
         """Yield (first row, representations (rows, W, D))."""
@@ -70,7 +71,7 @@ class MapOfTile:
             config["checkpoint_path"],
         )
         self.shape = (*self.tile.shape[1:3], self.backbone.latent_dim)
-        self.name, self.info = self.tile.name, self.tile.info
+        self.name, self.title, self.info = self.tile.name, self.tile.title, self.tile.info
         self.folder = Path("outputs") / self.name
 
     def blocks(self):
@@ -164,7 +165,7 @@ def main(config):
         if {"crs", "transform"} <= set(one.info):
             utils.write_geotiff(folder / "false_color.tif", rgba, one.info, None)
         log.images({f"false_color/{one.name}": picture})
-        print(f"{picture}: representations of {one.name} as false colour")
+        print(f"{picture}: representations of {one.title} as false colour")
         pictures.append(picture)
     log.finish()
     return pictures

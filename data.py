@@ -31,11 +31,11 @@ CACHE = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "pixel-
 class Tile:
     """One tile of the contract, opened and checked.
 
-    Attributes: name, path, shape (T, H, W, B), doys (T,) int16, band_mean and band_std (B,)
-    float32, info (the content of tile.json), band_names (B names, or empty where tile.json does
-    not tell). bands (T, H, W, B) uint16, masks (T, H, W) uint8, labels and splits (H, W) uint8 or
-    None are opened as memory maps whenever they are asked for: a map that is let go gives its
-    memory and its file handle back, so neither grows with the size or the number of tiles.
+    Attributes: name, title (for pictures), path, shape (T, H, W, B), doys (T,) int16, band_mean
+    and band_std (B,) float32, info (the content of tile.json), band_names (B names, or empty where
+    tile.json does not tell). bands (T, H, W, B) uint16, masks (T, H, W) uint8, labels and splits
+    (H, W) uint8 or None are opened as memory maps whenever they are asked for: a map that is let
+    go gives its memory and its file handle back, so neither grows with the tiles.
     Raises InputError that names the file, what was found and what was wanted.
     """
 
@@ -53,6 +53,7 @@ class Tile:
         self.masks  # noqa: B018 (opened once to be checked)
         self.info = self._load_info()
         self.band_names = self.info.get("bands", [])
+        self.title = f"{self.name} (simulated)" if self.info.get("simulated") else self.name
 
     @property
     def bands(self):

@@ -175,7 +175,7 @@ def map_tile(tile, module, checkpoint, config, runtime, output_dir, made_by):
         write_pictures(writer, tile, legend, output_dir)
     bar.close()
     georeference = {key: tile.info[key] for key in ("crs", "transform") if key in tile.info}
-    made_by = made_by | georeference | {"tile_path": str(tile.path), "tile": tile.name}
+    made_by = made_by | georeference | {"tile_path": str(tile.path), "tile": tile.title}
     utils.write_json(output_dir / "infer.json", made_by | {"classes": legend})
 
 
@@ -183,7 +183,7 @@ def write_pictures(writer, tile, legend, output_dir):
     """PNG of the class map, and GeoTIFFs where the tile is georeferenced."""
     if legend:
         class_map = writer.read("classification_map")
-        utils.plot_class_map(class_map, legend, output_dir / "classification_map.png", tile.name)
+        utils.plot_class_map(class_map, legend, output_dir / "classification_map.png", tile.title)
     if not {"crs", "transform"} <= set(tile.info):
         return
     utils.write_geotiff(output_dir / "valid_count.tif", writer.read("valid_count"), tile.info, None)

@@ -34,6 +34,7 @@ run_config = {
     # labels
     "label_counts": "50,100,500,2000",  # drawn at random from the training side; 0: all of it
     "seeds": 3,  # draws of labels for each count; the mean is reported
+    "draws": 0,  # representations from 0: all clear observations; else the mean of so many draws
     # running
     "device": "auto",  # auto, cpu or cuda
     "wandb_mode": "auto",  # auto (online where logged in), online, offline or disabled
@@ -62,7 +63,7 @@ def read_side(split, checkpoint, config, backbone, runtime, label_count=0, seed=
     days = torch.from_numpy(np.unique(np.concatenate([tile.doys for tile in dataset.tiles])))
     sides = []
     for x, doys, labels, _ in iterate_batches(dataset):
-        y = utils.encode_series(backbone, x, doys, runtime).cpu()
+        y = utils.encode_series(backbone, x, doys, runtime, config["draws"]).cpu()
         sides.append((y, gap_fill(x, doys, days).flatten(1), labels))
     return [torch.cat(parts).numpy() for parts in zip(*sides, strict=True)]
 
@@ -117,6 +118,7 @@ def main(config):
     """Score and draw. Returns a list of dicts: label_count, seed, model, the scores."""
     config = utils.freeze(config)
     utils.check_least(config, 1, "seeds")
+    utils.check_least(config, 0, "draws")
     runtime = utils.start_runtime(config["device"])
     checkpoint = utils.load_checkpoint(config["checkpoint_path"])
     backbone = load_backbone(checkpoint).to(runtime.device)

@@ -510,7 +510,7 @@ def main(config):
         backbone = run.model.backbone
         if draw_false_color(backbone, picture_tile, train_set, config, runtime, picture):
             run.log.images({"false_color": picture}, run.step)
-            print(f"{picture}: representations of {picture_tile.name} as false colour")
+            print(f"{picture}: representations of {picture_tile.title} as false colour")
         print(f"{output_dir / 'cross_correlation.png'}: of the projections of two views")
         print(f"{output_dir / 'best.pt'}: best checkpoint, score {run.best_score:.3f}")
     run.log.finish()

@@ -542,21 +542,18 @@ def plot_class_map(class_map, legend, path, title=""):
     rgba = np.zeros((*class_map.shape, 4))
     for code, entry in legend.items():
         rgba[class_map == code] = matplotlib.colors.to_rgba(entry["color"])
-    height, width = class_map.shape
-    figure, axes = plt.subplots(figsize=(6 * width / max(height, width) + 2.4, 6))
+    figure, axes = plt.subplots(figsize=(8.5, 6), layout="constrained")
     axes.imshow(rgba, interpolation="none")
     axes.set_title(title)
     axes.set_axis_off()
-    present = [code for code in legend if (class_map == code).any()]
     handles = [
-        matplotlib.patches.Patch(
-            color=legend[code]["color"], label=f"{code} {legend[code]['name']}"
-        )
-        for code in present
+        matplotlib.patches.Patch(color=entry["color"], label=f"{code} {entry['name']}")
+        for code, entry in legend.items()
+        if (class_map == code).any()
     ]
     if (class_map == 0).any():
         handles.append(matplotlib.patches.Patch(fc="none", ec="gray", label="no data"))
-    axes.legend(handles=handles, loc="upper left", bbox_to_anchor=(1.0, 1.0), frameon=False)
+    figure.legend(handles=handles, loc="outside right upper", frameon=False)
     if path:
         save_figure(figure, path)
     return figure

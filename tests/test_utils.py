@@ -1,6 +1,8 @@
 """Overrides, checkpoints, RankMe, representations, false colour, and the manners of all modules."""
 
 import ast
+import importlib
+import re
 import subprocess
 import sys
 
@@ -9,9 +11,15 @@ import pytest
 import torch
 from conftest import ROOT, make_tile
 
+import make_demo_data
 import utils
 from backbones import BACKBONES, build_backbone
-from data import SentinelTimeSeriesDatasetForDownstreaming, Tile, iterate_batches
+from data import (
+    SentinelTimeSeriesDatasetForDownstreaming,
+    Tile,
+    iterate_batches,
+    open_dataset,
+)
 
 PYTHON_FILES = sorted(ROOT.glob("*.py"))
 
@@ -161,6 +169,54 @@ def test_scores_agree_with_counting():
         "support": 1,
     }
     assert scores["macro_f1"] == pytest.approx((2 / 3 + 0.8 + 0) / 3)
+
+
+# ---- README and simulated tiles ------------------------------------------------------------------
+
+
+def readme_commands():
+    """(script, [key=value, ..]) of every command in the README's code blocks."""
+    blocks = re.findall(r"```bash\n(.*?)```", (ROOT / "README.md").read_text(), flags=re.DOTALL)
+    words = " ".join(blocks).replace("\\\n", " ").replace("&&", "\n")
+    for line in words.splitlines():
+        if found := re.search(r"(\w+)\.py(.*)", line):
+            yield found[1], [word for word in found[2].split() if "=" in word]
+
+
+def test_the_commands_of_the_readme_have_keys_that_exist():
+    commands = list(readme_commands())
+    assert {"train", "train_classification", "infer", "create_false_color_map"} <= {
+        script for script, _ in commands
+    }
+    for script, arguments in commands:
+        utils.override(importlib.import_module(script).run_config, arguments)
+
+
+def test_the_pictures_of_the_readme_are_there():
+    for path in re.findall(r"!\[.*?\]\((.*?)\)", (ROOT / "README.md").read_text()):
+        assert (ROOT / path).exists(), path
+
+
+def test_simulated_tiles(tmp_path):
+    config = {**make_demo_data.run_config, "base_path": str(tmp_path), "size": 48, "num_tiles": 2}
+    make_demo_data.main(config)
+    tiles = open_dataset(tmp_path, "simulated")
+    assert [tile.name for tile in tiles] == ["MGRS-SIM1", "MGRS-SIM2"]
+    for tile in tiles:
+        assert tile.shape == (60, 48, 48, 11)
+        assert "(simulated)" in tile.title
+        assert tile.info["crs"].startswith("EPSG:")
+        assert len(set(np.diff(tile.doys).tolist())) > 1, "irregular dates"
+        assert set(np.unique(tile.labels)) <= set(utils.WORLDCOVER)
+        assert (tile.bands[tile.masks == 1] > 0).all()
+        masks = tile.masks.astype(bool)
+        alike = (masks[:, 1:] == masks[:, :-1]).mean()
+        assert alike > 0.9, "clouds hang together in space"
+        blue = tile.bands[..., 1]
+        assert ((blue > 4000) & masks).sum() > 20, "some clouds are left undetected"
+    assert not np.array_equal(tiles[0].labels, tiles[1].labels)
+    with pytest.raises(utils.InputError, match="exists already"):
+        make_demo_data.main(config)
 
 
 # ---- manners -------------------------------------------------------------------------------------
