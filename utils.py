@@ -108,8 +108,10 @@ def run_script(main, run_config, docstring):
         return
     try:
         main(override(run_config, sys.argv[1:]))
-    except (InputError, FloatingPointError) as error:
-        raise SystemExit(f"error: {error}") from None
+    except (InputError, FloatingPointError, OSError) as error:
+        # a loader worker's mistake comes with its traceback in front; the last line tells it
+        line = str(error).strip().splitlines()[-1].removeprefix("utils.InputError: ")
+        raise SystemExit(f"error: {line}") from None
     except KeyboardInterrupt:
         raise SystemExit("interrupted") from None
     finally:
@@ -310,13 +312,16 @@ def save_checkpoint(path, kind, **content):
 
 def load_checkpoint(path, kinds=("pretrained", "classifier")):
     """Read a checkpoint of one of the kinds onto the CPU; raises InputError for anything else."""
+    if not path:
+        raise InputError(f"checkpoint_path: wanted a {' or '.join(kinds)} checkpoint, found none")
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise InputError(f"{path}: found no file, wanted a checkpoint") from None
     except Exception as error:  # torch.load raises many kinds for a file that is cut off or foreign
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise InputError(f"{path}: found no whole checkpoint ({reason})") from None
+        raise InputError(
+            f"{path}: found no whole checkpoint ({type(error).__name__}), wanted one of ours"
+        ) from None
     if not isinstance(content, dict) or "format" not in content or "kind" not in content:
         raise InputError(f"{path}: found a file of another program, wanted a checkpoint of ours")
     if content["format"] != FORMAT_VERSION:
