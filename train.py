@@ -10,6 +10,7 @@ give both the same embedding, with decorrelated dimensions.
 Started again with the same output_dir it goes on from last.pt as if it had never stopped.
 """
 
+import contextlib
 import itertools
 import json
 import math
@@ -150,7 +151,7 @@ def open_data(config, runtime):
             if tile.path.resolve() in train_paths:
                 raise InputError(f"val_dataset_name={name}: {tile.path} is a training tile")
     labelled = None
-    if any(tile.has_labels for tile in val_set.tiles):
+    with contextlib.suppress(InputError):  # no labels among the validation pixels: no probe
         labelled = SentinelTimeSeriesDatasetForDownstreaming(
             base_path, name, batch_size=config["val_pixels"], **keywords
         )

@@ -197,7 +197,7 @@ def start_runtime(device="auto"):
     rank, local_rank = (int(os.environ.get(key, 0)) for key in ("RANK", "LOCAL_RANK"))
     if use_gpu:
         torch.cuda.set_device(local_rank)
-        torch.backends.cuda.matmul.allow_tf32 = True
+        torch.set_float32_matmul_precision("high")  # TF32
         torch.backends.cudnn.allow_tf32 = True
     if world_size > 1 and not dist.is_initialized():
         dist.init_process_group("nccl" if use_gpu else "gloo")
@@ -396,14 +396,18 @@ def extract_representations(module, tile, mean, std, min_valid, runtime, stride=
 # ---- maps on disk --------------------------------------------------------------------------------
 
 
+def _load_npy(path, wanted):
+    try:
+        return np.load(path, mmap_mode="r", allow_pickle=False)
+    except FileNotFoundError:
+        raise InputError(f"{path}: found no file, wanted {wanted}") from None
+    except (OSError, ValueError, EOFError) as error:
+        raise InputError(f"{path}: found no readable array ({error}), wanted {wanted}") from None
+
+
 def read_map(path, shape=()):
     """A (H, W) array of a .npy file, memory-mapped; InputError for another shape than wanted."""
-    try:
-        array = np.load(path, mmap_mode="r", allow_pickle=False)
-    except FileNotFoundError:
-        raise InputError(f"{path}: found no file, wanted a map (.npy)") from None
-    except (OSError, ValueError, EOFError) as error:
-        raise InputError(f"{path}: found no readable array ({error}), wanted a map") from None
+    array = _load_npy(path, "a map (.npy)")
     if array.ndim != 2 or (shape and array.shape != shape):
         raise InputError(f"{path}: found shape {array.shape}, wanted {shape or '(H, W)'}")
     return array
@@ -420,12 +424,7 @@ def open_representations(path):
 
     Raises InputError for anything else.
     """
-    try:
-        array = np.load(path, mmap_mode="r", allow_pickle=False)
-    except FileNotFoundError:
-        raise InputError(f"{path}: found no file, wanted a representation map") from None
-    except (OSError, ValueError, EOFError) as error:
-        raise InputError(f"{path}: found no readable array ({error})") from None
+    array = _load_npy(path, "a representation map (.npy)")
     if array.ndim != 3 or array.dtype not in (np.float32, np.float16, np.int8):
         raise InputError(
             f"{path}: found {array.dtype} {array.shape}, wanted float32, float16 or int8 (H, W, D)"
