@@ -472,15 +472,13 @@ def main(config):
     config = utils.freeze(config)
     check_config(config)
 
-    # process and folder
+    # data; the folder comes after it, so that a mistake leaves none behind
     runtime = utils.start_runtime(config["device"])
+    make_simulated_tiles(config, runtime)
+    train_set, val_set, labelled, picture_tile = open_data(config, runtime)
     output_dir = utils.make_output_dir(
         config["output_dir"] or time.strftime("checkpoints/%Y-%m-%d_%H-%M-%S")
     )
-
-    # data
-    make_simulated_tiles(config, runtime)
-    train_set, val_set, labelled, picture_tile = open_data(config, runtime)
     validate = Validation(val_set, labelled, config, runtime)
 
     # model, optimiser, and where an earlier run of this folder stopped

@@ -245,15 +245,8 @@ def main(config):
     config, checkpoint = inherit(config)
     config = utils.freeze(config)
 
-    # process and folder
+    # process
     runtime = utils.start_runtime(config["device"])
-    output_dir = utils.make_output_dir(
-        config["output_dir"] or time.strftime("checkpoints/%Y-%m-%d_%H-%M-%S")
-    )
-    best_path = output_dir / "best.pt"
-    if best_path.exists() and not config["overwrite"]:
-        raise InputError(f"{best_path}: exists, wanted another output_dir or overwrite=true")
-    (output_dir / "metrics.jsonl").unlink(missing_ok=True)
 
     # data and classes
     train, validation, test = open_sides(config, checkpoint)
@@ -265,6 +258,15 @@ def main(config):
             f"{train.tiles[0].path / 'labels.npy'}: found codes {list(legend)}, "
             "wanted two classes or more"
         )
+
+    # folder, which a mistake above does not leave behind
+    output_dir = utils.make_output_dir(
+        config["output_dir"] or time.strftime("checkpoints/%Y-%m-%d_%H-%M-%S")
+    )
+    best_path = output_dir / "best.pt"
+    if best_path.exists() and not config["overwrite"]:
+        raise InputError(f"{best_path}: exists, wanted another output_dir or overwrite=true")
+    (output_dir / "metrics.jsonl").unlink(missing_ok=True)
 
     # model, loop, best checkpoint
     classifier, arguments = build_classifier(config, checkpoint, train.num_bands, len(legend))
