@@ -6,6 +6,7 @@ Shapes: N pixels, S steps, B bands, W width of the network, D = latent_dim.
 """
 
 import math
+from itertools import pairwise
 
 import torch
 import torch.nn.functional as F
@@ -38,7 +39,7 @@ class SimpleMLP(nn.Module):
         self.latent_dim, self.sample_size = latent_dim, sample_size
         sizes = [sample_size * (num_bands + self.DAY_FEATURES), *[4 * width] * depth]
         layers = []
-        for size_in, size_out in zip(sizes, sizes[1:], strict=False):
+        for size_in, size_out in pairwise(sizes):
             layers += [nn.Linear(size_in, size_out), nn.LayerNorm(size_out), nn.GELU()]
         # no bias at the end: the projector's BatchNorm would take it away again
         self.layers = nn.Sequential(*layers, nn.Linear(sizes[-1], latent_dim, bias=False))
@@ -65,7 +66,7 @@ class SimpleCNN(nn.Module):
         self.step_dim = channels[-1]
         self.convolutions = nn.ModuleList(
             nn.Conv1d(size_in, size_out, kernel_size=5, padding=2)
-            for size_in, size_out in zip(channels, channels[1:], strict=False)
+            for size_in, size_out in pairwise(channels)
         )
         self.norms = nn.ModuleList(nn.LayerNorm(size) for size in channels[1:])
         self.head = nn.Linear(2 * channels[-1], latent_dim, bias=False)

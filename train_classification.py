@@ -168,13 +168,9 @@ def predict(classifier, dataset, codes, runtime):
     return np.concatenate(labels), np.concatenate(predicted)
 
 
-def fit(classifier, train, validation, legend, config, runtime, log, save):
-    """The loop. Saves each best model and loads the last such; returns its score and epoch."""
-    codes = np.array(list(legend))
-    index = torch.full((256,), -1).index_copy(0, torch.from_numpy(codes), torch.arange(len(codes)))
-    total_steps = config["epochs"] * train.steps_per_epoch
-    train.set_steps(0, total_steps)
-    optimiser = torch.optim.AdamW(
+def build_optimiser(classifier, config):
+    """AdamW with a peak rate of its own for the head and for an encoder that is not frozen."""
+    return torch.optim.AdamW(
         [
             {"params": classifier.head.parameters(), "rate": config["learning_rate"]},
             {
@@ -184,6 +180,15 @@ def fit(classifier, train, validation, legend, config, runtime, log, save):
         ],
         weight_decay=config["weight_decay"],
     )
+
+
+def fit(classifier, train, validation, legend, config, runtime, log, save):
+    """The loop. Saves each best model and loads the last such; returns its score and epoch."""
+    codes = np.array(list(legend))
+    index = torch.full((256,), -1).index_copy(0, torch.from_numpy(codes), torch.arange(len(codes)))
+    total_steps = config["epochs"] * train.steps_per_epoch
+    train.set_steps(0, total_steps)
+    optimiser = build_optimiser(classifier, config)
     weight = class_weights(train, index, len(codes), runtime) if config["class_weights"] else None
     gamma = config["focal_gamma"] if config["loss"] == "focal" else 0.0
     best, best_score, best_epoch, losses = None, -1.0, 0, []
