@@ -88,7 +88,8 @@ def main(config):
     # areas
     result = {"areas": class_areas(class_map, legend, info)}
     picture = output_dir / "inference_map.png"
-    utils.plot_class_map(class_map, legend, picture, info.get("tile", path.parent.name))
+    title = info.get("tile", path.parent.name)
+    utils.plot_class_map(class_map, legend, picture, title)
     pictures = {"inference_map": picture}
     print_areas(result["areas"])
     print(f"no data: {int((class_map == 0).sum())} of {class_map.size} pixels")
@@ -103,13 +104,13 @@ def main(config):
         utils.print_scores(result["agreement"])
         pictures["agreement"] = output_dir / "agreement.png"
         matrix = np.array(result["agreement"]["confusion_matrix"])
-        utils.plot_confusion(matrix, legend, pictures["agreement"], "map against labels")
+        utils.plot_confusion(matrix, legend, pictures["agreement"], f"{title}: map against labels")
     utils.write_json(output_dir / "inference_map.json", result)
     log.images(pictures)
     log.finish()
     print(f"{picture}: the map with its legend")
     if config["show"]:
-        show_window(class_map, legend, path.parent.name)
+        show_window(class_map, legend, title)
     return result
 
 

@@ -304,19 +304,13 @@ def main(config):
     labels, predicted = predict(classifier, test, np.array(list(legend)), runtime)
     scores = utils.score_classes(labels, predicted, legend)
     scores |= {"split": "test", "validation_macro_f1": score, "best_epoch": epoch}
-    utils.write_json(output_dir / "metrics.json", scores)
-    picture = output_dir / "confusion_matrix.png"
-    utils.plot_confusion(
-        np.array(scores["confusion_matrix"]), legend, picture, f"{config['dataset_name']}, test"
-    )
     summary = {
         f"test_{key}": scores[key] for key in ("overall_accuracy", "macro_f1", "weighted_f1")
     }
-    log.line({"step": epoch + config["epochs"], **summary})
-    log.images({"confusion_matrix": picture})
+    log.line({"step": config["epochs"] + 1, **summary})
+    utils.write_report(scores, legend, output_dir, f"{config['dataset_name']}, test", log)
     log.finish()
-    utils.print_scores(scores)
-    print(f"{best_path}: of epoch {epoch}; {picture}")
+    print(f"{best_path}: of epoch {epoch}")
     return scores
 
 

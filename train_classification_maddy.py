@@ -106,13 +106,9 @@ def main(config):
         bar.set_postfix_str(f"accuracy {line['overall_accuracy']:.3f}, F1 {line['macro_f1']:.3f}")
 
     # wrap up
-    utils.write_json(output_dir / "metrics.json", scores | {"split": "test"})
-    picture = output_dir / "confusion_matrix.png"
-    utils.plot_confusion(np.array(scores["confusion_matrix"]), legend, picture, "test pixels")
-    log.images({"confusion_matrix": picture})
+    scores["split"] = "test"
+    utils.write_report(scores, legend, output_dir, f"{test.sum()} test pixels", log)
     log.finish()
-    utils.print_scores(scores)
-    print(f"{picture}: of {test.sum()} test pixels")
     return scores
 
 

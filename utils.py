@@ -611,6 +611,16 @@ def score_classes(labels, predicted, legend):
     }
 
 
+def write_report(scores, legend, output_dir, title, log):
+    """metrics.json and confusion_matrix.png of `score_classes`, to the folder, wandb and screen."""
+    write_json(output_dir / "metrics.json", scores)
+    picture = output_dir / "confusion_matrix.png"
+    plot_confusion(np.array(scores["confusion_matrix"]), legend, picture, title)
+    log.images({"confusion_matrix": picture})
+    print_scores(scores)
+    print(f"{picture}: {title}")
+
+
 def print_scores(scores):
     """Print a report of `score_classes`."""
     print(

@@ -117,6 +117,16 @@ def test_checkpoint_holds_all_that_later_scripts_need(dataset, tmp_path):
         load_backbone(content)
 
 
+def test_mix_up_takes_part_where_it_is_asked_for(dataset, tmp_path):
+    for weight in (0.0, 1.0):
+        main(tiny(dataset, tmp_path / f"{weight}", mix_up=weight, max_steps=3))
+        assert ("mix_up_loss" in lines(tmp_path / f"{weight}")[-1]) == (weight > 0)
+    first, mixed = (lines(tmp_path / name)[1] for name in ("0.0", "1.0"))
+    assert mixed["loss"] == pytest.approx(first["loss"] + 0.005 * mixed["mix_up_loss"], rel=1e-3)
+    one, other = (weights(tmp_path / name) for name in ("0.0", "1.0"))
+    assert not all(value.equal(other[key]) for key, value in one.items())
+
+
 def test_best_checkpoint_is_the_best_validated(dataset, tmp_path):
     main(tiny(dataset, tmp_path / "out", val_interval=3))
     best = utils.load_checkpoint(tmp_path / "out/best.pt")
