@@ -11,6 +11,7 @@ import contextlib
 import hashlib
 import json
 import os
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -18,14 +19,18 @@ import torch
 import torch.nn.functional as F
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
-from transforms import draw_steps, pack_clear, standardise, take_steps
+from transforms import clear_steps, draw_steps, standardise
 from utils import InputError
 
 TRAIN, VALIDATION, TEST = 1, 2, 3  # codes of splits.npy; 0 is unused
 SHARDS = 64  # virtual shards of an epoch: the most processes x workers that can share one
 BLOCK_PIXELS = 2048  # about what one read of consecutive rows holds
-SHUFFLE_PIXELS = 1 << 19  # pixels in the shuffle buffers of all shards together
+SHUFFLE_PIXELS = 1 << 19  # pixels that are shuffled together, over all processes
+DRAW_PIXELS = 1 << 14  # pixels whose views are drawn at once: many, yet within the CPU's cache
 CACHE = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "pixel-series"
+
+
+CACHE_PIXELS = 512
 
 
 class Tile:
@@ -87,6 +92,8 @@ class Tile:
         wrong = array.ndim != 4 if isinstance(shape, str) else array.shape != shape
         if wrong or 0 in array.shape:
             self._fail(name, f"shape {array.shape}", f"{shape}, none of them 0")
+        if not array.flags.c_contiguous:
+            self._fail(name, "Fortran order", "C order (numpy.ascontiguousarray)")
         if not np.issubdtype(array.dtype, dtype):
             self._fail(name, f"dtype {array.dtype}", dtype.__name__)
         return array
@@ -149,19 +156,39 @@ class Tile:
             part.replace(cached)
         return counts
 
-    def read(self, rows, pixels):
-        """Series of some pixels of a block of rows.
+    def read_clear(self, pixels):
+        """Whether each observation of some pixels is clear, (T, N) bool tensor.
 
-        rows: (first, last + 1); pixels: (N,) int, flat indices into the block.
-        Returns tensors: bands (T, N, B) uint16 and clear (T, N) bool.
+        pixels: (N,) int, flat indices into the tile; a read is fastest where they ascend.
         """
-        num_dates, _, _, num_bands = self.shape
-        bands = self.bands[:, slice(*rows)].reshape(num_dates, -1, num_bands)
-        masks = self.masks[:, slice(*rows)].reshape(num_dates, -1)
-        return (
-            torch.from_numpy(np.take(bands, pixels, axis=1)),
-            torch.from_numpy(np.take(masks, pixels, axis=1)).bool(),
-        )
+        masks = self.masks.reshape(self.shape[0], -1)
+        return torch.from_numpy(np.take(masks, pixels, axis=1)).bool()
+
+    def read_steps(self, pixels, steps):
+        """Chosen observations of some pixels.
+
+        pixels: (N,) int as in `read_clear`; steps: (N, ..) int64 tensor of indices into the dates,
+        -1 for padding.
+        Returns tensors: bands (N, .., B) uint16 and days of year (N, ..) int16. Padding has the
+        doy 0, which is how it is told from data, and its bands mean nothing.
+        """
+        num_dates, height, width, num_bands = self.shape
+        bands = self.bands.reshape(num_dates, height * width, num_bands)
+        found = np.empty((*steps.shape, num_bands), np.uint16)
+        dates = steps.flatten(1).numpy()
+        for start in range(0, len(pixels), CACHE_PIXELS):
+            part = slice(start, start + CACHE_PIXELS)
+            source, origin = bands, 0
+            low, high = pixels[part].min(), pixels[part].max() + 1
+            if high - low < 2 * CACHE_PIXELS:  # a copy reads ahead where single rows would wait
+                source, origin = bands[:, low:high].copy(), low
+            rows = dates[part] * source.shape[1] + (pixels[part] - origin)[:, None]
+            out = found[part].reshape(*rows.shape, num_bands)
+            np.take(source.reshape(-1, num_bands), rows, axis=0, out=out, mode="clip")
+        doys = np.take(
+            np.append(self.doys, np.int16(0)), steps.numpy()
+        )  # -1 finds the 0 at the end
+        return torch.from_numpy(found), torch.from_numpy(doys)
 
     def split_map(self, block_size=16, seed=0):
         """Side of each pixel, (H, W) uint8: 1 train, 2 validation, 3 test, 0 unused.
@@ -233,10 +260,10 @@ class _PixelDataset(IterableDataset):
     rank, world_size: of the processes that share each batch.
 
     An epoch is a stream: the blocks of all tiles in a drawn order, the chosen pixels of each block
-    in a drawn order. The stream is cut into SHARDS equal stretches, and every batch takes its share
-    of each. A shard reads its stretch in chunks, draws the views, shuffles the chunk and hands it
-    out. Every draw is seeded by seed, epoch and place in the stream, and processes and workers own
-    whole shards, in order, so what a batch holds depends on seed, epoch and step alone.
+    in the order of the disk. The stream is cut into SHARDS equal stretches, and every batch takes
+    its share of each. So many batches at a time that they hold SHUFFLE_PIXELS are read, drawn and
+    shuffled. Every draw is seeded by seed, epoch and place in the stream, and processes and workers
+    own whole shards, in order, so what a batch holds depends on seed, epoch and step alone.
 
     Iterating gives the batches `first_step` .. `last_step` - 1 (step = epoch * steps_per_epoch + k;
     one epoch unless `set_steps` says otherwise) as tuples of tensors; in a worker of a DataLoader,
@@ -280,6 +307,7 @@ class _PixelDataset(IterableDataset):
         if mean is None:
             mean, std = pool_statistics(tiles, clear_total)
         self.mean, self.std = torch.as_tensor(mean), torch.as_tensor(std)
+        self._buffers = []
 
     def _choose_pixels(self):
         """Find the pixels that take part. Returns the clear observations of each tile."""
@@ -327,9 +355,9 @@ class _PixelDataset(IterableDataset):
                     blocks.append((index, first, last, count))
         self._blocks = np.array(blocks)
         self.num_pixels = int(self._blocks[:, 3].sum())
+        self.longest = max(tile.shape[0] for tile in self.tiles)
         self.steps_per_epoch = -(-self.num_pixels // batch_size)
-        # batch k holds numbers edges[k] .. edges[k + 1] - 1; number i is of shard i % SHARDS
-        self._edges = self.num_pixels * np.arange(self.steps_per_epoch + 1) // self.steps_per_epoch
+        self._chunk_steps = max(1, SHUFFLE_PIXELS * self.steps_per_epoch // self.num_pixels)
         self.set_steps(0, self.steps_per_epoch)
 
     def _unpack(self, tile_index, rows=(0, None)):
@@ -348,57 +376,104 @@ class _PixelDataset(IterableDataset):
         shards = range(SHARDS * part // parts, SHARDS * (part + 1) // parts)
         step = self.first_step
         while step < self.last_step:
-            epoch, first = divmod(step, self.steps_per_epoch)
-            for shares in zip(*(self._shard(epoch, shard, first) for shard in shards), strict=True):
-                if step == self.last_step:
-                    return
-                yield self._finish([torch.cat(arrays) for arrays in zip(*shares, strict=True)])
+            epoch, batch = divmod(step, self.steps_per_epoch)
+            first = batch - batch % self._chunk_steps
+            last = min(first + self._chunk_steps, self.steps_per_epoch)
+            arrays, ends = self._chunk(epoch, shards, first, last)
+            ends = ends[batch - first :][: self.last_step - step + 1]
+            for start, stop in pairwise(ends):
+                yield self._finish([array[start:stop] for array in arrays])
                 step += 1
 
-    def _shard(self, epoch, shard, first):
-        """Yield one shard's share of the batches first, first + 1, .. of an epoch."""
-        rng = np.random.default_rng([self.seed, epoch])
-        order = rng.permutation(len(self._blocks))
-        ends = np.cumsum(self._blocks[order, 3])
+    def _chunk(self, epoch, shards, first, last):
+        """The part that some shards have in the batches first .. last - 1 of an epoch.
+
+        Returns arrays, batch after batch, and where the batches end in them (last - first + 1,).
+        """
+        # batch k holds numbers edges[k] .. edges[k + 1] - 1; number i is of shard i % SHARDS
+        edges = self.num_pixels * np.arange(first, last + 1) // self.steps_per_epoch
         size, longer = divmod(self.num_pixels, SHARDS)
-        start = shard * size + min(shard, longer)  # of this shard's stretch of the stream
-        edges = start + -(-(self._edges - shard) // SHARDS)  # share of batch k: edges[k] .. [k + 1]
-        # shards fill their buffers at different batches, so that no batch waits for all of them
-        per_chunk = max(1, SHUFFLE_PIXELS // SHARDS * self.steps_per_epoch // max(size, 1))
-        batch, stop = 0, 1 + shard * per_chunk // SHARDS
-        while batch < self.steps_per_epoch:
-            stop = min(stop, self.steps_per_epoch)
-            if stop > first:
-                chunk = self._chunk(epoch, order, ends, edges[batch], edges[stop])
-                for k in range(max(batch, first), stop):
-                    share = slice(edges[k] - edges[batch], edges[k + 1] - edges[batch])
-                    yield [array[share] for array in chunk]
-            batch, stop = stop, stop + per_chunk
+        stretches, sizes, shuffled, total = [], [], [], 0
+        for shard in shards:
+            start = shard * size + min(shard, longer)  # of the shard's stretch of the stream
+            share = start - (shard - edges) // SHARDS  # of batch k: share[k] .. share[k + 1] - 1
+            stretches.append((shard, share[0], share[-1]))
+            sizes.append(np.diff(share))
+            rng = np.random.default_rng([self.seed, epoch, first, shard])
+            shuffled.append(total + rng.permutation(share[-1] - share[0]))
+            total += share[-1] - share[0]
+        batch = np.repeat(np.tile(np.arange(last - first), len(shards)), np.concatenate(sizes))
+        row = np.empty(total, np.int64)  # of each pixel of the stretches, one after the other
+        row[np.concatenate(shuffled)[np.argsort(batch, kind="stable")]] = np.arange(total)
+        ends = np.append(0, np.sum(sizes, 0).cumsum())
+        return self._fill(epoch, stretches, row), ends
 
-    def _chunk(self, epoch, order, ends, start, stop):
-        """Places start .. stop - 1 of the epoch's stream: read, drawn and shuffled."""
-        pieces, place = [], start
-        # a shard with nothing left still gives an empty piece, of the right shape
-        first_block = min(np.searchsorted(ends, start, side="right"), len(order) - 1)
-        for index in range(first_block, len(order)):
-            tile_index, first, last, count = self._blocks[order[index]]
-            begin = ends[index] - count
-            rng = np.random.default_rng([self.seed, epoch, order[index]])
-            pixels = rng.permutation(np.flatnonzero(self._unpack(tile_index, (first, last))))
-            pixels = np.sort(pixels[place - begin : stop - begin])  # in the order of the disk
-            generator = torch.Generator().manual_seed(_torch_seed(self.seed, epoch, place))
-            pieces.append(self._draw(tile_index, (first, last), pixels, generator))
-            place = ends[index]
-            if place >= stop:
-                break
-        rng = np.random.default_rng([self.seed, epoch, start, stop])
-        shuffle = torch.from_numpy(rng.permutation(stop - start))
-        arrays = (torch.cat(arrays) for arrays in zip(*pieces, strict=True))
-        return [array.index_select(0, shuffle) for array in arrays]
+    def _fill(self, epoch, stretches, row):
+        """Read and draw stretches of an epoch's stream, and put pixel i in row[i] of the arrays."""
+        order = np.random.default_rng([self.seed, epoch]).permutation(len(self._blocks))
+        ends = np.cumsum(self._blocks[order, 3])
+        filled, waiting = 0, []
+        for stretch in stretches:
+            waiting.append(stretch)
+            count = sum(stop - start for _, start, stop in waiting)
+            if count < DRAW_PIXELS and stretch != stretches[-1]:
+                continue
+            drawn = self._draw(*self._find(order, ends, waiting), self._random(epoch, waiting))
+            if not self._buffers or len(self._buffers[0]) < len(row):  # kept: new memory is slow
+                self._buffers = [part.new_empty(len(row), *part.shape[1:]) for part in drawn]
+            for buffer, part in zip(self._buffers, drawn, strict=True):
+                buffer.numpy()[row[filled : filled + count]] = part.numpy()
+            filled, waiting = filled + count, []
+        return self._buffers
 
+    def _find(self, order, ends, stretches):
+        """Tile and flat index in the tile of each pixel in stretches of the stream: (N,), (N,)."""
+        tiles, pixels = [np.empty(0, np.int64)], [np.empty(0, np.int64)]
+        for _, place, stop in stretches:
+            while place < stop:
+                index = np.searchsorted(ends, place, side="right")
+                tile_index, first, last, count = self._blocks[order[index]]
+                begin = place - (ends[index] - count)
+                found = np.flatnonzero(self._unpack(tile_index, (first, last)))
+                found = found[begin : begin + stop - place]
+                pixels.append(found + first * self.tiles[tile_index].shape[2])
+                tiles.append(np.full(len(found), tile_index))
+                place += len(found)
+        return np.concatenate(tiles), np.concatenate(pixels)
 
-def _torch_seed(*numbers):
-    return int(np.random.default_rng(numbers).integers(1 << 62))
+    def _random(self, epoch, stretches):
+        """Numbers in [0, 1) to draw views with, (S, N, V) float32."""
+        ends = np.cumsum([stop - start for _, start, stop in stretches])
+        random = torch.empty(self.sample_size, ends[-1], self.num_views)
+        for (shard, start, stop), end in zip(stretches, ends, strict=True):
+            seed = np.random.default_rng([self.seed, epoch, start, shard]).integers(1 << 62)
+            generator = torch.Generator().manual_seed(int(seed))
+            random[:, end - (stop - start) : end].uniform_(generator=generator)
+        return random
+
+    def _runs(self, tiles):
+        """(tile, slice) of each run of one tile in a list of tile indices (N,); at least one."""
+        if not len(tiles):
+            yield self.tiles[0], slice(0, 0)
+        starts = np.flatnonzero(np.diff(tiles, prepend=-1))
+        for start, stop in pairwise([*starts, len(tiles)]):
+            yield self.tiles[tiles[start]], slice(start, stop)
+
+    def _read_clear(self, tiles, pixels):
+        """Whether the observations of pixels are clear, (T, N) bool, T of the longest tile."""
+        clear = torch.zeros(self.longest, len(pixels), dtype=torch.bool)
+        for tile, run in self._runs(tiles):
+            clear[: tile.shape[0], run] = tile.read_clear(pixels[run])
+        return clear
+
+    def _read_steps(self, tiles, pixels, steps):
+        """Bands (N, .., B) uint16 and days (N, ..) int16 of dates (N, ..) of pixels."""
+        parts = [tile.read_steps(pixels[run], steps[run]) for tile, run in self._runs(tiles)]
+        return (
+            parts[0]
+            if len(parts) == 1
+            else [torch.cat(arrays) for arrays in zip(*parts, strict=True)]
+        )
 
 
 def iterate_batches(dataset, num_workers=0, pin_memory=False):
@@ -424,22 +499,23 @@ class SentinelTimeSeriesDataset(_PixelDataset):
     Keywords, order and errors as in `_PixelDataset`.
     """
 
-    labelled = False
+    labelled, num_views = False, 2
     SIDES = _PixelDataset.SIDES | {"train": (0, TRAIN)}
 
     def __init__(self, base_path, dataset_name, *, sample_size=16, **keywords):
         self.sample_size = sample_size
         super().__init__(open_dataset(base_path, dataset_name), **keywords)
+        numbers = self.num_views * sample_size
+        self._pixel_mean, self._pixel_std = self.mean.repeat(numbers), self.std.repeat(numbers)
 
-    def _draw(self, tile_index, rows, pixels, generator):
-        tile = self.tiles[tile_index]
-        bands, clear = tile.read(rows, pixels)
-        steps = draw_steps(clear.T, self.sample_size, num_views=2, generator=generator)
-        return take_steps(bands, torch.from_numpy(tile.doys), steps)
+    def _draw(self, tiles, pixels, random):
+        steps = draw_steps(self._read_clear(tiles, pixels), self.sample_size, random)
+        return self._read_steps(tiles, pixels, steps)
 
     def _finish(self, arrays):
         bands, doys = arrays
-        return standardise(bands, self.mean, self.std), doys
+        x = standardise(bands.flatten(1), self._pixel_mean, self._pixel_std)
+        return x.view(bands.shape), doys.clone()
 
     def merge(self, parts):
         return tuple(torch.cat(arrays) for arrays in zip(*parts, strict=True))
@@ -458,7 +534,7 @@ class SentinelTimeSeriesDatasetForDownstreaming(_PixelDataset):
     Keywords, order and errors as in `_PixelDataset`.
     """
 
-    labelled = True
+    labelled, num_views = True, 1
 
     def __init__(self, base_path, dataset_name, *, sample_size=0, split="train", **keywords):
         tiles = [tile for tile in open_dataset(base_path, dataset_name) if tile.has_labels]
@@ -466,28 +542,30 @@ class SentinelTimeSeriesDatasetForDownstreaming(_PixelDataset):
             folder = Path(base_path) / "data" / dataset_name / "processed"
             raise InputError(f"{folder}: found no labels.npy, wanted at least one labelled tile")
         self.sample_size = sample_size
-        self.longest = max(tile.shape[0] for tile in tiles)
         super().__init__(tiles, split=split, **keywords)
 
-    def _draw(self, tile_index, rows, pixels, generator):
-        tile, width = self.tiles[tile_index], self.tiles[tile_index].shape[2]
-        bands, clear = tile.read(rows, pixels)
-        doys = torch.from_numpy(tile.doys)
+    def _draw(self, tiles, pixels, random):
+        clear = self._read_clear(tiles, pixels)
         if self.sample_size:
-            steps = draw_steps(clear.T, self.sample_size, generator=generator)
-            bands, doys = (view[:, 0] for view in take_steps(bands, doys, steps))
+            steps = draw_steps(clear, self.sample_size, random)[:, 0]
         else:
-            bands, doys = pack_clear(bands, doys, clear, self.longest)
-        row, column = rows[0] + pixels // width, pixels % width
-        labels = torch.from_numpy(tile.labels[row, column])
-        group = row // self.block_size * -(-width // self.block_size) + column // self.block_size
-        return bands, doys, labels, torch.from_numpy(group + (tile_index << 40))
+            steps = clear_steps(clear)
+            steps = F.pad(steps, (0, self.longest - steps.shape[1]), value=-1)
+        labels, groups = np.empty(len(pixels), np.uint8), np.empty(len(pixels), np.int64)
+        for tile, run in self._runs(tiles):
+            row, column = np.divmod(pixels[run], tile.shape[2])
+            labels[run] = tile.labels[row, column]
+            across = -(-tile.shape[2] // self.block_size)
+            groups[run] = row // self.block_size * across + column // self.block_size
+        groups += tiles << 40
+        arrays = self._read_steps(tiles, pixels, steps)
+        return *arrays, torch.from_numpy(labels), torch.from_numpy(groups)
 
     def _finish(self, arrays):
         bands, doys, labels, groups = arrays
         longest = int((doys > 0).sum(1).max()) if len(doys) else 0
         bands = standardise(bands[:, :longest], self.mean, self.std)
-        return bands, doys[:, :longest], labels, groups
+        return bands, doys[:, :longest].clone(), labels.clone(), groups.clone()
 
     def merge(self, parts):
         bands, doys, labels, groups = zip(*parts, strict=True)

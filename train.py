@@ -307,7 +307,11 @@ def build_model(config, train_set, runtime):
         {"params": [p for p in model.parameters() if p.ndim > 1]},
         {"params": [p for p in model.parameters() if p.ndim == 1], "weight_decay": 0.0},
     ]
-    return model, torch.optim.AdamW(groups, weight_decay=config["weight_decay"]), arguments
+    return (
+        model,
+        torch.optim.AdamW(groups, weight_decay=config["weight_decay"], fused=True),
+        arguments,
+    )
 
 
 def read_last(path, config):

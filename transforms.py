@@ -6,74 +6,84 @@ whole batches of tensors and runs the same code on CPU and GPU.
 
 import math
 
+import numpy as np
 import torch
 
+NO_RANK = 1 << 14  # above any, for steps that are not drawn
 
-def draw_steps(clear, num_steps, num_views=1, generator=None):
+
+def draw_steps(clear, num_steps, random):
     """Draw the clear observations of each pixel that make its views.
 
-    Selection sampling (Knuth, TAOCP 2, 3.4.2, Algorithm S) run over the dates, all pixels at
-    once: ascending in time, without replacement, every subset equally likely. A pixel with
-    fewer than `num_steps` clear dates has each of them repeated equally often, and the rest of
-    its draw is a subset drawn in the same way.
+    Ascending in time, without replacement, every subset equally likely. A pixel with fewer than
+    `num_steps` clear dates has each of them repeated equally often, and the rest of its draw is
+    a subset drawn in the same way.
 
-    clear: (N, T) bool, True where the observation is clear; at least one a pixel.
-    generator: `torch.Generator` on clear's device, or None for torch's default one.
+    clear: (T, N) bool, True where the observation is clear; at least one a pixel.
+    random: (S, N, V) float32, uniform in [0, 1), on clear's device.
     Returns (N, V, S) int64 indices into the dates, ascending along S.
     Raises ValueError for a pixel with no clear observation.
     """
-    num_pixels, num_dates = clear.shape
-    by_date = clear.T.contiguous()  # (T, N): the loop below walks along memory
-    num_clear = by_date.sum(0)
-    if num_pixels and not bool(num_clear.all()):
+    by_pixel = clear.T.contiguous()
+    num_clear = by_pixel.sum(1, dtype=torch.int32)
+    if len(num_clear) and not bool(num_clear.all()):
         raise ValueError("a pixel without a clear observation has no views; select by min_valid")
-    whole, rest = num_steps // num_clear, num_steps % num_clear
-
-    weight = by_date.float()
-    wanted = rest.float().repeat(num_views, 1)  # (V, N) still to be drawn
-    left = num_clear.float()  # (N,) clear dates not yet passed
-    taken = torch.rand(num_dates, num_views, num_pixels, generator=generator, device=clear.device)
-    for take, is_clear in zip(taken, weight, strict=True):
-        take.mul_(left).lt_(wanted).mul_(is_clear)  # clear: taken with chance wanted / left
-        wanted -= take
-        left -= is_clear
-
-    # how often each date is used, (V * N, T), then the dates themselves in order
-    repeats = (taken + (whole * by_date)[:, None]).byte().view(num_dates, -1).T.contiguous()
-    most = int(repeats.max()) if num_pixels else 1
-    used = repeats[..., None] > torch.arange(most, device=clear.device)  # (V * N, T, most)
-    found = used.view(-1).nonzero().view(num_views * num_pixels, num_steps)
-    found -= torch.arange(len(found), device=clear.device)[:, None] * (num_dates * most)
-    dates = found.div_(most, rounding_mode="trunc").view(num_views, num_pixels, num_steps)
-    return dates.transpose(0, 1).contiguous()
+    num_views = random.shape[2]
+    columns = num_clear.repeat_interleave(num_views)  # each view of each pixel is a column
+    steps = _draw_ranks(columns, num_steps, random.flatten(1)).T.contiguous().long()  # (N V, S)
+    start = num_clear.cumsum(0) - num_clear  # of a pixel in the list of all clear observations
+    steps += start.repeat_interleave(num_views)[:, None]
+    steps = _flatnonzero(by_pixel).take(steps).view(-1, num_views, num_steps)
+    pixel = torch.arange(len(num_clear), device=clear.device)
+    return steps.sub_((pixel * len(clear)).view(-1, 1, 1))
 
 
-def take_steps(bands, doys, steps):
-    """Gather drawn observations.
+def _draw_ranks(num_clear, num_steps, random):
+    """`draw_steps` for series (N,) whose dates are all clear: (S, N) int16, ascending along S.
 
-    bands: (T, N, B); doys: (T,); steps: (N, V, S) from `draw_steps`.
-    Returns (N, V, S, B) bands and (N, V, S) days of year, in the dtypes given.
+    Insertion sort over all series at once. Number i is drawn from the n - i ranks that are left;
+    on its way up the sorted list it steps over each one that was drawn before.
     """
-    num_dates, num_pixels, num_bands = bands.shape
-    pixel = torch.arange(num_pixels, device=bands.device).view(-1, 1, 1)
-    rows = (steps * num_pixels + pixel).view(-1)
-    series = bands.reshape(num_dates * num_pixels, num_bands).index_select(0, rows)
-    return series.view(*steps.shape, num_bands), doys[steps]
+    whole = (num_steps - 1) // num_clear  # times that every date is repeated
+    rest = num_steps - whole * num_clear  # how many are drawn, at most num_clear
+    step = torch.arange(num_steps, device=num_clear.device)[:, None]
+    ranks = (random * (num_clear.float() - step)).short()
+    few = whole > 0
+    if some_few := bool(few.any()):
+        ranks.masked_fill_(step >= rest, NO_RANK)
+    # all in place and of one type, which makes these many small operations fast
+    rows, spare = ranks.unbind(0), torch.empty_like(ranks[0])
+    for i, rank in enumerate(rows):
+        for other in rows[:i]:
+            rank += torch.ge(rank, other, out=spare)
+            torch.minimum(rank, other, out=spare)
+            torch.maximum(rank, other, out=rank)
+            other.copy_(spare)
+    if some_few:
+        drawn, repeated = ranks[:, few], (step - rest[few]) % num_clear[few]
+        ranks[:, few] = torch.where(drawn < NO_RANK, drawn, repeated.short()).sort(0).values
+    return ranks
 
 
-def pack_clear(bands, doys, clear, num_steps):
-    """All clear observations of each pixel, in order, moved to the front.
+def _flatnonzero(mask):
+    """Flat indices of what is True. On the CPU numpy's is eight times as fast as torch's."""
+    if mask.is_cuda:
+        return mask.view(-1).nonzero().view(-1)
+    return torch.from_numpy(np.flatnonzero(mask.numpy()))
 
-    bands: (T, N, B); doys: (T,); clear: (T, N) bool; num_steps: S, at least the most clear dates.
-    Returns bands (N, S, B) and doys (N, S). Behind the last clear observation the doy is 0, which
-    is how padding is told from data, and the bands mean nothing.
+
+def clear_steps(clear):
+    """All clear observations of each pixel, in order.
+
+    clear: (T, N) bool. Returns (N, S) int64 indices into the dates, S the most that a pixel has;
+    behind a pixel's last one they are -1.
     """
-    date, pixel = clear.nonzero(as_tuple=True)
-    steps = torch.zeros(clear.shape[1], num_steps, dtype=torch.int64, device=clear.device)
-    steps[pixel, clear.cumsum(0)[date, pixel] - 1] = date
-    bands, doys = take_steps(bands, doys, steps[:, None])
-    is_data = torch.arange(num_steps, device=clear.device) < clear.sum(0)[:, None]
-    return bands[:, 0], doys[:, 0] * is_data
+    num_dates, num_pixels = clear.shape
+    num_clear = clear.sum(0)
+    steps = torch.full((num_pixels, int(num_clear.max()) if num_pixels else 0), -1)
+    is_data = torch.arange(steps.shape[1]) < num_clear[:, None]
+    steps[is_data] = _flatnonzero(clear.T.contiguous()) % num_dates
+    return steps
 
 
 def even_draws(x, doys, num_steps, num_views):
@@ -110,9 +120,12 @@ def gap_fill(x, doys, days):
 def standardise(bands, mean, std):
     """Reflectance x 10000 as stored to float32 of mean 0 and deviation 1.
 
-    bands: (..., B); mean, std: (B,) float32 in the units of bands.
+    bands: (N, .., B); mean, std: (B,) float32 in the units of bands.
     """
-    return (bands.float() - mean) / std
+    x = bands.flatten(1).float()  # long rows: a loop over B numbers is too short to be fast
+    repeats = x.shape[1] // len(mean)
+    mean, scale = (values.expand(repeats, -1).flatten() for values in (mean, 1 / std))
+    return x.sub_(mean).mul_(scale).view(bands.shape)
 
 
 def mix_up(x_a, doys_a, x_b, doys_b, weight):

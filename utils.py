@@ -31,7 +31,7 @@ from sklearn.metrics import (
     precision_recall_fscore_support,
 )
 
-from transforms import even_draws, pack_clear, standardise
+from transforms import clear_steps, even_draws, standardise
 
 FORMAT_VERSION = 1  # of checkpoints
 
@@ -166,6 +166,21 @@ class Runtime:
         if num_workers >= 0:
             return num_workers
         return min(8, (os.cpu_count() or 1) // self.world_size) if self.on_gpu else 0
+
+    @property
+    def block_pixels(self):
+        """Pixels that are read at once to be mapped."""
+        return 1 << 16 if self.on_gpu else 1 << 13
+
+    @property
+    def batch_steps(self):
+        """Steps of series that are encoded at once: as many as keep a GPU busy or a cache warm."""
+        return 1 << 20 if self.on_gpu else 1 << 12
+
+    @property
+    def pad_steps(self):
+        """Series are padded to a multiple of it: few shapes for a GPU, no padding on the CPU."""
+        return 8 if self.on_gpu else 1
 
     def wait(self):
         """Until all processes are here."""
@@ -359,7 +374,8 @@ def encode_series(module, x, doys, runtime, draws=0):
     x, doys = runtime.to_device(x, doys)
     with torch.no_grad(), runtime.autocast():
         if module.any_length and not draws:
-            return _map(torch.Tensor.float, module(x, doys, doys == 0))
+            padding = doys == 0
+            return _map(torch.Tensor.float, module(x, doys, padding if padding.any() else None))
         x, doys = even_draws(x, doys, module.sample_size, draws or 8)
         shape = x.shape[:2]
         y = module(x.flatten(0, 1), doys.flatten(0, 1))
@@ -378,19 +394,54 @@ def extract_representations(module, tile, mean, std, min_valid, runtime, stride=
     Yields (rows, row, column, output) of each block: (first, last + 1), and of its pixels with at
     least `min_valid` clear observations (N,) int, (N,) int, (N, D) float32 on the CPU.
     """
-    counts = tile.clear_counts()
-    width = tile.shape[2]
-    doys = torch.from_numpy(tile.doys)
-    for first, last in tile.row_blocks():
+    counts, width = tile.clear_counts(), tile.shape[2]
+    mean, std = runtime.to_device(mean, std)
+    for first, last in tile.row_blocks(runtime.block_pixels):
         wanted = counts[first:last] >= min_valid
         wanted[(np.arange(first, last) % stride) > 0] = False
         wanted[:, (np.arange(width) % stride) > 0] = False
-        pixels = np.flatnonzero(wanted)
-        if len(pixels):
-            bands, clear = tile.read((first, last), pixels)
-            bands, days = pack_clear(bands, doys, clear, int(clear.sum(0).max()))
-            y = encode_series(module, standardise(bands, mean, std), days, runtime, draws)
-            yield (first, last), first + pixels // width, pixels % width, _map(torch.Tensor.cpu, y)
+        pixels = first * width + np.flatnonzero(wanted)
+        if not len(pixels):
+            continue
+        steps = clear_steps(tile.read_clear(pixels))
+        bands, doys = runtime.to_device(*tile.read_steps(pixels, steps))
+        x = standardise(bands, mean, std)
+        lengths = counts[first:last][wanted].astype(np.int64)
+        alike = _split_by_length(lengths, module, runtime, draws)
+        parts = []
+        for places, length in alike:
+            where = torch.from_numpy(places).to(x.device)
+            series = x[where, :length], doys[where, :length]
+            parts.append(encode_series(module, *series, runtime, draws))
+        order = np.argsort(np.concatenate([places for places, _ in alike]))
+        yield (first, last), pixels // width, pixels % width, _join(parts, torch.from_numpy(order))
+
+
+def _join(parts, order):
+    if isinstance(parts[0], tuple):
+        return tuple(_join(part, order) for part in zip(*parts, strict=True))
+    return torch.cat(parts).cpu()[order]
+
+
+def _split_by_length(lengths, module, runtime, draws):
+    """Split series into batches of alike length, so that next to nothing is computed for padding.
+
+    lengths: (N,) clear observations. Returns a list of (places (n,) int, length): no batch holds
+    more than `runtime.batch_steps` steps unless it is of one series.
+    """
+    if draws or not module.any_length:  # each costs the same, and reads all of its series
+        cost = np.full(len(lengths), (draws or 8) * module.sample_size)
+        longest = np.full(len(lengths), lengths.max())
+    else:
+        cost = longest = -(-lengths // runtime.pad_steps) * runtime.pad_steps
+    batches = []
+    for value in np.unique(cost):
+        places = np.flatnonzero(cost == value)
+        size = max(1, runtime.batch_steps // value)
+        for start in range(0, len(places), size):
+            part = places[start : start + size]
+            batches.append((part, int(longest[part[0]])))
+    return batches
 
 
 # ---- maps on disk --------------------------------------------------------------------------------

@@ -243,16 +243,36 @@ def test_min_valid_that_no_pixel_meets(dataset):
 
 
 def test_no_whole_tile_in_memory(tmp_path, monkeypatch):
-    """Only blocks of rows are read: no read spans more than BLOCK_PIXELS pixels."""
+    """Pixels are read in parts: no read copies more than the parts that fit a cache."""
     base_path = make_dataset(tmp_path, tiles=1, shape=(10, 64, 16, 10))
-    monkeypatch.setattr(data, "BLOCK_PIXELS", 64)
-    sizes = []
-    read = Tile.read
-    monkeypatch.setattr(
-        Tile, "read", lambda tile, rows, px: sizes.append(len(px)) or read(tile, rows, px)
-    )
+    monkeypatch.setattr(data, "DRAW_PIXELS", 64)
+    sizes, read_steps = [], Tile.read_steps
+
+    def read(tile, pixels, steps):
+        sizes.append(len(pixels))
+        return read_steps(tile, pixels, steps)
+
+    monkeypatch.setattr(Tile, "read_steps", read)
     assert sum(len(x) for x, _ in batches(base_path, batch_size=200)) > 500
-    assert max(sizes) <= 64
+    assert max(sizes) < 128
+
+
+def test_batches_do_not_depend_on_how_many_pixels_are_drawn_at_once(dataset, monkeypatch):
+    whole = batches(dataset, batch_size=50)
+    monkeypatch.setattr(data, "DRAW_PIXELS", 1)
+    for (x, doys), (x_whole, doys_whole) in zip(
+        batches(dataset, batch_size=50), whole, strict=True
+    ):
+        assert x.equal(x_whole)
+        assert doys.equal(doys_whole)
+
+
+def test_a_part_of_the_batch_may_be_empty(dataset):
+    """Fewer pixels than shards: some processes have none, and take part all the same."""
+    few = {"kind": SentinelTimeSeriesDatasetForDownstreaming, "label_count": 5}
+    parts = [batches(dataset, rank=rank, world_size=64, **few)[0] for rank in range(64)]
+    assert sum(len(part[0]) for part in parts) == 5
+    assert {part[0].shape[2] for part in parts} == {10}
 
 
 def test_real_tiles(shared):

@@ -3,39 +3,50 @@
 import numpy as np
 import pytest
 import torch
+from conftest import make_tile
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from transforms import draw_steps, even_draws, gap_fill, mix_up, pack_clear, take_steps
+from data import Tile
+from transforms import clear_steps, draw_steps, even_draws, gap_fill, mix_up, standardise
 
 
 def random_clear(pixels, dates, seed):
-    clear = torch.rand(pixels, dates, generator=torch.Generator().manual_seed(seed)) < 0.5
-    clear[torch.arange(pixels), torch.randint(dates, (pixels,))] = True  # at least one each
+    generator = torch.Generator().manual_seed(seed)
+    clear = torch.rand(dates, pixels, generator=generator) < 0.5
+    clear[torch.randint(dates, (pixels,)), torch.arange(pixels)] = True  # at least one each
     return clear
+
+
+def draw(clear, steps, views=1, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    return draw_steps(clear, steps, torch.rand(steps, clear.shape[1], views, generator=generator))
 
 
 @settings(max_examples=60, deadline=None)
 @given(st.integers(0, 40), st.integers(1, 30), st.integers(1, 24), st.integers(1, 3), st.integers())
 def test_draw_is_clear_ordered_and_without_replacement(pixels, dates, steps, views, seed):
     clear = random_clear(pixels, dates, seed % 1000)
-    drawn = draw_steps(clear, steps, views, torch.Generator().manual_seed(seed % 1000))
+    drawn = draw(clear, steps, views, seed % 1000)
     assert drawn.shape == (pixels, views, steps)
-    assert clear.gather(1, drawn.flatten(1)).all(), "a cloudy date was drawn"
+    assert clear.T.gather(1, drawn.flatten(1)).all(), "a cloudy date was drawn"
     assert (drawn.diff(dim=-1) >= 0).all(), "days must ascend"
     for pixel in range(pixels):
-        have = int(clear[pixel].sum())
+        have = int(clear[:, pixel].sum())
         for view in drawn[pixel]:
-            times = torch.bincount(view, minlength=dates)[clear[pixel]]
+            times = torch.bincount(view, minlength=dates)[clear[:, pixel]]
             assert times.max() - times.min() <= 1, "as even as can be, so distinct where enough"
             assert int(times.count_nonzero()) == min(have, steps)
 
 
-def test_every_subset_is_equally_likely():
-    clear = torch.tensor([[True, False, True, True, False, True]]).expand(30_000, -1)
-    drawn = draw_steps(clear, 2, 1, torch.Generator().manual_seed(0))[:, 0]
-    pairs = torch.bincount(drawn[:, 0] * 6 + drawn[:, 1])
-    counts = pairs[pairs > 0].double()
+@pytest.mark.parametrize("steps", [2, 6])  # of 4 clear dates: a subset; all once and a pair twice
+def test_every_subset_is_equally_likely(steps):
+    clear = torch.tensor([True, False, True, True, False, True])[:, None].expand(-1, 30_000)
+    drawn = draw(clear.contiguous(), steps)[:, 0]
+    times = torch.stack([(drawn == date).sum(1) for date in range(6)], 1)
+    subset = (times == times.amax(1, keepdim=True)).long() @ 2 ** torch.arange(6)
+    counts = torch.bincount(subset)
+    counts = counts[counts > 0].double()
     assert len(counts) == 6
     chi_square = ((counts - 5000) ** 2 / 5000).sum()
     assert chi_square < 25, counts  # 5 degrees of freedom: p = 1.4e-4
@@ -43,10 +54,8 @@ def test_every_subset_is_equally_likely():
 
 def test_views_differ_from_each_other_and_between_seeds():
     """Defect 6: one seed for all, so that every view and epoch is the same."""
-    clear = torch.ones(500, 40, dtype=bool)
-    first = draw_steps(clear, 8, 2, torch.Generator().manual_seed(0))
-    again = draw_steps(clear, 8, 2, torch.Generator().manual_seed(0))
-    other = draw_steps(clear, 8, 2, torch.Generator().manual_seed(1))
+    clear = torch.ones(40, 500, dtype=bool)
+    first, again, other = (draw(clear, 8, 2, seed) for seed in (0, 0, 1))
     assert first.equal(again)
     assert not first.equal(other)
     assert (first[:, 0] != first[:, 1]).any(1).float().mean() > 0.99
@@ -54,33 +63,51 @@ def test_views_differ_from_each_other_and_between_seeds():
 
 def test_a_pixel_without_observation_is_refused():
     with pytest.raises(ValueError, match="min_valid"):
-        draw_steps(torch.zeros(2, 5, dtype=bool), 3)
+        draw(torch.zeros(5, 2, dtype=bool), 3)
 
 
-def test_take_steps_brings_bands_and_days_of_the_same_date():
-    dates, pixels, bands = 9, 5, 3
-    series = torch.arange(dates * pixels * bands).view(dates, pixels, bands).to(torch.uint16)
-    doys = torch.arange(10, 10 + dates)
-    steps = draw_steps(torch.ones(pixels, dates, dtype=bool), 4, 2)
-    x, days = take_steps(series, doys, steps)
+@pytest.mark.parametrize(
+    "pixels", [np.arange(40, 240), np.arange(0, 256, 60), np.array([9, 3, 250])]
+)
+def test_read_steps_brings_bands_and_days_of_the_same_date_and_pixel(tmp_path, pixels):
+    """Pixels side by side are read through a copy, those far apart or out of order one by one."""
+    tile = Tile(make_tile(tmp_path / "MGRS-0", (20, 16, 16, 3)))
+    clear = tile.read_clear(pixels)
+    assert clear.equal(torch.from_numpy(tile.masks.reshape(20, -1)[:, pixels] == 1))
+    steps = draw(clear, 4, 2)
+    bands, doys = tile.read_steps(pixels, steps)
     for pixel, view, step in np.ndindex(*steps.shape):
         date = int(steps[pixel, view, step])
-        assert x[pixel, view, step].tolist() == series[date, pixel].tolist()
-        assert days[pixel, view, step] == doys[date]
+        row, column = divmod(pixels[pixel], 16)
+        assert bands[pixel, view, step].tolist() == tile.bands[date, row, column].tolist()
+        assert doys[pixel, view, step] == tile.doys[date]
 
 
-def test_pack_clear_keeps_order_and_marks_padding():
+def test_clear_steps_keep_order_and_mark_padding(tmp_path):
     clear = torch.tensor([[1, 0], [0, 0], [1, 1], [1, 0]], dtype=bool)  # (T, N)
-    bands = torch.arange(8).view(4, 2, 1).to(torch.uint16)
-    x, doys = pack_clear(bands, torch.tensor([5, 9, 50, 300]), clear, 4)
-    assert doys.tolist() == [[5, 50, 300, 0], [50, 0, 0, 0]]
-    assert x[0, :3, 0].tolist() == [0, 4, 6]
-    assert x[1, 0, 0] == 5
+    steps = clear_steps(clear)
+    assert steps.tolist() == [[0, 2, 3], [2, -1, -1]]
+    tile = Tile(make_tile(tmp_path / "MGRS-0", (4, 1, 2, 3)))
+    bands, doys = tile.read_steps(np.array([0, 1]), steps)
+    assert doys.tolist() == [[*tile.doys[[0, 2, 3]]], [tile.doys[2], 0, 0]]
+    assert bands[1, 0].tolist() == tile.bands[2, 0, 1].tolist()
+
+
+def test_standardise_agrees_with_the_formula():
+    bands = torch.randint(0, 65536, (7, 2, 5, 3)).to(torch.uint16)
+    mean, std = torch.tensor([10.0, 2000.0, 3e4]), torch.tensor([1.0, 700.0, 2e4])
+    torch.testing.assert_close(standardise(bands, mean, std), (bands.float() - mean) / std)
+
+
+def padded(pixels, dates, bands, seed):
+    """Series (N, T, B) and days (N, T), padded with doy 0 behind the clear observations."""
+    clear = random_clear(pixels, dates, seed)
+    steps = clear_steps(clear)
+    return torch.rand(*steps.shape, bands), (steps + 1) * 25
 
 
 def test_even_draws_are_ordered_whole_and_alike_in_any_batch():
-    clear = random_clear(50, 30, 3)
-    x, doys = pack_clear(torch.rand(30, 50, 2), torch.arange(1, 31), clear.T, 30)
+    x, doys = padded(50, 14, 2, seed=3)
     drawn, days = even_draws(x, doys, 6, 8)
     assert drawn.shape == (50, 8, 6, 2)
     assert (days > 0).all(), "padding was drawn"
@@ -90,9 +117,8 @@ def test_even_draws_are_ordered_whole_and_alike_in_any_batch():
 
 
 def test_gap_fill_agrees_with_numpy():
-    clear = random_clear(20, 12, 5)
+    x, days = padded(20, 12, 2, seed=5)
     doys = torch.arange(12) * 25 + 1
-    x, days = pack_clear(torch.rand(12, 20, 2), doys, clear.T, 12)
     filled = gap_fill(x, days, doys)
     for pixel, band in np.ndindex(20, 2):
         have = int((days[pixel] > 0).sum())
