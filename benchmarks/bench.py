@@ -1,0 +1,468 @@
+"""Measure the speed of training and mapping, as ratios against a per-pixel reference.
+
+Every ratio is the median over rounds in which both sides run in turn, in one process; the GEMM
+rate that shares are taken of is measured in between. Prints a table and one JSON object. Like the
+tests, it imports the scripts that it measures.
+
+    python benchmarks/bench.py                        # about 15 minutes on two CPU cores
+    python benchmarks/bench.py sections=input,training
+    python benchmarks/bench.py device=cuda            # what a GPU adds: training from disk, a tile
+"""
+
+import json
+import os
+import platform
+import subprocess
+import sys
+import tempfile
+import time
+from datetime import date
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+import numpy as np  # noqa: E402
+import torch  # noqa: E402
+from reference import PixelLoop, SequenceFirstEncoder  # noqa: E402
+
+import train  # noqa: E402
+import utils  # noqa: E402
+from backbones import build_backbone  # noqa: E402
+from barlow_twins import BarlowTwins, Projector  # noqa: E402
+from data import SentinelTimeSeriesDataset, Tile, iterate_batches  # noqa: E402
+
+run_config = {
+    "sections": "all",  # of input, training, inference, growth, processes, startup, gpu; or some
+    "size": 256,  # pixels along the tile
+    "largest": 1024,  # pixels along the largest tile of the growth table
+    "num_dates": 73,
+    "num_tiles": 300,  # whose clear observations are counted
+    "rounds": 7,  # of each comparison
+    "gpu_size": 1098,  # pixels along the tile that a GPU maps
+    "device": "auto",  # auto, cpu or cuda
+    "output_dir": "outputs/bench",  # receives bench.json
+    "wandb_mode": "auto",  # auto (online where logged in), online, offline or disabled
+}
+
+BANDS, SAMPLE_SIZE = 11, 16
+MODEL = {"width": 64, "depth": 3, "latent_dim": 64}  # ffn 4 x width
+STEP = {"mix_up": 0.0, "barlow_lambda": 0.005, "clip_norm": 1.0, "seed": 0, "weight_decay": 1e-4}
+STEP |= {"backbone": "transformer", "sample_size": SAMPLE_SIZE, "projector_dim": 512, **MODEL}
+
+
+# ---- tiles ---------------------------------------------------------------------------------------
+
+
+def write_tile(base_path, name, size, num_dates, tile="MGRS-0"):
+    """A tile of noise, half of it clear in stripes of its own for each pixel; returns its folder.
+
+    One small block is drawn and laid side by side, so that a large tile is written quickly.
+    """
+    folder = Path(base_path) / "data" / name / "processed" / tile
+    folder.mkdir(parents=True)
+    rng = np.random.default_rng(size)
+    block, shape = 128, (num_dates, size, size)
+    repeats = -(-size // block)
+    bands = np.lib.format.open_memmap(folder / "bands.npy", "w+", np.uint16, (*shape, BANDS))
+    masks = np.lib.format.open_memmap(folder / "masks.npy", "w+", np.uint8, shape)
+    for index in range(num_dates):
+        values = rng.integers(1, 10_000, (block, block, BANDS), dtype=np.uint16)
+        bands[index] = np.tile(values, (repeats, repeats, 1))[:size, :size]
+        clear = (rng.random((block, block)) < 0.5).astype(np.uint8)
+        masks[index] = np.tile(clear, (repeats, repeats))[:size, :size]
+    np.save(folder / "doys.npy", np.linspace(1, 365, num_dates).astype(np.int16))
+    np.save(folder / "band_mean.npy", np.full(BANDS, 5000, np.float32))
+    np.save(folder / "band_std.npy", np.full(BANDS, 2887, np.float32))
+    return folder
+
+
+# ---- measuring -----------------------------------------------------------------------------------
+
+
+def seconds(function):
+    start = time.perf_counter()
+    function()
+    return time.perf_counter() - start
+
+
+def in_turn(rounds, **functions):
+    """Median seconds of functions that run in turn, after a first time that does not count."""
+    times = [{name: seconds(f) for name, f in functions.items()} for _ in range(rounds + 1)]
+    return {name: float(np.median([t[name] for t in times[1:]])) for name in functions}
+
+
+def gemm_rate(device="cpu", size=2048, dtype=torch.float32):
+    """FLOP/s of a product of two (size, size) matrices, the best of several."""
+    a, b = torch.rand(2, size, size, device=device).to(dtype)
+    best = min(seconds(lambda: (a @ b, synchronise(device))) for _ in range(8))
+    return 2 * size**3 / best
+
+
+def synchronise(device):
+    if torch.device(device).type == "cuda":
+        torch.cuda.synchronize()
+
+
+def encoder_flops(steps, *, width, depth, latent_dim):
+    """FLOP of the encoder for series of so many steps: two for each multiply-and-add."""
+    layer = 24 * width**2 + 4 * steps * width  # projections and feed-forward; attention
+    return steps * (2 * (BANDS * width + width**2) + depth * layer) + 2 * width * latent_dim
+
+
+def run_child(arguments, threads, work, launcher=()):
+    """Run a script of the project; returns seconds and the peak memory of the process in GB."""
+    environment = {**os.environ, "OMP_NUM_THREADS": str(threads), "XDG_CACHE_HOME": str(work)}
+    command = [sys.executable, *launcher, *arguments]
+    start = time.perf_counter()
+    child = subprocess.Popen(
+        command, cwd=ROOT, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
+    )
+    error = child.stderr.read().decode()
+    _, status, usage = os.wait4(child.pid, 0)
+    if status:
+        raise RuntimeError(f"{' '.join(command)}\n{error}")
+    return time.perf_counter() - start, usage.ru_maxrss / 2**20
+
+
+# ---- sections ------------------------------------------------------------------------------------
+
+
+def measure_input(config, work):
+    """Samples a second on one core, page cache warm: two views of a pixel are a sample."""
+    folder = write_tile(work, "input", config["size"], config["num_dates"])
+    rng, number = np.random.default_rng(0), min(4096, config["size"] ** 2)
+    pixels = rng.integers(0, config["size"], (number, 2))
+    loop = PixelLoop(Tile(folder), SAMPLE_SIZE, num_views=2)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    result = {}
+    for batch_size in (256, 1024):
+        dataset = SentinelTimeSeriesDataset(
+            work, "input", sample_size=SAMPLE_SIZE, min_valid=SAMPLE_SIZE, batch_size=batch_size
+        )
+        taken = in_turn(
+            config["rounds"],
+            ours=lambda dataset=dataset: [None for _ in dataset],
+            loop=lambda batch_size=batch_size: [None for _ in loop.batches(pixels, batch_size)],
+        )
+        ours, reference = taken["ours"] / dataset.num_pixels, taken["loop"] / number
+        result[f"batch {batch_size}"] = {
+            "samples_per_second": 1 / ours,
+            "reference_samples_per_second": 1 / reference,
+            "ratio": reference / ours,
+        }
+    torch.set_num_threads(threads)
+    return result
+
+
+def make_step(model, batch):
+    """A training step on a batch, as train.py makes it."""
+    runtime = utils.Runtime(torch.device("cpu"), 0, 1)
+    optimiser = torch.optim.AdamW(model.parameters(), 1e-3, fused=True)
+
+    def step():
+        loss, _, _ = train.training_loss(model, *batch, STEP, runtime, 0)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), STEP["clip_norm"])
+        optimiser.step()
+        optimiser.zero_grad()
+
+    return step
+
+
+class TwoCalls(BarlowTwins):
+    """The reference's model: the encoder is called once for each view."""
+
+    def forward(self, x, doys):
+        views = zip(x.unbind(1), doys.unbind(1), strict=True)
+        return [self.projector(self.backbone(*view)) for view in views]
+
+
+def measure_training(config, work):
+    """A step of the encoder of 64 dimensions and 3 layers, projector 512, two views."""
+    write_tile(work, "training", config["size"], config["num_dates"])
+    sizes = {"latent_dim": MODEL["latent_dim"], "width": 512, "projection_dim": 512}
+    reference = {"num_bands": BANDS, **MODEL}
+    result = {}
+    for batch_size in (256, 1024):
+        dataset = SentinelTimeSeriesDataset(
+            work, "training", sample_size=SAMPLE_SIZE, batch_size=batch_size
+        )
+        batches = iter(dataset)
+        x, doys = next(batches)
+        backbone = build_backbone("transformer", num_bands=BANDS, sample_size=SAMPLE_SIZE, **MODEL)
+        steps = {
+            "ours": make_step(BarlowTwins(backbone, Projector(**sizes)), (x, doys)),
+            "eager": make_step(
+                TwoCalls(SequenceFirstEncoder(**reference), Projector(**sizes)), (x, doys)
+            ),
+            "no_dropout": make_step(
+                TwoCalls(SequenceFirstEncoder(**reference, dropout=0.0), Projector(**sizes)),
+                (x, doys),
+            ),
+        }
+        taken = in_turn(config["rounds"], **steps, load=lambda batches=batches: next(batches))
+        flops = 3 * 2 * len(x) * encoder_flops(SAMPLE_SIZE, **MODEL)
+        flops += 3 * 2 * len(x) * 2 * (MODEL["latent_dim"] * 512 + 2 * 512**2)
+        flops += 3 * 2 * len(x) * 512**2  # cross-correlation
+        result[f"batch {batch_size}"] = {
+            "milliseconds": 1000 * taken["ours"],
+            "ratio": taken["eager"] / taken["ours"],
+            "ratio_without_dropout": taken["no_dropout"] / taken["ours"],
+            "share_of_gemm_rate": flops / taken["ours"] / gemm_rate(),
+            "loader_share": loader_share(dataset, steps["ours"], min(20, dataset.steps_per_epoch)),
+        }
+    return result
+
+
+def loader_share(dataset, step, number):
+    """Share of a loop of so many steps that goes into fetching batches, the first included."""
+    loading, start = 0.0, time.perf_counter()
+    dataset.set_steps(0, number)
+    batches = iter(dataset)
+    for _ in range(number):
+        loading += seconds(lambda: next(batches))
+        step()
+    return loading / (time.perf_counter() - start)
+
+
+def make_checkpoint(work, name, **keys):
+    """A checkpoint of train.py after one step on a data set."""
+    folder = Path(work) / "checkpoints" / name
+    keys = {**MODEL, "max_steps": 1, "epochs": 1, "val_pixels": 64, **keys}
+    keys |= {"base_path": str(work), "dataset_name": name, "output_dir": str(folder)}
+    keys |= {"wandb_mode": "disabled", "device": "cpu"}
+    run_child(["train.py", *(f"{key}={value}" for key, value in keys.items())], 2, work)
+    return folder / "last.pt"
+
+
+def map_tile(checkpoint, tile_path, work, **keys):
+    """Seconds that infer.main takes in a process of its own, and its peak memory in GB."""
+    output_dir = Path(work) / "maps" / f"{time.time_ns()}"
+    keys = {"checkpoint_path": str(checkpoint), "tile_path": str(tile_path), **keys}
+    keys |= {"output_dir": str(output_dir), "wandb_mode": "disabled"}
+    report = Path(work) / "seconds.json"
+    code = (
+        "import infer, json, pathlib, time, utils\n"
+        f"config = {{**infer.run_config, **{keys!r}}}\n"
+        "start = time.perf_counter()\n"
+        "infer.main(config)\n"
+        f"pathlib.Path({str(report)!r}).write_text(json.dumps(time.perf_counter() - start))\n"
+    )
+    _, memory = run_child(["-c", code], torch.get_num_threads(), work)
+    return json.loads(report.read_text()), memory
+
+
+def measure_inference(config, work):
+    """Disk to representation map, two threads, against the per-pixel way with one draw a pixel."""
+    folder = write_tile(work, "inference", config["size"], config["num_dates"])
+    checkpoint = make_checkpoint(work, "inference")
+    tile, number = Tile(folder), config["size"] ** 2
+    counts = tile.clear_counts().astype(np.float64)
+    loop = PixelLoop(tile, SAMPLE_SIZE, num_views=1)
+    encoder = SequenceFirstEncoder(num_bands=BANDS, **MODEL).eval()
+    pixels = np.random.default_rng(0).integers(0, config["size"], (min(2048, number), 2))
+
+    @torch.no_grad()
+    def reference():
+        for x, doys in loop.batches(pixels, 512):
+            encoder(x[:, 0], doys[:, 0])
+
+    shares, ratios, same = [], [], []
+    for _ in range(max(1, config["rounds"] // 2)):
+        per_pixel = seconds(reference) / len(pixels)
+        rate = gemm_rate()
+        taken, _ = map_tile(checkpoint, folder, work)
+        rate = max(rate, gemm_rate())
+        once, _ = map_tile(checkpoint, folder, work, draws=1)
+        shares.append(encoder_flops(counts, **MODEL).sum() / taken / rate)
+        ratios.append(per_pixel / (taken / number))
+        same.append(per_pixel / (once / number))
+    return {
+        "pixels_per_second": number / taken,
+        "ratio": float(np.median(ratios)),
+        "ratio_with_one_draw_each": float(np.median(same)),
+        "share_of_gemm_rate": float(np.median(shares)),
+    }
+
+
+def measure_growth(config, work):
+    """Cost a pixel and peak memory of mapping, by size, by number of dates and by tiles."""
+    sizes = [128]
+    while sizes[-1] < config["largest"]:
+        sizes.append(2 * sizes[-1])
+    middle, dates = min(256, config["largest"]), config["num_dates"]
+    cases = [(size, dates, 1) for size in sizes]
+    cases += [(middle, dates // 2, 1), (middle, 2 * dates, 1), (sizes[0], dates, 4)]
+    result, checkpoint = {}, None
+    for size, num_dates, num_tiles in cases:
+        name = f"{size} x {size}, {num_dates} dates, {num_tiles} tile{'s' * (num_tiles > 1)}"
+        dataset = f"growth-{size}-{num_dates}-{num_tiles}"
+        for number in range(num_tiles):
+            write_tile(work, dataset, size, num_dates, f"MGRS-{number}")
+        checkpoint = checkpoint or make_checkpoint(work, dataset)
+        folder = Path(work) / "data" / dataset / "processed"
+        taken, memory = map_tile(checkpoint, folder, work, min_valid=1)
+        views = SentinelTimeSeriesDataset(work, dataset, min_valid=1)
+        pixels = num_tiles * size**2
+        loading = in_turn(1, ours=lambda views=views: [None for _ in views])["ours"]
+        result[name] = {
+            "microseconds_a_pixel": 1e6 * taken / pixels,
+            "microseconds_a_pixel_and_date": 1e6 * taken / pixels / num_dates,
+            "input_microseconds_a_pixel": 1e6 * loading / pixels,
+            "peak_memory_gb": memory,
+        }
+        for file in folder.glob("*/*.npy"):
+            file.unlink()
+    return result
+
+
+def measure_processes(config, work):
+    """Training samples a second and seconds to map two tiles, by processes and threads."""
+    for number in range(2):
+        write_tile(work, "processes", config["size"] // 2, config["num_dates"], f"MGRS-{number}")
+    checkpoint = make_checkpoint(work, "processes")
+    result = {}
+    for processes, threads in ((1, 1), (1, 2), (2, 1)):
+        name = f"{processes} x {threads} thread{'s' * (threads > 1)}"
+        launcher = ["-m", "torch.distributed.run", "--standalone"]
+        launcher = [*launcher, f"--nproc-per-node={processes}"] if processes > 1 else []
+        folder = Path(work) / "checkpoints" / name.replace(" ", "")
+        keys = {**MODEL, "base_path": work, "dataset_name": "processes", "output_dir": folder}
+        keys |= {"max_steps": 40, "mix_up": 0.0, "val_pixels": 64, "wandb_mode": "disabled"}
+        keys |= {"epochs": 100, "device": "cpu"}
+        run_child(["train.py", *(f"{k}={v}" for k, v in keys.items())], threads, work, launcher)
+        lines = (folder / "metrics.jsonl").read_text().splitlines()[2:]  # without the first steps
+        rate = np.median([json.loads(line)["samples_per_second"] for line in lines])
+        keys = {"checkpoint_path": checkpoint, "tile_path": f"{work}/data/processes/processed"}
+        keys |= {"output_dir": f"{folder}-maps", "wandb_mode": "disabled", "device": "cpu"}
+        arguments = ["infer.py", *(f"{k}={v}" for k, v in keys.items())]
+        taken, _ = run_child(arguments, threads, work, launcher)
+        result[name] = {"samples_per_second": float(rate), "infer_seconds": taken}
+    return result
+
+
+def measure_startup(config, work):
+    """Seconds from `python train.py` to its first step, and to count clear observations."""
+    run_child(["make_demo_data.py", f"base_path={work}"], 2, work)
+    folder, start = Path(work) / "checkpoints" / "startup", time.perf_counter()
+    command = [sys.executable, "train.py", f"base_path={work}", f"output_dir={folder}"]
+    command += ["log_interval=1", "wandb_mode=offline", "device=cpu"]
+    child = subprocess.Popen(
+        command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    metrics = folder / "metrics.jsonl"
+    while not (metrics.exists() and '"step": 1,' in metrics.read_text()):
+        if child.poll() is not None:
+            raise RuntimeError(f"{' '.join(command)} ended before its first step")
+        time.sleep(0.02)
+    first_step = time.perf_counter() - start
+    child.terminate()
+    child.wait()
+
+    source = write_tile(work, "count", config["size"], config["num_dates"])
+    for number in range(1, config["num_tiles"]):
+        folder = source.with_name(f"MGRS-{number}")
+        folder.mkdir()
+        for file in source.iterdir():
+            os.link(file, folder / file.name)
+    tiles = [Tile(folder) for folder in sorted(source.parent.iterdir())]
+    counting = [seconds(lambda: [tile.clear_counts() for tile in tiles]) for _ in range(2)]
+    return {
+        "seconds_to_first_step": first_step,
+        "tiles_counted": len(tiles),
+        "seconds_to_count": counting[0],
+        "seconds_to_count_again": counting[1],
+    }
+
+
+def measure_gpu(config, work):
+    """The default model fed from disk, bf16; and a whole tile from disk to representation map."""
+    runtime = utils.start_runtime("cuda")
+    folder = write_tile(work, "gpu", config["gpu_size"], config["num_dates"])
+    batch_size, warm_up, number = 4096, 20, 200
+    settings = {**train.run_config, "batch_size": batch_size}
+    dataset = SentinelTimeSeriesDataset(work, "gpu", batch_size=batch_size)
+    model, optimiser, _ = train.build_model(settings, dataset, runtime)
+    dataset.set_steps(0, warm_up + number)
+    batches = iterate_batches(dataset, runtime.workers(-1), pin_memory=True)
+    for index, batch in enumerate(batches):
+        loss, _, _ = train.training_loss(
+            model, *runtime.to_device(*batch), settings, runtime, index
+        )
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), settings["clip_norm"])
+        optimiser.step()
+        optimiser.zero_grad()
+        if index + 1 == warm_up:
+            synchronise("cuda")
+            start = time.perf_counter()
+    synchronise("cuda")
+    rate = number * batch_size / (time.perf_counter() - start)
+    model_size = {key: settings[key] for key in MODEL}
+    flops = 9 * encoder_flops(SAMPLE_SIZE, **model_size)  # three views, forward and backward
+    flops += 18 * (settings["latent_dim"] * 512 + 2 * 512**2)
+    peak = gemm_rate("cuda", 8192, torch.bfloat16)
+    checkpoint = make_checkpoint(work, "gpu", **model_size)
+    taken, memory = map_tile(checkpoint, folder, work, device="cuda")
+    return {
+        "training_samples_per_second": rate,
+        "training_share_of_bf16_gemm_rate": rate * flops / peak,
+        "seconds_for_a_tile": taken,
+        "peak_memory_gb": memory,
+    }
+
+
+SECTIONS = {
+    "input": measure_input,
+    "training": measure_training,
+    "inference": measure_inference,
+    "growth": measure_growth,
+    "processes": measure_processes,
+    "startup": measure_startup,
+    "gpu": measure_gpu,
+}
+
+
+def print_table(result, indent=0):
+    for name, value in result.items():
+        if isinstance(value, dict):
+            print(f"{'  ' * indent}{name}")
+            print_table(value, indent + 1)
+        else:
+            text = f"{value:.4g}" if isinstance(value, float) else value
+            print(f"{'  ' * indent}{name:{44 - 2 * indent}} {text}")
+
+
+def main(config):
+    """Run the sections. Returns the figures, as bench.json has them."""
+    config = utils.freeze(config)
+    names = config["sections"].split(",")
+    if names == ["all"]:
+        names = [n for n in SECTIONS if n != "gpu" or config["device"] == "cuda"]
+    for name in names:
+        utils.check_choice({"sections": name}, "sections", tuple(SECTIONS))
+    utils.check_least(config, 1, "rounds", "num_tiles", "num_dates")
+    utils.check_least(config, 32, "size", "largest", "gpu_size")
+    runtime = utils.start_runtime("cpu" if config["device"] == "auto" else config["device"])
+    output_dir = utils.make_output_dir(config["output_dir"])
+    log = utils.start_log(config, "bench", output_dir, runtime)
+    result = {
+        "date": str(date.today()),
+        "machine": f"{platform.machine()}, {os.cpu_count()} cores",
+        "torch": torch.__version__,
+        "threads": torch.get_num_threads(),
+    }
+    for name in names:
+        with tempfile.TemporaryDirectory(prefix="bench-") as work:
+            result[name] = SECTIONS[name](config, work)
+        print_table({name: result[name]})
+    utils.write_json(output_dir / "bench.json", result)
+    log.finish()
+    print(json.dumps(result))
+    return result
+
+
+if __name__ == "__main__":
+    utils.run_script(main, run_config, __doc__)
