@@ -18,6 +18,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import accuracy_score, f1_score
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
+from threadpoolctl import threadpool_limits
 
 import utils
 from backbones import load_backbone
@@ -63,7 +64,7 @@ def read_side(split, checkpoint, config, backbone, runtime, label_count=0, seed=
     days = torch.from_numpy(np.unique(np.concatenate([tile.doys for tile in dataset.tiles])))
     sides = []
     for x, doys, labels, _ in iterate_batches(dataset):
-        y = utils.encode_series(backbone, x, doys, runtime, config["draws"]).cpu()
+        y = utils.encode_series(backbone, x, doys, runtime, config["draws"])
         sides.append((y, gap_fill(x, doys, days).flatten(1), labels))
     return [torch.cat(parts).numpy() for parts in zip(*sides, strict=True)]
 
@@ -91,7 +92,8 @@ def score(train, test, seed):
     scores = {}
     for name, (model, on_representations) in models(seed).items():
         which = 0 if on_representations else 1
-        found = model.fit(train[which], train[2]).predict(test[which])
+        with threadpool_limits(1):  # small products; more threads would wait for each other
+            found = model.fit(train[which], train[2]).predict(test[which])
         scores[name] = {
             "macro_f1": float(f1_score(test[2], found, average="macro")),
             "overall_accuracy": float(accuracy_score(test[2], found)),

@@ -29,6 +29,7 @@ from sklearn.metrics import f1_score
 from sklearn.model_selection import StratifiedGroupKFold, cross_val_predict
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
+from threadpoolctl import threadpool_limits
 from tqdm import tqdm
 
 import utils
@@ -214,12 +215,12 @@ class Validation:
         if self.probe is None:
             return None
         x, doys, labels, groups = self.probe
-        parts = zip(x.split(512), doys.split(512), strict=True)
-        y = [utils.encode_series(backbone, *part, self.runtime).cpu() for part in parts]
+        y = utils.encode_series(backbone, x, doys, self.runtime).numpy()
         labels = labels.numpy()
         folds = StratifiedGroupKFold(self.probe_folds)
         probe = make_pipeline(StandardScaler(), LogisticRegression(max_iter=500))
-        found = cross_val_predict(probe, torch.cat(y).numpy(), labels, groups=groups, cv=folds)
+        with threadpool_limits(1):  # small products; more threads would wait for each other
+            found = cross_val_predict(probe, y, labels, groups=groups, cv=folds)
         return float(f1_score(labels, found, average="macro"))
 
 

@@ -369,21 +369,55 @@ def encode_series(module, x, doys, runtime, draws=0):
     draws: 0 reads all clear observations at once (a module that takes a fixed number of steps: 8
     draws); else so many even draws of its `sample_size` steps, whose outputs are averaged.
     x: (N, T, B) standardised and doys: (N, T), padded with doy 0 at the end; on the CPU or GPU.
-    Returns (N, D) float32 on the runtime's device, or a tuple of such where the module does.
+    Returns (N, D) float32 on the CPU, or a tuple of such where the module does.
     """
     x, doys = runtime.to_device(x, doys)
+    if not module.any_length:
+        draws = draws or 8
+    batches = _split_by_length((doys > 0).sum(1).cpu().numpy(), module, runtime, draws)
+    parts = []
+    for places, length in batches:
+        where = torch.from_numpy(places).to(x.device)
+        parts.append(_encode_batch(module, x[where, :length], doys[where, :length], runtime, draws))
+    order = np.argsort(np.concatenate([places for places, _ in batches]))
+    return _join(parts, torch.from_numpy(order))
+
+
+def _split_by_length(lengths, module, runtime, draws):
+    """Split series into batches of alike length, so that next to nothing is computed for padding.
+
+    lengths: (N,) clear observations. Returns a list of (places (n,) int, length): no batch holds
+    more than `runtime.batch_steps` steps unless it is of one series.
+    """
+    longest = -(-lengths // runtime.pad_steps) * runtime.pad_steps
+    if draws:  # each costs the same, and reads all of its series
+        longest = np.full(len(lengths), lengths.max(initial=1))
+    batches = []
+    for length in np.unique(longest).tolist():
+        places = np.flatnonzero(longest == length)
+        size = max(1, runtime.batch_steps // (draws * module.sample_size or length))
+        batches += [(places[i : i + size], length) for i in range(0, len(places), size)]
+    return batches
+
+
+def _encode_batch(module, x, doys, runtime, draws):
     with torch.no_grad(), runtime.autocast():
-        if module.any_length and not draws:
+        if not draws:
             padding = doys == 0
             return _map(torch.Tensor.float, module(x, doys, padding if padding.any() else None))
-        x, doys = even_draws(x, doys, module.sample_size, draws or 8)
-        shape = x.shape[:2]
+        x, doys = even_draws(x, doys, module.sample_size, draws)
         y = module(x.flatten(0, 1), doys.flatten(0, 1))
-        return _map(lambda part: part.float().unflatten(0, shape).mean(1), y)
+        return _map(lambda part: part.float().unflatten(0, x.shape[:2]).mean(1), y)
 
 
 def _map(function, value):
     return tuple(map(function, value)) if isinstance(value, tuple) else function(value)
+
+
+def _join(parts, order):
+    if isinstance(parts[0], tuple):
+        return tuple(_join(part, order) for part in zip(*parts, strict=True))
+    return torch.cat(parts).cpu()[order]
 
 
 def extract_representations(module, tile, mean, std, min_valid, runtime, stride=1, draws=0):
@@ -401,47 +435,11 @@ def extract_representations(module, tile, mean, std, min_valid, runtime, stride=
         wanted[(np.arange(first, last) % stride) > 0] = False
         wanted[:, (np.arange(width) % stride) > 0] = False
         pixels = first * width + np.flatnonzero(wanted)
-        if not len(pixels):
-            continue
-        steps = clear_steps(tile.read_clear(pixels))
-        bands, doys = runtime.to_device(*tile.read_steps(pixels, steps))
-        x = standardise(bands, mean, std)
-        lengths = counts[first:last][wanted].astype(np.int64)
-        alike = _split_by_length(lengths, module, runtime, draws)
-        parts = []
-        for places, length in alike:
-            where = torch.from_numpy(places).to(x.device)
-            series = x[where, :length], doys[where, :length]
-            parts.append(encode_series(module, *series, runtime, draws))
-        order = np.argsort(np.concatenate([places for places, _ in alike]))
-        yield (first, last), pixels // width, pixels % width, _join(parts, torch.from_numpy(order))
-
-
-def _join(parts, order):
-    if isinstance(parts[0], tuple):
-        return tuple(_join(part, order) for part in zip(*parts, strict=True))
-    return torch.cat(parts).cpu()[order]
-
-
-def _split_by_length(lengths, module, runtime, draws):
-    """Split series into batches of alike length, so that next to nothing is computed for padding.
-
-    lengths: (N,) clear observations. Returns a list of (places (n,) int, length): no batch holds
-    more than `runtime.batch_steps` steps unless it is of one series.
-    """
-    if draws or not module.any_length:  # each costs the same, and reads all of its series
-        cost = np.full(len(lengths), (draws or 8) * module.sample_size)
-        longest = np.full(len(lengths), lengths.max())
-    else:
-        cost = longest = -(-lengths // runtime.pad_steps) * runtime.pad_steps
-    batches = []
-    for value in np.unique(cost):
-        places = np.flatnonzero(cost == value)
-        size = max(1, runtime.batch_steps // value)
-        for start in range(0, len(places), size):
-            part = places[start : start + size]
-            batches.append((part, int(longest[part[0]])))
-    return batches
+        if len(pixels):
+            steps = clear_steps(tile.read_clear(pixels))
+            bands, doys = runtime.to_device(*tile.read_steps(pixels, steps))
+            y = encode_series(module, standardise(bands, mean, std), doys, runtime, draws)
+            yield (first, last), pixels // width, pixels % width, y
 
 
 # ---- maps on disk --------------------------------------------------------------------------------

@@ -111,18 +111,14 @@ def encoder_flops(steps, *, width, depth, latent_dim):
 
 
 def run_child(arguments, threads, work, launcher=()):
-    """Run a script of the project; returns seconds and the peak memory of the process in GB."""
+    """Run a script of the project; returns the seconds that it took."""
     environment = {**os.environ, "OMP_NUM_THREADS": str(threads), "XDG_CACHE_HOME": str(work)}
     command = [sys.executable, *launcher, *arguments]
     start = time.perf_counter()
-    child = subprocess.Popen(
-        command, cwd=ROOT, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
-    )
-    error = child.stderr.read().decode()
-    _, status, usage = os.wait4(child.pid, 0)
-    if status:
-        raise RuntimeError(f"{' '.join(command)}\n{error}")
-    return time.perf_counter() - start, usage.ru_maxrss / 2**20
+    child = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, check=False)
+    if child.returncode:
+        raise RuntimeError(f"{' '.join(command)}\n{child.stderr.decode()}")
+    return time.perf_counter() - start
 
 
 # ---- sections ------------------------------------------------------------------------------------
@@ -242,16 +238,19 @@ def map_tile(checkpoint, tile_path, work, **keys):
     output_dir = Path(work) / "maps" / f"{time.time_ns()}"
     keys = {"checkpoint_path": str(checkpoint), "tile_path": str(tile_path), **keys}
     keys |= {"output_dir": str(output_dir), "wandb_mode": "disabled"}
-    report = Path(work) / "seconds.json"
+    report = Path(work) / "report.json"
     code = (
-        "import infer, json, pathlib, time, utils\n"
+        "import infer, json, pathlib, re, time\n"
         f"config = {{**infer.run_config, **{keys!r}}}\n"
         "start = time.perf_counter()\n"
         "infer.main(config)\n"
-        f"pathlib.Path({str(report)!r}).write_text(json.dumps(time.perf_counter() - start))\n"
+        "taken = time.perf_counter() - start\n"
+        "status = pathlib.Path('/proc/self/status').read_text()\n"  # of this process alone
+        "memory = int(re.search(r'VmHWM:\\s*(\\d+)', status)[1]) / 2**20\n"
+        f"pathlib.Path({str(report)!r}).write_text(json.dumps([taken, memory]))\n"
     )
-    _, memory = run_child(["-c", code], torch.get_num_threads(), work)
-    return json.loads(report.read_text()), memory
+    run_child(["-c", code], torch.get_num_threads(), work)
+    return json.loads(report.read_text())
 
 
 def measure_inference(config, work):
@@ -338,7 +337,7 @@ def measure_processes(config, work):
         keys = {"checkpoint_path": checkpoint, "tile_path": f"{work}/data/processes/processed"}
         keys |= {"output_dir": f"{folder}-maps", "wandb_mode": "disabled", "device": "cpu"}
         arguments = ["infer.py", *(f"{k}={v}" for k, v in keys.items())]
-        taken, _ = run_child(arguments, threads, work, launcher)
+        taken = run_child(arguments, threads, work, launcher)
         result[name] = {"samples_per_second": float(rate), "infer_seconds": taken}
     return result
 
