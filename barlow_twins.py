@@ -25,8 +25,8 @@ class BatchNorm(nn.BatchNorm1d):
             return super().forward(x)
         with torch.autocast(x.device.type, enabled=False):
             x = x.float()
-            count = all_reduce(x.new_tensor(float(len(x))))
-            mean = all_reduce(x.sum(0)) / count
+            total = all_reduce(torch.cat([x.sum(0), x.new_tensor([len(x)])]))
+            count, mean = total[-1], total[:-1] / total[-1]
             var = all_reduce((x - mean).square().sum(0)) / count
             with torch.no_grad():
                 self.running_mean.lerp_(mean, self.momentum)

@@ -479,13 +479,15 @@ class _PixelDataset(IterableDataset):
 def iterate_batches(dataset, num_workers=0, pin_memory=False):
     """Yield a data set's batches, read by `num_workers` processes (0: by this one).
 
-    Workers own shards, not batches: each gives its part of every batch, put together here.
+    Workers own shards, not batches: each gives its part of every batch, put together here, and
+    into memory from which a GPU copies while it computes where `pin_memory` asks for it.
     """
-    loader = DataLoader(dataset, None, num_workers=num_workers, pin_memory=pin_memory)
-    parts = iter(loader)
+    ahead = {"prefetch_factor": 8} if num_workers else {}  # of the pause while a chunk is read
+    parts = iter(DataLoader(dataset, None, num_workers=num_workers, **ahead))
     for first in parts:
         rest = [next(parts) for _ in range(num_workers - 1)]
-        yield dataset.merge([first, *rest]) if rest else first
+        batch = dataset.merge([first, *rest]) if rest else first
+        yield tuple(array.pin_memory() for array in batch) if pin_memory else batch
 
 
 class SentinelTimeSeriesDataset(_PixelDataset):

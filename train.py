@@ -482,7 +482,7 @@ def main(config):
     make_simulated_tiles(config, runtime)
     train_set, val_set, labelled, picture_tile = open_data(config, runtime)
     output_dir = utils.make_output_dir(
-        config["output_dir"] or time.strftime("checkpoints/%Y-%m-%d_%H-%M-%S")
+        config["output_dir"] or runtime.agree(time.strftime("checkpoints/%Y-%m-%d_%H-%M-%S"))
     )
     validate = Validation(val_set, labelled, config, runtime)
 

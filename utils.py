@@ -187,6 +187,13 @@ class Runtime:
         if self.world_size > 1:
             dist.barrier()
 
+    def agree(self, value):
+        """The first process's value, in all of them."""
+        box = [value]
+        if self.world_size > 1:
+            dist.broadcast_object_list(box)
+        return box[0]
+
     def any(self, flag, now=True):
         """Whether any process says so; several processes ask each other only where `now`."""
         if self.world_size == 1 or not now:

@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+import time
 
 import pytest
 from conftest import ROOT
@@ -11,13 +12,22 @@ from test_train import as_arguments, assert_same_weights, lines, tiny, weights
 from backbones import BACKBONES
 from train import main
 
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
 
-def torchrun(config, processes=2):
+
+def torchrun_command(config, processes=2):
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-    command += [f"--nproc-per-node={processes}", str(ROOT / "train.py"), *as_arguments(config)]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return [*command, f"--nproc-per-node={processes}", ROOT / "train.py", *as_arguments(config)]
+
+
+def torchrun(config, processes=2, cwd=ROOT):
     return subprocess.run(
-        command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300
+        torchrun_command(config, processes),
+        cwd=cwd,
+        env=ENVIRONMENT,
+        capture_output=True,
+        text=True,
+        timeout=300,
     )
 
 
@@ -47,4 +57,36 @@ def test_a_run_of_one_process_goes_on_with_two(dataset, tmp_path):
     assert torchrun(parts).returncode == 0
     assert_same_weights(
         weights(tmp_path / "whole"), weights(tmp_path / "parts"), atol=1e-5, rtol=1e-5
+    )
+
+
+def test_processes_agree_on_the_folder_that_the_time_names(dataset, tmp_path):
+    done = torchrun(tiny(dataset, "", max_steps=2), cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    (folder,) = (tmp_path / "checkpoints").iterdir()
+    assert (folder / "last.pt").exists()
+
+
+def test_a_job_that_its_queue_stops_goes_on_where_it_was(dataset, tmp_path):
+    """What Slurm does: SIGTERM to torchrun, and the same command once more."""
+    whole = tiny(dataset, tmp_path / "whole", epochs=30)
+    config = {**whole, "output_dir": str(tmp_path / "stopped")}
+    main(whole)
+    with subprocess.Popen(
+        torchrun_command(config),
+        cwd=ROOT,
+        env=ENVIRONMENT,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+    ) as job:
+        metrics = tmp_path / "stopped" / "metrics.jsonl"
+        while not (metrics.exists() and len(metrics.read_text().splitlines()) > 2):
+            assert job.poll() is None, job.stderr.read().decode()
+            time.sleep(0.01)
+        job.terminate()
+    stopped = lines(tmp_path / "stopped")[-1]["step"]
+    assert 0 < stopped < lines(tmp_path / "whole")[-1]["step"]
+    assert torchrun(config).returncode == 0
+    assert_same_weights(
+        weights(tmp_path / "whole"), weights(tmp_path / "stopped"), atol=1e-4, rtol=1e-4
     )
