@@ -185,8 +185,7 @@ def measure_training(config, work):
         dataset = SentinelTimeSeriesDataset(
             work, "training", sample_size=SAMPLE_SIZE, batch_size=batch_size
         )
-        batches = iter(dataset)
-        x, doys = next(batches)
+        x, doys = next(iter(dataset))
         backbone = build_backbone("transformer", num_bands=BANDS, sample_size=SAMPLE_SIZE, **MODEL)
         steps = {
             "ours": make_step(BarlowTwins(backbone, Projector(**sizes)), (x, doys)),
@@ -198,7 +197,7 @@ def measure_training(config, work):
                 (x, doys),
             ),
         }
-        taken = in_turn(config["rounds"], **steps, load=lambda batches=batches: next(batches))
+        taken = in_turn(config["rounds"], **steps)
         flops = 3 * 2 * len(x) * encoder_flops(SAMPLE_SIZE, **MODEL)
         flops += 3 * 2 * len(x) * 2 * (MODEL["latent_dim"] * 512 + 2 * 512**2)
         flops += 3 * 2 * len(x) * 512**2  # cross-correlation
@@ -207,7 +206,7 @@ def measure_training(config, work):
             "ratio": taken["eager"] / taken["ours"],
             "ratio_without_dropout": taken["no_dropout"] / taken["ours"],
             "share_of_gemm_rate": flops / taken["ours"] / gemm_rate(),
-            "loader_share": loader_share(dataset, steps["ours"], min(20, dataset.steps_per_epoch)),
+            "loader_share": loader_share(dataset, steps["ours"], 4 * config["rounds"]),
         }
     return result
 
@@ -288,7 +287,7 @@ def measure_inference(config, work):
 
 def measure_growth(config, work):
     """Cost a pixel and peak memory of mapping, by size, by number of dates and by tiles."""
-    sizes = [128]
+    sizes = [min(128, config["largest"])]
     while sizes[-1] < config["largest"]:
         sizes.append(2 * sizes[-1])
     middle, dates = min(256, config["largest"]), config["num_dates"]

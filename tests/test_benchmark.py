@@ -19,7 +19,7 @@ def figures(content):
 def test_benchmark_at_a_tiny_size(tmp_path):
     sections = ["input", "training", "inference", "growth", "startup"]
     arguments = [f"sections={','.join(sections)}", f"output_dir={tmp_path}"]
-    arguments += ["size=32", "largest=64", "num_dates=40", "num_tiles=3", "rounds=1"]
+    arguments += ["size=32", "largest=32", "num_dates=40", "num_tiles=3", "rounds=1"]
     done = subprocess.run(
         [sys.executable, "benchmarks/bench.py", *arguments, "wandb_mode=disabled"],
         cwd=ROOT,
