@@ -5,7 +5,13 @@ import math
 import subprocess
 import sys
 
-from conftest import ROOT
+import pytest
+import torch
+from conftest import ROOT, make_tile
+
+import utils
+from backbones import build_backbone
+from data import Tile
 
 
 def figures(content):
@@ -47,3 +53,38 @@ def test_a_section_that_is_not_there():
     )
     assert done.returncode == 1
     assert done.stderr.startswith("error: sections=speed: wanted one of input, training")
+
+
+needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here")
+
+
+@needs_gpu
+def test_gpu_section(tmp_path):
+    arguments = ["sections=gpu", "device=cuda", "gpu_size=160", f"output_dir={tmp_path}"]
+    done = subprocess.run(
+        [sys.executable, "benchmarks/bench.py", *arguments, "wandb_mode=disabled"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=600,
+    )
+    assert done.returncode == 0, done.stderr
+    assert all(value > 0 for value in figures(json.loads((tmp_path / "bench.json").read_text())))
+
+
+@needs_gpu
+def test_gpu_and_cpu_map_the_same_representations(tmp_path):
+    """In bf16 and padded to few shapes there, in float32 without padding here."""
+    tile = Tile(make_tile(tmp_path / "MGRS-0", (40, 16, 16, 10)))
+    torch.manual_seed(0)
+    sizes = {"num_bands": 10, "sample_size": 8, "latent_dim": 32, "width": 32, "depth": 2}
+    backbone = build_backbone("transformer", **sizes).eval()
+    mean, std = torch.from_numpy(tile.band_mean), torch.from_numpy(tile.band_std)
+    maps = []
+    for device in ("cpu", "cuda"):
+        runtime = utils.start_runtime(device)
+        blocks = utils.extract_representations(
+            backbone.to(runtime.device), tile, mean, std, 5, runtime
+        )
+        maps.append(torch.cat([y for *_, y in blocks]))
+    assert torch.cosine_similarity(*maps).min() > 0.99

@@ -90,3 +90,44 @@ def test_a_job_that_its_queue_stops_goes_on_where_it_was(dataset, tmp_path):
     assert_same_weights(
         weights(tmp_path / "whole"), weights(tmp_path / "stopped"), atol=1e-4, rtol=1e-4
     )
+
+
+def slurm(folder, config, **keywords):
+    """Start the README's batch file where srun and scontrol are stand-ins, the rest is real."""
+    script = (ROOT / "README.md").read_text().split("```bash\n#!/bin/bash")[1].split("```")[0]
+    keys = " ".join(as_arguments(config))
+    example = "base_path=/data dataset_name=austria_2022 output_dir=checkpoints/austria"
+    assert example in script
+    (folder / "job.sh").write_text(script.replace(example, keys))
+    stand_ins = {
+        "srun": 'exec "$@"',
+        "scontrol": f'[ "$1" = show ] && echo localhost || echo "$@" >> {folder}/requeued',
+        "torchrun": f'exec {sys.executable} -m torch.distributed.run "$@"',
+    }
+    for name, body in stand_ins.items():
+        (folder / name).write_text(f"#!/bin/bash\n{body}\n")
+        (folder / name).chmod(0o755)
+    names = {"SLURM_NNODES": "1", "SLURM_GPUS_ON_NODE": "2", "SLURM_JOB_NODELIST": "localhost"}
+    names |= {"SLURM_JOB_ID": str(os.getpid()), "PATH": f"{folder}:{os.environ['PATH']}"}
+    command = ["bash", folder / "job.sh"]
+    return subprocess.Popen(command, cwd=ROOT, env=ENVIRONMENT | names, **keywords)
+
+
+def test_the_slurm_example_queues_a_stopped_job_again_and_ends_a_finished_one(dataset, tmp_path):
+    config = tiny(dataset, tmp_path / "run", epochs=20)
+    silent = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    with slurm(tmp_path, config, **silent) as job:
+        metrics = tmp_path / "run" / "metrics.jsonl"
+        while not (metrics.exists() and len(metrics.read_text().splitlines()) > 2):
+            assert job.poll() is None
+            time.sleep(0.01)
+        job.terminate()
+    stopped = lines(tmp_path / "run")[-1]["step"]
+    assert (tmp_path / "requeued").read_text() == f"requeue {os.getpid()}\n"
+    with slurm(tmp_path, config, **silent) as job:
+        assert job.wait(timeout=200) == 0
+    assert lines(tmp_path / "run")[-1]["step"] > stopped
+    assert (tmp_path / "requeued").read_text().count("requeue") == 1, "queued again though done"
+    with slurm(tmp_path, {**config, "batch_size": 1}, **silent) as job:
+        assert job.wait(timeout=100) != 0, "a mistake in the command must end the job"
+    assert (tmp_path / "requeued").read_text().count("requeue") == 1
