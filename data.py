@@ -123,7 +123,7 @@ class Tile:
             self._fail("tile.json", f"bands {info['bands']}", f"{self.shape[3]} band names")
         return info
 
-    def row_blocks(self, num_pixels=BLOCK_PIXELS):
+    def row_blocks(self, num_pixels):
         """(first row, last row + 1) of consecutive blocks of about `num_pixels` pixels."""
         height, width = self.shape[1:3]
         step = max(1, num_pixels // width)
@@ -349,7 +349,7 @@ class _PixelDataset(IterableDataset):
         """List the blocks that hold the chosen pixels, and cut the epoch into batches."""
         blocks = []
         for index, tile in enumerate(self.tiles):
-            for first, last in tile.row_blocks():
+            for first, last in tile.row_blocks(BLOCK_PIXELS):
                 count = int(np.bitwise_count(self._chosen[index][first:last]).sum())
                 if count:
                     blocks.append((index, first, last, count))

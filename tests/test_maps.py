@@ -244,10 +244,10 @@ def test_too_few_observations_are_no_data(workplace, tmp_path):
 
 
 def test_the_same_map_whatever_the_blocks(workplace, monkeypatch):
+    """Blocks of rows, batches of series and their padding are matters of speed alone."""
     (one,) = map_tile(workplace, "blocks1")
-    import data
-
-    monkeypatch.setattr(data, "BLOCK_PIXELS", 48)
+    for name, value in {"block_pixels": 48, "batch_steps": 40, "pad_steps": 8}.items():
+        monkeypatch.setattr(utils.Runtime, name, value)
     (other,) = map_tile(workplace, "blocks2")
     np.testing.assert_allclose(
         np.load(one / "representation_map.npy"),
