@@ -17,6 +17,7 @@ import sys
 import tempfile
 import time
 from datetime import date
+from functools import partial
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -33,7 +34,7 @@ from barlow_twins import BarlowTwins, Projector  # noqa: E402
 from data import SentinelTimeSeriesDataset, Tile, iterate_batches  # noqa: E402
 
 run_config = {
-    "sections": "all",  # of input, training, inference, growth, processes, startup, gpu; or some
+    "sections": "all",  # input, training, inference, profile, growth, processes, startup, gpu
     "size": 256,  # pixels along the tile
     "largest": 1024,  # pixels along the largest tile of the growth table
     "num_dates": 73,
@@ -152,15 +153,17 @@ def measure_input(config, work):
     return result
 
 
-def make_step(model, batch):
-    """A training step on a batch, as train.py makes it."""
-    runtime = utils.Runtime(torch.device("cpu"), 0, 1)
+def make_step(model, settings=STEP, runtime=None):
+    """A training step on a batch, as train.py makes it, as a function of x and doys."""
+    runtime = runtime or utils.Runtime(torch.device("cpu"), 0, 1)
     optimiser = torch.optim.AdamW(model.parameters(), 1e-3, fused=True)
 
-    def step():
-        loss, _, _ = train.training_loss(model, *batch, STEP, runtime, 0)
+    def step(*batch):
+        loss, _, _ = train.training_loss(
+            model, *runtime.to_device(*batch), settings, runtime, step=0
+        )
         loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), STEP["clip_norm"])
+        torch.nn.utils.clip_grad_norm_(model.parameters(), settings["clip_norm"])
         optimiser.step()
         optimiser.zero_grad()
 
@@ -185,28 +188,25 @@ def measure_training(config, work):
         dataset = SentinelTimeSeriesDataset(
             work, "training", sample_size=SAMPLE_SIZE, batch_size=batch_size
         )
-        x, doys = next(iter(dataset))
+        batch = next(iter(dataset))
         backbone = build_backbone("transformer", num_bands=BANDS, sample_size=SAMPLE_SIZE, **MODEL)
+        eager, no_dropout = (SequenceFirstEncoder(**reference, dropout=p) for p in (0.1, 0.0))
         steps = {
-            "ours": make_step(BarlowTwins(backbone, Projector(**sizes)), (x, doys)),
-            "eager": make_step(
-                TwoCalls(SequenceFirstEncoder(**reference), Projector(**sizes)), (x, doys)
-            ),
-            "no_dropout": make_step(
-                TwoCalls(SequenceFirstEncoder(**reference, dropout=0.0), Projector(**sizes)),
-                (x, doys),
-            ),
+            "ours": make_step(BarlowTwins(backbone, Projector(**sizes))),
+            "eager": make_step(TwoCalls(eager, Projector(**sizes))),
+            "no_dropout": make_step(TwoCalls(no_dropout, Projector(**sizes))),
         }
-        taken = in_turn(config["rounds"], **steps)
-        flops = 3 * 2 * len(x) * encoder_flops(SAMPLE_SIZE, **MODEL)
-        flops += 3 * 2 * len(x) * 2 * (MODEL["latent_dim"] * 512 + 2 * 512**2)
-        flops += 3 * 2 * len(x) * 512**2  # cross-correlation
+        bound = {name: partial(step, *batch) for name, step in steps.items()}
+        taken, number = in_turn(config["rounds"], **bound), len(batch[0])
+        flops = 3 * 2 * number * encoder_flops(SAMPLE_SIZE, **MODEL)
+        flops += 3 * 2 * number * 2 * (MODEL["latent_dim"] * 512 + 2 * 512**2)
+        flops += 3 * 2 * number * 512**2  # cross-correlation
         result[f"batch {batch_size}"] = {
             "milliseconds": 1000 * taken["ours"],
             "ratio": taken["eager"] / taken["ours"],
             "ratio_without_dropout": taken["no_dropout"] / taken["ours"],
             "share_of_gemm_rate": flops / taken["ours"] / gemm_rate(),
-            "loader_share": loader_share(dataset, steps["ours"], 4 * config["rounds"]),
+            "loader_share": loader_share(dataset, steps["ours"], 10 * config["rounds"]),
         }
     return result
 
@@ -217,8 +217,9 @@ def loader_share(dataset, step, number):
     dataset.set_steps(0, number)
     batches = iter(dataset)
     for _ in range(number):
-        loading += seconds(lambda: next(batches))
-        step()
+        batch = []
+        loading += seconds(lambda batch=batch: batch.extend(next(batches)))
+        step(*batch)
     return loading / (time.perf_counter() - start)
 
 
@@ -267,7 +268,7 @@ def measure_inference(config, work):
         for x, doys in loop.batches(pixels, 512):
             encoder(x[:, 0], doys[:, 0])
 
-    shares, ratios, same = [], [], []
+    shares, ratios, same, limits = [], [], [], []
     for _ in range(max(1, config["rounds"] // 2)):
         per_pixel = seconds(reference) / len(pixels)
         rate = gemm_rate()
@@ -277,12 +278,37 @@ def measure_inference(config, work):
         shares.append(encoder_flops(counts, **MODEL).sum() / taken / rate)
         ratios.append(per_pixel / (taken / number))
         same.append(per_pixel / (once / number))
+        limits.append(per_pixel / (encoder_flops(SAMPLE_SIZE, **MODEL) / rate))
     return {
         "pixels_per_second": number / taken,
         "ratio": float(np.median(ratios)),
         "ratio_with_one_draw_each": float(np.median(same)),
+        "that_ratio_if_all_were_gemm": float(np.median(limits)),
         "share_of_gemm_rate": float(np.median(shares)),
     }
+
+
+def measure_profile(config, work):
+    """Shares of the CPU time that operations have in a training step and in encoding series."""
+    backbone = build_backbone("transformer", num_bands=BANDS, sample_size=SAMPLE_SIZE, **MODEL)
+    projector = Projector(latent_dim=MODEL["latent_dim"], width=512, projection_dim=512)
+    doys = torch.randint(1, 366, (256, 2, SAMPLE_SIZE))
+    batch = torch.randn(256, 2, SAMPLE_SIZE, BANDS), doys
+    runtime = utils.Runtime(torch.device("cpu"), 0, 1)
+    series = torch.randn(8192, 36, BANDS), torch.randint(1, 366, (8192, 36))
+    cases = {
+        "training step, batch 256": partial(make_step(BarlowTwins(backbone, projector)), *batch),
+        "encoding series of 36": lambda: utils.encode_series(backbone, *series, runtime),
+    }
+    result = {}
+    for name, function in cases.items():
+        function()
+        with torch.profiler.profile() as profile:
+            function()
+        times = {event.key: event.self_cpu_time_total for event in profile.key_averages()}
+        total, most = sum(times.values()), sorted(times, key=times.get, reverse=True)[:10]
+        result[name] = {key.removeprefix("aten::"): times[key] / total for key in most}
+    return result
 
 
 def measure_growth(config, work):
@@ -382,17 +408,11 @@ def measure_gpu(config, work):
     batch_size, warm_up, number = 4096, 20, 200
     settings = {**train.run_config, "batch_size": batch_size}
     dataset = SentinelTimeSeriesDataset(work, "gpu", batch_size=batch_size)
-    model, optimiser, _ = train.build_model(settings, dataset, runtime)
+    model, _, _ = train.build_model(settings, dataset, runtime)
+    step = make_step(model, settings, runtime)
     dataset.set_steps(0, warm_up + number)
-    batches = iterate_batches(dataset, runtime.workers(-1), pin_memory=True)
-    for index, batch in enumerate(batches):
-        loss, _, _ = train.training_loss(
-            model, *runtime.to_device(*batch), settings, runtime, index
-        )
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), settings["clip_norm"])
-        optimiser.step()
-        optimiser.zero_grad()
+    for index, batch in enumerate(iterate_batches(dataset, runtime.workers(-1), pin_memory=True)):
+        step(*batch)
         if index + 1 == warm_up:
             synchronise("cuda")
             start = time.perf_counter()
@@ -416,6 +436,7 @@ SECTIONS = {
     "input": measure_input,
     "training": measure_training,
     "inference": measure_inference,
+    "profile": measure_profile,
     "growth": measure_growth,
     "processes": measure_processes,
     "startup": measure_startup,

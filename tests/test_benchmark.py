@@ -22,17 +22,20 @@ def figures(content):
             yield value
 
 
-def test_benchmark_at_a_tiny_size(tmp_path):
-    sections = ["input", "training", "inference", "growth", "startup"]
-    arguments = [f"sections={','.join(sections)}", f"output_dir={tmp_path}"]
-    arguments += ["size=32", "largest=32", "num_dates=40", "num_tiles=3", "rounds=1"]
-    done = subprocess.run(
+def bench(*arguments):
+    return subprocess.run(
         [sys.executable, "benchmarks/bench.py", *arguments, "wandb_mode=disabled"],
         cwd=ROOT,
         capture_output=True,
         text=True,
-        timeout=400,
+        timeout=600,
     )
+
+
+def test_benchmark_at_a_tiny_size(tmp_path):
+    sections = ["input", "training", "inference", "profile", "growth", "startup"]
+    sizes = ["size=32", "largest=32", "num_dates=40", "num_tiles=3", "rounds=1"]
+    done = bench(f"sections={','.join(sections)}", f"output_dir={tmp_path}", *sizes)
     assert done.returncode == 0, done.stderr
     result = json.loads(done.stdout.splitlines()[-1])
     assert result == json.loads((tmp_path / "bench.json").read_text())
@@ -44,13 +47,7 @@ def test_benchmark_at_a_tiny_size(tmp_path):
 
 
 def test_a_section_that_is_not_there():
-    done = subprocess.run(
-        [sys.executable, "benchmarks/bench.py", "sections=speed"],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=100,
-    )
+    done = bench("sections=speed")
     assert done.returncode == 1
     assert done.stderr.startswith("error: sections=speed: wanted one of input, training")
 
@@ -60,14 +57,7 @@ needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU her
 
 @needs_gpu
 def test_gpu_section(tmp_path):
-    arguments = ["sections=gpu", "device=cuda", "gpu_size=160", f"output_dir={tmp_path}"]
-    done = subprocess.run(
-        [sys.executable, "benchmarks/bench.py", *arguments, "wandb_mode=disabled"],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=600,
-    )
+    done = bench("sections=gpu", "device=cuda", "gpu_size=160", f"output_dir={tmp_path}")
     assert done.returncode == 0, done.stderr
     assert all(value > 0 for value in figures(json.loads((tmp_path / "bench.json").read_text())))
 
