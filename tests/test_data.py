@@ -267,6 +267,13 @@ def test_batches_do_not_depend_on_how_many_pixels_are_drawn_at_once(dataset, mon
         assert doys.equal(doys_whole)
 
 
+def test_no_two_chunks_draw_with_the_same_numbers(tmp_path, monkeypatch):
+    monkeypatch.setattr(data, "SHUFFLE_PIXELS", 64)
+    base_path = make_dataset(tmp_path, clear=1.1)
+    draws = torch.cat([doys[:, 0] for _, doys in batches(base_path, batch_size=64)])
+    assert len(draws.unique(dim=0)) > 0.95 * len(draws), "of 125970 subsets of 20 dates each"
+
+
 def test_a_part_of_the_batch_may_be_empty(dataset):
     """Fewer pixels than shards: some processes have none, and take part all the same."""
     few = {"kind": SentinelTimeSeriesDatasetForDownstreaming, "label_count": 5}
