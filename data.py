@@ -27,10 +27,8 @@ SHARDS = 64  # virtual shards of an epoch: the most processes x workers that can
 BLOCK_PIXELS = 2048  # about what one read of consecutive rows holds
 SHUFFLE_PIXELS = 1 << 19  # pixels that are shuffled together, over all processes
 DRAW_PIXELS = 1 << 14  # pixels whose views are drawn at once: many, yet within the CPU's cache
+CACHE_PIXELS = 512  # pixels whose whole series fit into a core's own cache
 CACHE = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "pixel-series"
-
-
-CACHE_PIXELS = 512
 
 
 class Tile:
@@ -185,9 +183,8 @@ class Tile:
             rows = dates[part] * source.shape[1] + (pixels[part] - origin)[:, None]
             out = found[part].reshape(*rows.shape, num_bands)
             np.take(source.reshape(-1, num_bands), rows, axis=0, out=out, mode="clip")
-        doys = np.take(
-            np.append(self.doys, np.int16(0)), steps.numpy()
-        )  # -1 finds the 0 at the end
+        # the 0 at the end is what -1 finds
+        doys = np.take(np.append(self.doys, np.int16(0)), steps.numpy())
         return torch.from_numpy(found), torch.from_numpy(doys)
 
     def split_map(self, block_size=16, seed=0):
@@ -469,11 +466,9 @@ class _PixelDataset(IterableDataset):
     def _read_steps(self, tiles, pixels, steps):
         """Bands (N, .., B) uint16 and days (N, ..) int16 of dates (N, ..) of pixels."""
         parts = [tile.read_steps(pixels[run], steps[run]) for tile, run in self._runs(tiles)]
-        return (
-            parts[0]
-            if len(parts) == 1
-            else [torch.cat(arrays) for arrays in zip(*parts, strict=True)]
-        )
+        if len(parts) == 1:
+            return parts[0]
+        return [torch.cat(arrays) for arrays in zip(*parts, strict=True)]
 
 
 def iterate_batches(dataset, num_workers=0, pin_memory=False):

@@ -308,11 +308,8 @@ def build_model(config, train_set, runtime):
         {"params": [p for p in model.parameters() if p.ndim > 1]},
         {"params": [p for p in model.parameters() if p.ndim == 1], "weight_decay": 0.0},
     ]
-    return (
-        model,
-        torch.optim.AdamW(groups, weight_decay=config["weight_decay"], fused=True),
-        arguments,
-    )
+    optimiser = torch.optim.AdamW(groups, weight_decay=config["weight_decay"], fused=True)
+    return model, optimiser, arguments
 
 
 def read_last(path, config):

@@ -80,8 +80,9 @@ def clear_steps(clear):
     """
     num_dates, num_pixels = clear.shape
     num_clear = clear.sum(0)
-    steps = torch.full((num_pixels, int(num_clear.max()) if num_pixels else 0), -1)
-    is_data = torch.arange(steps.shape[1]) < num_clear[:, None]
+    most = int(num_clear.max()) if num_pixels else 0
+    steps = torch.full((num_pixels, most), -1, device=clear.device)
+    is_data = torch.arange(most, device=clear.device) < num_clear[:, None]
     steps[is_data] = _flatnonzero(clear.T.contiguous()) % num_dates
     return steps
 
@@ -90,7 +91,7 @@ def even_draws(x, doys, num_steps, num_views):
     """Views without chance, for inference: observations at even distances in their order.
 
     View v takes those numbered floor((i + (v + 1/2) / V) n / S) of a pixel's n, i = 0 .. S - 1.
-    x: (N, T, B) and doys: (N, T), padded with doy 0 at the end (`pack_clear`).
+    x: (N, T, B) and doys: (N, T), padded with doy 0 at the end (`Tile.read_steps`).
     Returns x (N, V, S, B), doys (N, V, S).
     """
     offset = (torch.arange(num_views, device=x.device) + 0.5) / num_views

@@ -96,13 +96,14 @@ def in_turn(rounds, **functions):
 def gemm_rate(device="cpu", size=2048, dtype=torch.float32):
     """FLOP/s of a product of two (size, size) matrices, the best of several."""
     a, b = torch.rand(2, size, size, device=device).to(dtype)
-    best = min(seconds(lambda: (a @ b, synchronise(device))) for _ in range(8))
+    best = min(seconds(lambda: (a @ b, synchronise())) for _ in range(8))
     return 2 * size**3 / best
 
 
-def synchronise(device):
-    if torch.device(device).type == "cuda":
-        torch.cuda.synchronize()
+def synchronise():
+    """Wait until a GPU, where there is one, has done all that it was told."""
+    if torch.accelerator.is_available():
+        torch.accelerator.synchronize()
 
 
 def encoder_flops(steps, *, width, depth, latent_dim):
@@ -414,9 +415,9 @@ def measure_gpu(config, work):
     for index, batch in enumerate(iterate_batches(dataset, runtime.workers(-1), pin_memory=True)):
         step(*batch)
         if index + 1 == warm_up:
-            synchronise("cuda")
+            synchronise()
             start = time.perf_counter()
-    synchronise("cuda")
+    synchronise()
     rate = number * batch_size / (time.perf_counter() - start)
     model_size = {key: settings[key] for key in MODEL}
     flops = 9 * encoder_flops(SAMPLE_SIZE, **model_size)  # three views, forward and backward
