@@ -1,8 +1,8 @@
-"""Encoders of pixel series, their encoding of the day of year, and classification heads.
+"""Encoders of pixel series, their encoding of the day of year, classification heads, their loss.
 
 Every backbone takes x (N, S, B), standardised bands, and doys (N, S), days of year, and gives
-representations (N, D). All depend on the day of year, none on the place of a step in the series.
-Shapes: N pixels, S steps, B bands, W width of the network, D = latent_dim.
+representations (N, D). All read the day of year itself, never a date's position in the series.
+Shapes: N pixels, S dates, B bands, W width of the network, D = latent_dim, C classes.
 """
 
 import math
@@ -11,6 +11,8 @@ from itertools import pairwise
 import torch
 import torch.nn.functional as F
 from torch import nn
+
+from distributed import gather
 
 DAYS = 365.25  # of a year
 
@@ -26,9 +28,9 @@ def encode_days(doys, num_features):
 
 
 class SimpleMLP(nn.Module):
-    """All steps of a series, with their days, side by side through dense layers.
+    """All dates of a series, with their days, side by side through dense layers.
 
-    Takes exactly `sample_size` steps. num_bands: B; width: of the hidden layers; depth: how many.
+    Takes exactly `sample_size` dates. num_bands: B; width: of the hidden layers; depth: how many.
     """
 
     any_length = False
@@ -41,7 +43,7 @@ class SimpleMLP(nn.Module):
         layers = []
         for size_in, size_out in pairwise(sizes):
             layers += [nn.Linear(size_in, size_out), nn.LayerNorm(size_out), nn.GELU()]
-        # no bias at the end: the projector's BatchNorm would take it away again
+        # no bias at the end: the projector's BatchNorm would remove it
         self.layers = nn.Sequential(*layers, nn.Linear(sizes[-1], latent_dim, bias=False))
 
     def forward(self, x, doys):
@@ -52,7 +54,7 @@ class SimpleMLP(nn.Module):
 class SimpleCNN(nn.Module):
     """Convolutions along time over bands and days, then the mean and the maximum over time.
 
-    Built for series of `sample_size` steps, whose spacing its kernels learn. width: channels;
+    Built for series of `sample_size` dates, whose spacing its kernels learn. width: channels;
     depth: number of convolutions.
     """
 
@@ -63,7 +65,7 @@ class SimpleCNN(nn.Module):
         super().__init__()
         self.latent_dim, self.sample_size = latent_dim, sample_size
         channels = [num_bands + self.DAY_FEATURES, *[2 * width] * depth]
-        self.step_dim = channels[-1]
+        self.date_dim = channels[-1]
         self.convolutions = nn.ModuleList(
             nn.Conv1d(size_in, size_out, kernel_size=5, padding=2)
             for size_in, size_out in pairwise(channels)
@@ -71,8 +73,8 @@ class SimpleCNN(nn.Module):
         self.norms = nn.ModuleList(nn.LayerNorm(size) for size in channels[1:])
         self.head = nn.Linear(2 * channels[-1], latent_dim, bias=False)
 
-    def steps(self, x, doys):
-        """Features of each step, (N, S, step_dim)."""
+    def date_features(self, x, doys):
+        """Features of each date, (N, S, date_dim)."""
         x = torch.cat([x, encode_days(doys, self.DAY_FEATURES)], dim=-1)
         for convolution, norm in zip(self.convolutions, self.norms, strict=True):
             x = F.gelu(norm(convolution(x.transpose(1, 2)).transpose(1, 2)))
@@ -82,13 +84,13 @@ class SimpleCNN(nn.Module):
         return self.head(torch.cat([x.mean(1), x.amax(1)], dim=-1))
 
     def forward(self, x, doys):
-        return self.pool(self.steps(x, doys))
+        return self.pool(self.date_features(x, doys))
 
 
 class TransformerLayer(nn.Module):
     """Pre-norm self-attention and feed-forward, each added to its input.
 
-    Keys have no bias: the softmax over steps does not see it, so it would drift on rounding alone.
+    Keys have no bias: the softmax over dates cancels it, so only rounding errors would move it.
     """
 
     HEAD_DIM = 16
@@ -105,14 +107,14 @@ class TransformerLayer(nn.Module):
             nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width)
         )
 
-    def forward(self, x, attention_mask):  # (N, S, W), (N, 1, 1, S) True for steps to leave out
+    def forward(self, x, attention_mask):  # (N, S, W), (N, 1, 1, S) True for dates to leave out
         y = self.norm_attention(x)
         query, value = self.to_query_value(y).chunk(2, dim=-1)
         query, key, value = (
             part.unflatten(-1, (self.heads, self.HEAD_DIM)).transpose(1, 2)  # (N, heads, S, 16)
             for part in (query, self.to_key(y), value)
         )
-        # written out: for such short series faster than F.scaled_dot_product_attention on the CPU
+        # written out: on the CPU faster than F.scaled_dot_product_attention for series this short
         score = (query * self.HEAD_DIM**-0.5) @ key.transpose(-1, -2)  # (N, heads, S, S)
         if attention_mask is not None:
             score = score.masked_fill(attention_mask, -math.inf)
@@ -124,7 +126,7 @@ class TransformerLayer(nn.Module):
 class TransformerEncoder(nn.Module):
     """Band MLP plus day encoding, pre-norm layers, attention pooling (TESSERA, arXiv 2506.20380).
 
-    Takes any number of steps. width: W, a multiple of 16 (heads have 16 dimensions); depth: layers.
+    Takes any number of dates. width: W, a multiple of 16 (heads have 16 dimensions); depth: layers.
     """
 
     any_length = True
@@ -133,18 +135,18 @@ class TransformerEncoder(nn.Module):
         super().__init__()
         if width % TransformerLayer.HEAD_DIM:
             raise ValueError(f"width={width}: wanted a multiple of {TransformerLayer.HEAD_DIM}")
-        self.latent_dim, self.sample_size, self.step_dim = latent_dim, sample_size, width
+        self.latent_dim, self.sample_size, self.date_dim = latent_dim, sample_size, width
         self.embed = nn.Sequential(nn.Linear(num_bands, width), nn.GELU(), nn.Linear(width, width))
         self.layers = nn.ModuleList(TransformerLayer(width) for _ in range(depth))
-        # no bias from here on: pooling passes a shift through and the projector's BatchNorm takes
-        # it away, so that its gradient would be rounding noise
+        # no biases from here on: the projector's BatchNorm removes any constant shift, so that
+        # their gradients would be rounding errors alone
         self.norm = nn.LayerNorm(width, bias=False)
         self.score = nn.Linear(width, 1, bias=False)
         self.head = nn.Linear(width, latent_dim, bias=False)
 
-    def steps(self, x, doys, padding_mask=None):
-        """Features of each step, (N, S, step_dim)."""
-        x = self.embed(x) + encode_days(doys, self.step_dim)
+    def date_features(self, x, doys, padding_mask=None):
+        """Features of each date, (N, S, date_dim)."""
+        x = self.embed(x) + encode_days(doys, self.date_dim)
         mask = None if padding_mask is None else padding_mask[:, None, None]
         for layer in self.layers:
             x = layer(x, mask)
@@ -154,19 +156,35 @@ class TransformerEncoder(nn.Module):
         return self.head(attention_pool(self.score(x), x, padding_mask))
 
     def forward(self, x, doys, padding_mask=None):
-        """padding_mask: (N, S) bool, True for steps to leave out; at least one step must stay."""
-        return self.pool(self.steps(x, doys, padding_mask), padding_mask)
+        """padding_mask: (N, S) bool, True for dates to leave out; at least one date must stay."""
+        return self.pool(self.date_features(x, doys, padding_mask), padding_mask)
 
 
 def attention_pool(score, x, padding_mask=None):
-    """Mean of steps x (N, S, W) weighted by the softmax over steps of score (N, S, 1): (N, W)."""
+    """Mean of dates x (N, S, W) weighted by the softmax over dates of score (N, S, 1): (N, W)."""
     score = score.float()
     if padding_mask is not None:
         score = score.masked_fill(padding_mask[..., None], -math.inf)
     return (score.softmax(1) * x).sum(1)
 
 
+# The contract of a backbone. Its constructor takes `num_bands` and BACKBONE_KEYS by keyword; it has
+#   latent_dim    D of the representations that forward(x, doys) gives
+#   sample_size   dates it was built for, which inference draws where any_length is False
+#   any_length    whether it takes series of any length; then forward(x, doys, padding_mask) too
+# and, where the attention head shall work on it, features of each date and their pooling:
+#   date_dim, date_features(x, doys[, padding_mask]) -> (N, S, date_dim)
+#   pool(features[, padding_mask]) -> (N, D)
+# Register it here. A new knob is named in BACKBONE_KEYS and gets its default in the run_config of
+# train.py and train_classification.py.
 BACKBONES = {"mlp": SimpleMLP, "cnn": SimpleCNN, "transformer": TransformerEncoder}
+BACKBONE_KEYS = ("sample_size", "latent_dim", "width", "depth")
+
+
+def backbone_arguments(config, num_bands):
+    """What `build_backbone` needs, from a config: kept in checkpoints to build it again."""
+    knobs = {key: config[key] for key in BACKBONE_KEYS}
+    return {"name": config["backbone"], "num_bands": num_bands, **knobs}
 
 
 def build_backbone(name, **keywords):
@@ -177,6 +195,9 @@ def build_backbone(name, **keywords):
     if name not in BACKBONES:
         raise ValueError(f"backbone={name}: wanted one of {', '.join(BACKBONES)}")
     return BACKBONES[name](**keywords)
+
+
+# ---- classification ------------------------------------------------------------------------------
 
 
 class LinearHead(nn.Sequential):
@@ -205,29 +226,34 @@ class MLPHead(nn.Sequential):
 
 
 class AttentionHead(nn.Module):
-    """An attention neck of its own over the backbone's steps, beside the representation."""
+    """Attention pooling of its own over the backbone's dates, beside the representation."""
 
     def __init__(self, *, backbone, num_classes, dropout):
         super().__init__()
-        if not hasattr(backbone, "steps"):
-            raise ValueError("head=attention: wanted a backbone with features of steps, not mlp")
-        self.score = nn.Linear(backbone.step_dim, 1, bias=False)
-        size = backbone.step_dim + backbone.latent_dim
+        if not hasattr(backbone, "date_features"):
+            raise ValueError("head=attention: wanted a backbone with features of dates, not mlp")
+        self.score = nn.Linear(backbone.date_dim, 1, bias=False)
+        size = backbone.date_dim + backbone.latent_dim
         self.classify = nn.Sequential(
             nn.BatchNorm1d(size, affine=False), nn.Dropout(dropout), nn.Linear(size, num_classes)
         )
 
-    def forward(self, steps, representation, padding_mask=None):
-        neck = attention_pool(self.score(steps), steps, padding_mask)
-        return self.classify(torch.cat([neck, representation], dim=-1))
+    def pool(self, features, representation, padding_mask=None):
+        """What forward takes: the pooled dates beside the representation, of each pixel."""
+        pooled = attention_pool(self.score(features), features, padding_mask)
+        return torch.cat([pooled, representation], dim=-1)
+
+    def forward(self, x):
+        return self.classify(x)
 
 
 HEADS = {"linear": LinearHead, "mlp": MLPHead, "attention": AttentionHead}
 
 
 class Classifier(nn.Module):
-    """A backbone and a head. forward gives (representations (N, D), logits (N, classes)).
+    """A backbone and a head. forward gives representations (N, D) and logits (N, C).
 
+    In training the logits are those of the whole batch, over all processes.
     freeze_backbone: it stays in eval mode and no gradient reaches it.
     """
 
@@ -249,17 +275,30 @@ class Classifier(nn.Module):
     def forward(self, x, doys, *padding_mask):
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.freeze_backbone):
             if isinstance(self.head, AttentionHead):
-                steps = self.backbone.steps(x, doys, *padding_mask)
-                y = self.backbone.pool(steps, *padding_mask)
+                features = self.backbone.date_features(x, doys, *padding_mask)
+                y = self.backbone.pool(features, *padding_mask)
             else:
                 y = self.backbone(x, doys, *padding_mask)
-        if isinstance(self.head, AttentionHead):
-            return y, self.head(steps, y, *padding_mask)
-        return y, self.head(y)
+        is_attention = isinstance(self.head, AttentionHead)
+        head_input = self.head.pool(features, y, *padding_mask) if is_attention else y
+        # BatchNorm and dropout of the head see the whole batch, in every process
+        return y, self.head(gather(head_input) if self.training else head_input)
+
+
+def focal_loss(logits, target, gamma, weight=None):
+    """Focal Loss (Lin et al. 2017), in float32: cross-entropy times (1 - p)^gamma; gamma 0: plain.
+
+    logits: (N, C); target: (N,) class numbers; weight: (C,) of the classes, or None.
+    """
+    loss = F.cross_entropy(logits.float(), target, weight=weight, reduction="none")
+    if gamma:
+        probability = logits.float().softmax(1).gather(1, target[:, None])[:, 0]
+        loss = (1 - probability) ** gamma * loss
+    return loss.mean() if weight is None else loss.sum() / weight[target].sum()
 
 
 def load_backbone(checkpoint):
-    """The backbone of a checkpoint (`utils.load_checkpoint`), all keys matched, in eval mode."""
+    """The backbone of a checkpoint (`runtime.load_checkpoint`), all keys matched, in eval mode."""
     backbone = build_backbone(**checkpoint["backbone"])
     backbone.load_state_dict(checkpoint["backbone_state"], strict=True)
     return backbone.eval()

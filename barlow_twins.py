@@ -1,38 +1,13 @@
-"""Barlow Twins (Zbontar et al. 2021, arXiv 2103.03230): projector, cross-correlation, loss.
+"""Barlow Twins (Zbontar et al. 2021, arXiv 2103.03230): projector, cross-correlation, losses.
 
-Shapes: N pixels of the whole batch, P = projection dimensions. With several processes each holds a
-part of the batch; BatchNorm and the loss see the whole of it, so the gradients, summed up over the
-processes, are those of one process with the whole batch.
+Shapes: N pixels of the whole batch, V views, S drawn dates, B bands, P dimensions of a projection.
 """
 
-import torch
-import torch.distributed as dist
 from torch import nn
-from torch.distributed.nn.functional import all_reduce
+
+from distributed import BatchNorm, gather
 
 EPSILON = 1e-5  # of the variances, as in the reference's BatchNorm
-
-
-def _world_size():
-    return dist.get_world_size() if dist.is_initialized() else 1
-
-
-class BatchNorm(nn.BatchNorm1d):
-    """BatchNorm1d over the batch of all processes (nn.SyncBatchNorm runs on CUDA only)."""
-
-    def forward(self, x):
-        if not self.training or _world_size() == 1:
-            return super().forward(x)
-        with torch.autocast(x.device.type, enabled=False):
-            x = x.float()
-            total = all_reduce(torch.cat([x.sum(0), x.new_tensor([len(x)])]))
-            count, mean = total[-1], total[:-1] / total[-1]
-            var = all_reduce((x - mean).square().sum(0)) / count
-            with torch.no_grad():
-                self.running_mean.lerp_(mean, self.momentum)
-                self.running_var.lerp_(var * count / (count - 1), self.momentum)
-                self.num_batches_tracked += 1
-            return (x - mean) * (var + self.eps).rsqrt() * self.weight + self.bias
 
 
 class Projector(nn.Sequential):
@@ -67,34 +42,6 @@ class BarlowTwins(nn.Module):
         return [gather(self.projector(view).float()) for view in y.unbind(1)]
 
 
-def gather(z):
-    """The rows of all processes in the order of rank, differentiable; counts may differ.
-
-    Each process puts its rows into zeros and the sum over processes is taken, whose backward sums
-    up the gradients: every process's loss is the whole loss, so with gradients averaged over
-    processes (DistributedDataParallel) each sample counts once.
-    """
-    if _world_size() == 1:
-        return z
-    here, total = share(len(z), z.device)
-    whole = z.new_zeros(total, *z.shape[1:])
-    return all_reduce(whole.index_copy(0, torch.arange(here.start, here.stop, device=z.device), z))
-
-
-def share(count, device):
-    """Which rows of the whole batch this process holds, and how many rows there are.
-
-    count: of this process's rows. Returns a slice and an int.
-    """
-    if _world_size() == 1:
-        return slice(0, count), count
-    counts = torch.zeros(_world_size(), device=device)
-    counts[dist.get_rank()] = count
-    dist.all_reduce(counts)
-    start = int(counts[: dist.get_rank()].sum())
-    return slice(start, start + count), int(counts.sum())
-
-
 def normalise(z):
     """z (N, P) to mean 0 and population variance 1 in each dimension, in float32."""
     z = z.float()
@@ -107,14 +54,22 @@ def cross_correlation(z_a, z_b):
     return z_a.T @ z_b / len(z_a)
 
 
-def barlow_twins_loss(c, barlow_lambda):
+def barlow_twins_loss(z, config, mixture=None):
     """Equation 1 of the paper: sum_i (C_ii - 1)^2 + lambda sum_{i != j} C_ij^2.
 
-    c: (P, P). Returns loss, on-diagonal part, off-diagonal part (without lambda).
+    z: projections of views a and b and, where there is a mixture, of the mixed view. mixture: the
+    weights (N,) of view a and the order (N,) of view b's partners; adds `mix_up_loss`.
     """
+    z_a, z_b, *z_m = map(normalise, z)
+    c = cross_correlation(z_a, z_b)
     on_diag = (c.diagonal() - 1).square().sum()
     off_diag = c.square().sum() - c.diagonal().square().sum()
-    return on_diag + barlow_lambda * off_diag, on_diag, off_diag
+    loss, parts = on_diag + config["barlow_lambda"] * off_diag, {}
+    if mixture:
+        weight, order = mixture
+        parts["mix_up_loss"] = mix_up_loss(z_m[0], z_a, z_b[order], z_b, weight)
+        loss = loss + config["mix_up"] * config["barlow_lambda"] * parts["mix_up_loss"]
+    return loss, {"on_diag": on_diag, "off_diag": off_diag, **parts}
 
 
 def mix_up_loss(z_m, z_a, z_b_shuffled, z_b, weight):
@@ -126,3 +81,9 @@ def mix_up_loss(z_m, z_a, z_b_shuffled, z_b, weight):
     mixture = weight[:, None] * z_a + (1 - weight[:, None]) * z_b_shuffled
     difference = z_m - mixture
     return sum(cross_correlation(difference, z).square().sum() for z in (z_a, z_b))
+
+
+# A loss takes the raw projections z, a list of (N, P) tensors, one a view; the config, from which
+# it reads its own keys; and the mixture of the mixed view or None. It returns the loss and a dict
+# of its parts for the log. Training and validation both call it. Register it here.
+LOSSES = {"barlow_twins": barlow_twins_loss}

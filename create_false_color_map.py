@@ -10,16 +10,25 @@ Maps drawn with one basis match without a seam: a pixel's colour depends on its 
 the basis alone. The basis is fitted to a sample of the valid pixels of all maps of the call.
 """
 
-import json
 from pathlib import Path
 
-import matplotlib.pyplot as plt
 import numpy as np
+from matplotlib.image import imsave
 
-import utils
+import maps
 from backbones import load_backbone
-from data import Tile, check_bands
-from utils import InputError
+from runtime import (
+    InputError,
+    atomic_write,
+    check,
+    load_checkpoint,
+    make_output_dir,
+    run_script,
+    start_log,
+    start_runtime,
+)
+from tiles import Tile, check_tile
+from utils import extract_representations
 
 run_config = {
     # input: maps, or a checkpoint and a tile
@@ -44,39 +53,33 @@ class MapOnDisk:
 
     def __init__(self, path):
         self.path = Path(path)
-        self.shape = utils.open_representations(path)[0].shape
+        self.shape = maps.open_representations(path)[0].shape
         self.folder = self.path.parent
         self.name = self.folder.name
-        made_by = self.folder / "infer.json"
-        self.info = json.loads(made_by.read_text()) if made_by.exists() else {}
+        self.info = maps.read_provenance(self.path)
         self.title = self.info.get("tile", self.name)
 
     def blocks(self):
         """Yield (first row, representations (rows, W, D))."""
         for first in range(0, self.shape[0], ROWS):
-            yield first, utils.read_representations(self.path, slice(first, first + ROWS))
+            yield first, maps.read_representations(self.path, slice(first, first + ROWS))
 
 
 class MapOfTile:
     """The representations of a tile, made by a checkpoint while they are read."""
 
     def __init__(self, config, runtime):
-        self.checkpoint = utils.load_checkpoint(config["checkpoint_path"])
+        self.checkpoint = load_checkpoint(config["checkpoint_path"])
         self.backbone = load_backbone(self.checkpoint).to(runtime.device)
         self.tile, self.runtime = Tile(config["tile_path"]), runtime
-        check_bands(
-            self.tile,
-            self.checkpoint["bands"],
-            len(self.checkpoint["mean"]),
-            config["checkpoint_path"],
-        )
+        check_tile(self.tile, self.checkpoint, config["checkpoint_path"])
         self.shape = (*self.tile.shape[1:3], self.backbone.latent_dim)
         self.name, self.title, self.info = self.tile.name, self.tile.title, self.tile.info
         self.folder = Path("outputs") / self.name
 
     def blocks(self):
         """Yield (first row, representations (rows, W, D))."""
-        for (first, last), row, column, y in utils.extract_representations(
+        for (first, last), row, column, y, _ in extract_representations(
             self.backbone,
             self.tile,
             self.checkpoint["mean"],
@@ -95,40 +98,40 @@ def open_maps(config, runtime):
         raise InputError("wanted representation_path=, or checkpoint_path= and tile_path=")
     if config["checkpoint_path"]:
         return [MapOfTile(config, runtime)]
-    maps = [MapOnDisk(path) for path in config["representation_path"].split(",")]
-    for one in maps[1:]:
-        if one.shape[2] != maps[0].shape[2]:
+    first, *others = [MapOnDisk(path) for path in config["representation_path"].split(",")]
+    for other in others:
+        if other.shape[2] != first.shape[2]:
             raise InputError(
-                f"{one.path}: found {one.shape[2]} dimensions, wanted {maps[0].shape[2]} "
-                f"({maps[0].path})"
+                f"{other.path}: found {other.shape[2]} dimensions, wanted {first.shape[2]} "
+                f"({first.path})"
             )
-    return maps
+    return [first, *others]
 
 
-def fit_basis(maps, config):
+def fit_basis(opened, config):
     """A basis fitted to about `sample_pixels` valid pixels of all maps, in bounded memory."""
     rng = np.random.default_rng(config["seed"])
-    total = sum(one.shape[0] * one.shape[1] for one in maps)
+    total = sum(one.shape[0] * one.shape[1] for one in opened)
     share = min(1.0, 2 * config["sample_pixels"] / total)  # about half may have no data
     sample = []
-    for one in maps:
+    for one in opened:
         for _, block in one.blocks():
             pixels = block[np.isfinite(block).all(-1)]
             sample.append(pixels[rng.random(len(pixels)) < share])
     sample = rng.permutation(np.concatenate(sample))[: config["sample_pixels"]]
     if len(sample) <= 3:
-        raise InputError(f"{maps[0].name}: found {len(sample)} valid pixels, wanted more than 3")
-    return utils.fit_basis(sample)
+        raise InputError(f"{opened[0].name}: found {len(sample)} valid pixels, wanted more than 3")
+    return maps.fit_basis(sample)
 
 
-def find_basis(maps, config):
+def find_basis(opened, config):
     """The basis of basis_path where it exists, else a new one, saved there."""
     path = Path(config["basis_path"])
     if not config["basis_path"] or not path.exists():
-        basis = fit_basis(maps, config)
+        basis = fit_basis(opened, config)
         if config["basis_path"]:
-            utils.make_output_dir(path.parent)
-            with utils.written_beside(path.with_suffix(".npz")) as part:
+            make_output_dir(path.parent)
+            with atomic_write(path.with_suffix(".npz")) as part:
                 np.savez(part, **basis)
         return basis
     try:
@@ -137,33 +140,32 @@ def find_basis(maps, config):
         size = basis["components"].shape[1]
     except (OSError, ValueError, KeyError, EOFError) as error:
         raise InputError(f"{path}: found no basis ({error}), wanted one of this script") from None
-    if size != maps[0].shape[2]:
-        raise InputError(f"{path}: found {size} dimensions, wanted {maps[0].shape[2]} of the map")
+    if size != opened[0].shape[2]:
+        raise InputError(f"{path}: found {size} dimensions, wanted {opened[0].shape[2]} of the map")
     return basis
 
 
 def main(config):
     """Draw the maps. Returns the paths of the PNGs."""
-    config = utils.freeze(config)
-    utils.check_least(config, 4, "sample_pixels")
-    runtime = utils.start_runtime(config["device"])
-    maps = open_maps(config, runtime)
-    basis = find_basis(maps, config)
+    config = check(config)
+    runtime = start_runtime(config["device"])
+    opened = open_maps(config, runtime)
+    basis = find_basis(opened, config)
     pictures, log = [], None
-    for one in maps:
+    for one in opened:
         folder = Path(config["output_dir"] or one.folder)
-        if config["output_dir"] and len(maps) > 1:
+        if config["output_dir"] and len(opened) > 1:
             folder = folder / one.name
-        folder = utils.make_output_dir(folder)
-        log = log or utils.start_log(config, "create_false_color_map", folder, runtime)
+        folder = make_output_dir(folder)
+        log = log or start_log(config, "create_false_color_map", folder, runtime)
         rgba = np.zeros((*one.shape[:2], 4), np.uint8)
         for first, block in one.blocks():
-            rgba[first : first + len(block)] = utils.apply_basis(basis, block)
+            rgba[first : first + len(block)] = maps.apply_basis(basis, block)
         picture = folder / "false_color.png"
-        with utils.written_beside(picture) as part:
-            plt.imsave(part, rgba)
-        if {"crs", "transform"} <= set(one.info):
-            utils.write_geotiff(folder / "false_color.tif", rgba, one.info, None)
+        with atomic_write(picture) as part:
+            imsave(part, rgba)
+        if maps.is_georeferenced(one.info):
+            maps.write_geotiff(folder / "false_color.tif", rgba, one.info, None)
         log.images({f"false_color/{one.name}": picture})
         print(f"{picture}: representations of {one.title} as false colour")
         pictures.append(picture)
@@ -172,4 +174,4 @@ def main(config):
 
 
 if __name__ == "__main__":
-    utils.run_script(main, run_config, __doc__)
+    run_script(main, run_config, __doc__)

@@ -11,17 +11,27 @@ tile, same map. Tiles already done are skipped unless overwrite=true.
 """
 
 import hashlib
-import json
 from contextlib import ExitStack
 from pathlib import Path
 
 import numpy as np
 from tqdm import tqdm
 
-import utils
 from backbones import Classifier, load_backbone, load_classifier
-from data import Tile, check_bands
-from utils import InputError
+from maps import is_georeferenced, plot_class_map, quantise, read_provenance, write_geotiff
+from runtime import (
+    InputError,
+    atomic_write,
+    check,
+    load_checkpoint,
+    make_output_dir,
+    run_script,
+    start_log,
+    start_runtime,
+    write_json,
+)
+from tiles import Tile, check_tile
+from utils import extract_representations
 
 run_config = {
     # input
@@ -73,42 +83,34 @@ def load_module(config, checkpoint):
 
 
 class MapWriter:
-    """Maps of one tile, written row by row beside their places and renamed all at the end."""
+    """Maps of one tile, written block by block to temporary files and renamed all at the end."""
 
     def __init__(self, stack, output_dir):
         self.stack, self.output_dir, self.parts = stack, output_dir, {}
 
     def add(self, name, dtype, shape):
         """A new map, to be filled in blocks of rows with `write`."""
-        part = self.stack.enter_context(utils.written_beside(self.output_dir / f"{name}.npy"))
+        part = self.stack.enter_context(atomic_write(self.output_dir / f"{name}.npy"))
         np.lib.format.open_memmap(part, "w+", dtype, shape)
         self.parts[name] = part
 
     def write(self, name, rows, block):
-        # opened for each block: the pages written so far do not count as this process's memory
+        # opened for each block: pages written before no longer count as this process's memory
         np.load(self.parts[name], mmap_mode="r+", allow_pickle=False)[slice(*rows)] = block
 
     def read(self, name):
         return np.load(self.parts[name], allow_pickle=False)
 
 
-def quantise(representations):
-    """int8 values and the float32 scale of each pixel: value = int8 * scale; NaN: scale NaN."""
-    scale = np.abs(representations).max(-1) / 127
-    safe = np.where(np.isfinite(scale) & (scale > 0), scale, 1)[..., None]
-    values = np.nan_to_num(representations / safe).round().astype(np.int8)
-    return values, scale.astype(np.float32)
-
-
 def map_blocks(tile, module, checkpoint, config, runtime, codes):
     """Yield (rows, maps) of a tile from north to south, each row once.
 
-    maps: representation (rows, W, D) float32, NaN for no data, and with codes (C,) also
-    classification (rows, W) uint8, 0 for no data, and confidence (rows, W) float32, NaN for it.
+    maps: representation_map (rows, W, D) float32, NaN for no data, and with codes (C,) also
+    classification_map (rows, W) uint8, 0 for no data, and confidence (rows, W) float32, NaN for it.
     """
     height, width = tile.shape[1:3]
     size = (module.backbone if len(codes) else module).latent_dim
-    blocks = utils.extract_representations(
+    blocks = extract_representations(
         module,
         tile,
         checkpoint["mean"],
@@ -118,15 +120,14 @@ def map_blocks(tile, module, checkpoint, config, runtime, codes):
         draws=config["draws"],
     )
     done = 0
-    for (_, last), row, column, output in blocks:
-        y, logits = output if len(codes) else (output, None)
+    for (_, last), row, column, y, logits in blocks:
         maps = empty_maps(last - done, width, size, codes)
         row = row - done
         maps["representation_map"][row, column] = y.numpy()
         if len(codes):
-            chance = logits.softmax(1).max(1)
-            maps["classification_map"][row, column] = codes[chance.indices.numpy()]
-            maps["confidence"][row, column] = chance.values.numpy()
+            probability, predicted = logits.softmax(1).max(1)
+            maps["classification_map"][row, column] = codes[predicted.numpy()]
+            maps["confidence"][row, column] = probability.numpy()
         yield (done, last), maps
         done = last
     if done < height:  # no valid pixel further south
@@ -176,30 +177,30 @@ def map_tile(tile, module, checkpoint, config, runtime, output_dir, made_by):
     bar.close()
     georeference = {key: tile.info[key] for key in ("crs", "transform") if key in tile.info}
     made_by = made_by | georeference | {"tile_path": str(tile.path), "tile": tile.title}
-    utils.write_json(output_dir / "infer.json", made_by | {"classes": legend})
+    write_json(output_dir / "infer.json", made_by | {"classes": legend})
 
 
 def write_pictures(writer, tile, legend, output_dir):
     """PNG of the class map, and GeoTIFFs where the tile is georeferenced."""
     if legend:
         class_map = writer.read("classification_map")
-        utils.plot_class_map(class_map, legend, output_dir / "classification_map.png", tile.title)
-    if not {"crs", "transform"} <= set(tile.info):
+        plot_class_map(class_map, legend, output_dir / "classification_map.png", tile.title)
+    if not is_georeferenced(tile.info):
         return
-    utils.write_geotiff(output_dir / "valid_count.tif", writer.read("valid_count"), tile.info, None)
+    write_geotiff(output_dir / "valid_count.tif", writer.read("valid_count"), tile.info, None)
     if legend:
         path = output_dir / "classification_map.tif"
-        utils.write_geotiff(path, class_map, tile.info, 0, legend)
+        write_geotiff(path, class_map, tile.info, 0, legend)
         confidence = writer.read("confidence")
-        utils.write_geotiff(output_dir / "confidence.tif", confidence, tile.info, np.nan)
+        write_geotiff(output_dir / "confidence.tif", confidence, tile.info, np.nan)
 
 
 def is_done(output_dir, made_by, overwrite):
     """Whether a tile was mapped already; InputError where it was by another checkpoint."""
     file = output_dir / "infer.json"
-    if overwrite or not file.exists():
+    before = read_provenance(file)
+    if overwrite or not before:
         return False
-    before = json.loads(file.read_text())
     differ = [key for key, value in made_by.items() if before.get(key) != value]
     if differ:
         raise InputError(
@@ -211,15 +212,17 @@ def is_done(output_dir, made_by, overwrite):
 
 def main(config):
     """Map the tiles. Returns the folders of those that are done now."""
-    config = utils.freeze(config)
-    utils.check_choice(config, "classify", ("auto", "true", "false"))
-    utils.check_choice(config, "representation_format", tuple(FORMATS))
-    utils.check_least(config, 0, "min_valid", "draws")
-    runtime = utils.start_runtime(config["device"])
+    config = check(
+        config,
+        classify=("auto", "true", "false"),
+        representation_format=FORMATS,
+        min_valid=(0, 65535),
+    )
+    runtime = start_runtime(config["device"])
 
     # checkpoint
     kinds = ("classifier",) if config["classify"] == "true" else ("pretrained", "classifier")
-    checkpoint = utils.load_checkpoint(config["checkpoint_path"], kinds)
+    checkpoint = load_checkpoint(config["checkpoint_path"], kinds)
     module = load_module(config, checkpoint).to(runtime.device)
     made_by = {key: config[key] for key in ("representation_format", "min_valid", "draws")}
     made_by["classify"] = isinstance(module, Classifier)
@@ -231,14 +234,13 @@ def main(config):
     done, log = [], None
     for number, folder in enumerate(folders):
         try:
-            output_dir = utils.make_output_dir(output_folder(config, folder))
-            log = log or utils.start_log(config, "infer", output_dir, runtime)
+            output_dir = make_output_dir(output_folder(config, folder))
+            log = log or start_log(config, "infer", output_dir, runtime)
             if is_done(output_dir, made_by, config["overwrite"]):
                 print(f"{output_dir}: done already (overwrite=true maps it again)")
             else:
                 tile = Tile(folder)
-                origin = config["checkpoint_path"]
-                check_bands(tile, checkpoint["bands"], len(checkpoint["mean"]), origin)
+                check_tile(tile, checkpoint, config["checkpoint_path"])
                 map_tile(tile, module, checkpoint, config, runtime, output_dir, made_by)
                 valid = np.load(output_dir / "valid_count.npy", mmap_mode="r")
                 log.line({"step": number, "median_valid_count": float(np.median(valid))})
@@ -257,4 +259,4 @@ def main(config):
 
 
 if __name__ == "__main__":
-    utils.run_script(main, run_config, __doc__)
+    run_script(main, run_config, __doc__)

@@ -1,7 +1,7 @@
 """How good are the embeddings: test scores against the number of labels, beside honest baselines.
 
 For each number of labels and each seed the same labelled pixels train three models, all scored on
-the whole test side of the split: logistic regression on the frozen encoder's representations,
+the whole test split: logistic regression on the frozen encoder's representations,
 logistic regression on the gap-filled raw series, and a random forest on the gap-filled raw series.
 
     python label_efficiency.py checkpoint_path=checkpoints/arkansas/best.pt \\
@@ -10,9 +10,9 @@ logistic regression on the gap-filled raw series, and a random forest on the gap
 
 from pathlib import Path
 
-import matplotlib.pyplot as plt
 import numpy as np
 import torch
+from matplotlib.figure import Figure
 from sklearn.ensemble import RandomForestClassifier
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import accuracy_score, f1_score
@@ -20,11 +20,21 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from threadpoolctl import threadpool_limits
 
-import utils
 from backbones import load_backbone
-from data import SentinelTimeSeriesDatasetForDownstreaming, check_bands, iterate_batches
+from data import SentinelTimeSeriesDatasetForDownstreaming, iterate_batches
+from runtime import (
+    InputError,
+    check,
+    load_checkpoint,
+    make_output_dir,
+    run_script,
+    start_log,
+    start_runtime,
+    write_json,
+)
+from tiles import check_tile
 from transforms import gap_fill
-from utils import InputError
+from utils import encode_series, save_figure
 
 run_config = {
     # input
@@ -33,7 +43,7 @@ run_config = {
     "dataset_name": "simulated",  # labelled tiles
     "output_dir": "",  # empty: beside the checkpoint, <its folder>/label_efficiency
     # labels
-    "label_counts": "50,100,500,2000",  # drawn at random from the training side; 0: all of it
+    "label_counts": "50,100,500,2000",  # drawn at random from the training split; 0: all of it
     "seeds": 3,  # draws of labels for each count; the mean is reported
     "draws": 0,  # representations from 0: all clear observations; else the mean of so many draws
     # running
@@ -42,8 +52,8 @@ run_config = {
 }
 
 
-def read_side(split, checkpoint, config, backbone, runtime, label_count=0, seed=0):
-    """Representations (N, D), gap-filled raw series (N, features) and labels (N,) of a side.
+def read_split(split, checkpoint, config, backbone, runtime, label_count=0, seed=0):
+    """Representations (N, D), gap-filled raw series (N, features) and labels (N,) of a split.
 
     The labels that label_count and seed draw are those of train_classification.py.
     """
@@ -58,15 +68,13 @@ def read_side(split, checkpoint, config, backbone, runtime, label_count=0, seed=
         std=checkpoint["std"],
         **{key: checkpoint["config"][key] for key in keys},
     )
-    check_bands(
-        dataset.tiles[0], checkpoint["bands"], len(checkpoint["mean"]), config["checkpoint_path"]
-    )
+    check_tile(dataset.tiles[0], checkpoint, config["checkpoint_path"])
     days = torch.from_numpy(np.unique(np.concatenate([tile.doys for tile in dataset.tiles])))
-    sides = []
+    parts = []
     for x, doys, labels, _ in iterate_batches(dataset):
-        y = utils.encode_series(backbone, x, doys, runtime, config["draws"])
-        sides.append((y, gap_fill(x, doys, days).flatten(1), labels))
-    return [torch.cat(parts).numpy() for parts in zip(*sides, strict=True)]
+        y, _ = encode_series(backbone, x, doys, runtime, config["draws"])
+        parts.append((y, gap_fill(x, doys, days).flatten(1), labels))
+    return [torch.cat(arrays).numpy() for arrays in zip(*parts, strict=True)]
 
 
 def models(seed):
@@ -93,16 +101,17 @@ def score(train, test, seed):
     for name, (model, on_representations) in models(seed).items():
         which = 0 if on_representations else 1
         with threadpool_limits(1):  # small products; more threads would wait for each other
-            found = model.fit(train[which], train[2]).predict(test[which])
+            predicted = model.fit(train[which], train[2]).predict(test[which])
         scores[name] = {
-            "macro_f1": float(f1_score(test[2], found, average="macro")),
-            "overall_accuracy": float(accuracy_score(test[2], found)),
+            "macro_f1": float(f1_score(test[2], predicted, average="macro")),
+            "overall_accuracy": float(accuracy_score(test[2], predicted)),
         }
     return scores
 
 
 def plot(results, dataset_name, path):
-    figure, axes = plt.subplots(figsize=(6, 4), layout="constrained")
+    figure = Figure(figsize=(6, 4), layout="constrained")
+    axes = figure.subplots()
     for name in models(0):
         counts = sorted({row["label_count"] for row in results})
         rows = [
@@ -113,19 +122,17 @@ def plot(results, dataset_name, path):
         axes.errorbar(counts, mean, [mean - low, high - mean], marker="o", capsize=3, label=name)
     axes.set(xscale="log", xlabel="labels", ylabel="test macro-F1", title=dataset_name)
     axes.legend()
-    utils.save_figure(figure, path)
+    save_figure(figure, path)
 
 
 def main(config):
     """Score and draw. Returns a list of dicts: label_count, seed, model, the scores."""
-    config = utils.freeze(config)
-    utils.check_least(config, 1, "seeds")
-    utils.check_least(config, 0, "draws")
-    runtime = utils.start_runtime(config["device"])
-    checkpoint = utils.load_checkpoint(config["checkpoint_path"])
+    config = check(config)
+    runtime = start_runtime(config["device"])
+    checkpoint = load_checkpoint(config["checkpoint_path"])
     backbone = load_backbone(checkpoint).to(runtime.device)
     folder = config["output_dir"] or Path(config["checkpoint_path"]).parent / "label_efficiency"
-    output_dir = utils.make_output_dir(folder)
+    output_dir = make_output_dir(folder)
     try:
         counts = [int(text) for text in config["label_counts"].split(",")]
     except ValueError:
@@ -133,12 +140,12 @@ def main(config):
 
     if min(counts) < 0 or 1 in counts:
         raise InputError(f"label_counts={config['label_counts']}: wanted 0 (all) or 2 or more each")
-    test = read_side("test", checkpoint, config, backbone, runtime)
-    log = utils.start_log(config, "label_efficiency", output_dir, runtime)
+    test = read_split("test", checkpoint, config, backbone, runtime)
+    log = start_log(config, "label_efficiency", output_dir, runtime)
     results = []
     for count in counts:
         for seed in range(config["seeds"]):
-            train = read_side("train", checkpoint, config, backbone, runtime, count, seed)
+            train = read_split("train", checkpoint, config, backbone, runtime, count, seed)
             for name, scores in score(train, test, seed).items():
                 results.append({"label_count": count, "seed": seed, "model": name, **scores})
         for name in models(0):
@@ -151,7 +158,7 @@ def main(config):
                 f"overall accuracy {mean['overall_accuracy']:.3f}"
             )
             log.line({"step": count, **{f"{name}/{key}": float(v) for key, v in mean.items()}})
-    utils.write_json(output_dir / "label_efficiency.json", results)
+    write_json(output_dir / "label_efficiency.json", results)
     picture = output_dir / "label_efficiency.png"
     plot(results, config["dataset_name"], picture)
     log.images({"label_efficiency": picture})
@@ -161,4 +168,4 @@ def main(config):
 
 
 if __name__ == "__main__":
-    utils.run_script(main, run_config, __doc__)
+    run_script(main, run_config, __doc__)

@@ -17,8 +17,8 @@ import numpy as np
 from scipy.ndimage import gaussian_filter
 from scipy.spatial import cKDTree
 
-import utils
-from utils import InputError
+from maps import WORLDCOVER
+from runtime import InputError, check, make_output_dir, run_script
 
 run_config = {
     "base_path": ".",  # tiles go to <base_path>/data/<dataset_name>/processed/MGRS-SIM<n>
@@ -147,7 +147,7 @@ def write_tile(folder, number, config):
         "dates": [str(date(2023, 12, 31) + timedelta(int(doy))) for doy in overpasses],
         "crs": "EPSG:32633",
         "transform": [10, 0, 500000 + 10 * size * number, 0, -10, 5400000],
-        "classes": {str(code): utils.WORLDCOVER[code] for code in sorted(set(codes.tolist()))},
+        "classes": {str(code): WORLDCOVER[code] for code in sorted(set(codes.tolist()))},
         "boa_offset_applied": True,
     }
     (folder / "tile.json").write_text(json.dumps(info, indent=1))
@@ -155,15 +155,11 @@ def write_tile(folder, number, config):
 
 def main(config):
     """Write the data set; returns its folder. Raises InputError where it exists already."""
-    config = utils.freeze(config)
-    utils.check_least(config, 1, "num_tiles")
-    utils.check_least(config, 16, "size")
-    if not 2 <= config["num_dates"] <= 73:
-        raise InputError(f"num_dates={config['num_dates']}: wanted 2 to 73")
+    config = check(config)
     folder = Path(config["base_path"]) / "data" / config["dataset_name"]
     if folder.exists():
         raise InputError(f"{folder}: exists already, wanted a new dataset_name (or remove it)")
-    utils.make_output_dir(folder.parent)
+    make_output_dir(folder.parent)
     part = folder.with_name(f".{folder.name}.part")
     shutil.rmtree(part, ignore_errors=True)
     for number in range(config["num_tiles"]):
@@ -177,4 +173,4 @@ def main(config):
 
 
 if __name__ == "__main__":
-    utils.run_script(main, run_config, __doc__)
+    run_script(main, run_config, __doc__)

@@ -4,12 +4,13 @@
     python train_classification.py checkpoint_path=checkpoints/arkansas/best.pt \\
         base_path=../shared dataset_name=arkansas_2021 freeze_backbone=true label_count=100
     python train_classification.py backbone=transformer   # from scratch, for comparison
+    torchrun --nproc-per-node=2 train_classification.py ...
 
-Labels come from labels.npy, sides from splits.npy or from blocks; the test side is scored once, at
-the end, by the model with the best validation macro-F1.
+Labels come from labels.npy, splits from splits.npy or from blocks; the test split is scored once,
+at the end, by the model with the best validation macro-F1. Started again with the same output_dir
+it goes on from last.pt as if it had never stopped.
 """
 
-import copy
 import math
 import time
 
@@ -17,10 +18,33 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-import utils
-from backbones import BACKBONES, HEADS, Classifier, build_backbone, load_backbone
-from data import SentinelTimeSeriesDatasetForDownstreaming, check_bands, iterate_batches
-from utils import InputError
+from backbones import (
+    BACKBONES,
+    HEADS,
+    Classifier,
+    backbone_arguments,
+    build_backbone,
+    focal_loss,
+    load_backbone,
+)
+from data import SentinelTimeSeriesDatasetForDownstreaming, iterate_batches
+from distributed import gather
+from maps import class_legend
+from reports import score_classes, write_report
+from runtime import (
+    InputError,
+    check,
+    load_checkpoint,
+    make_output_dir,
+    run_script,
+    start_log,
+    start_runtime,
+    stop_on_signals,
+    write_json,
+)
+from tiles import check_tile
+from training import Run, cut_metrics, learning_rate, read_last, resume
+from utils import encode_series
 
 run_config = {
     # input
@@ -28,21 +52,21 @@ run_config = {
     "base_path": ".",  # folder above data/
     "dataset_name": "simulated",  # labelled tiles
     "output_dir": "",  # receives all files; empty: checkpoints/<time>
-    "overwrite": False,  # replace the best.pt of an earlier run in output_dir
-    "label_count": 0,  # so many labelled pixels of the training side, at random; 0: all
-    "sample_size": -1,  # steps drawn to train on; 0: all clear ones; -1: as pretrained, or all
+    "overwrite": False,  # remove an earlier run of another config from output_dir
+    "label_count": 0,  # so many labelled pixels of the training split, at random; 0: all
+    "sample_size": -1,  # dates drawn to train on; 0: all clear ones; -1: as pretrained, or all
     # clear ones where a frozen backbone can read them
     # model
-    "head": "linear",  # linear, mlp (BatchNorm, dropout) or attention (neck over the steps)
+    "head": "linear",  # linear, mlp (BatchNorm, dropout) or attention (pooling over the dates)
     "dropout": 0.1,  # in the head
     "freeze_backbone": False,  # train the head alone
-    # scratch: the checkpoint tells these where there is one
+    # ignored when checkpoint_path is given: taken from the checkpoint
     "backbone": "transformer",  # transformer, cnn or mlp
     "latent_dim": 128,
     "width": 128,
     "depth": 2,
     "min_valid": 10,  # clear observations that a pixel needs to take part
-    "block_size": 16,  # pixels along a block of one side where a tile has no splits.npy
+    "block_size": 16,  # pixels along a block of one split where a tile has no splits.npy
     "split_seed": 0,
     # loss
     "loss": "cross_entropy",  # cross_entropy or focal
@@ -57,58 +81,61 @@ run_config = {
     "warmup_fraction": 0.05,
     "patience": 15,  # epochs without a better validation macro-F1 before it stops; 0: never
     "seed": 0,  # of the labels, weights and order
-    # running
+    # running: resumed from last.pt, which is saved after every epoch
     "device": "auto",  # auto, cpu or cuda
     "num_workers": -1,  # loader processes; -1: none on the CPU, up to 8 for a GPU
     "wandb_mode": "auto",  # auto (online where logged in), online, offline or disabled
 }
 
 INHERITED = ("backbone", "latent_dim", "width", "depth", "min_valid", "block_size", "split_seed")
+# what may differ between a run and its continuation, since the weights do not depend on it
+FREE_KEYS = {"output_dir", "overwrite", "device", "num_workers", "wandb_mode", "base_path"}
 
 
 def check_config(config):
-    """Raise InputError for a value that cannot be trained with."""
-    utils.check_choice(config, "head", tuple(HEADS))
-    utils.check_choice(config, "backbone", tuple(BACKBONES))
-    utils.check_choice(config, "loss", ("cross_entropy", "focal"))
-    utils.check_least(
-        config, 1, "epochs", "latent_dim", "width", "depth", "min_valid", "block_size"
-    )
-    utils.check_least(config, 2, "batch_size")
-    utils.check_least(config, 0, "label_count", "learning_rate", "backbone_learning_rate", "seed")
-    utils.check_least(config, 0, "weight_decay", "warmup_fraction", "patience", "focal_gamma")
-    utils.check_least(config, -1, "sample_size", "num_workers")
+    """The config, checked and frozen. Raises InputError for a value that cannot be trained with."""
     if config["label_count"] == 1:
         raise InputError("label_count=1: wanted 0 (all) or 2 or more")
     if config["freeze_backbone"] and not config["checkpoint_path"]:
         raise InputError("freeze_backbone=true: wanted a checkpoint_path, or it stays at random")
+    return check(
+        config,
+        head=HEADS,
+        backbone=BACKBONES,
+        loss=("cross_entropy", "focal"),
+        sample_size=(-1, 1000),
+    )
 
 
 def inherit(config):
-    """Config with what the checkpoint tells. Returns it and the checkpoint, or None for none."""
+    """Config with the keys of the checkpoint. Returns it and the checkpoint, or None for none."""
     if not config["checkpoint_path"]:
         sample_size = 16 if config["sample_size"] < 0 else config["sample_size"]
         return {**config, "sample_size": sample_size}, None
-    checkpoint = utils.load_checkpoint(config["checkpoint_path"])
-    told = {key: checkpoint["config"][key] for key in INHERITED}
+    checkpoint = load_checkpoint(config["checkpoint_path"])
+    inherited = {key: checkpoint["config"][key] for key in INHERITED}
     if config["sample_size"] < 0:
-        reads_all = config["freeze_backbone"] and BACKBONES[told["backbone"]].any_length
-        told["sample_size"] = 0 if reads_all else checkpoint["config"]["sample_size"]
-    print(f"{config['checkpoint_path']}: " + ", ".join(f"{k}={v}" for k, v in told.items()))
-    return {**config, **told}, checkpoint
+        reads_all = config["freeze_backbone"] and BACKBONES[inherited["backbone"]].any_length
+        inherited["sample_size"] = 0 if reads_all else checkpoint["config"]["sample_size"]
+    print(f"{config['checkpoint_path']}: " + ", ".join(f"{k}={v}" for k, v in inherited.items()))
+    return {**config, **inherited}, checkpoint
 
 
-def open_sides(config, checkpoint):
-    """Training, validation and test pixels. Raises InputError where a side or the bands miss."""
+# ---- data ----------------------------------------------------------------------------------------
+
+
+def open_splits(config, checkpoint, runtime):
+    """Training, validation and test pixels. Raises InputError where one is missing, or a band."""
     statistics = {key: checkpoint[key] for key in ("mean", "std")} if checkpoint else {}
     keywords = {key: config[key] for key in ("batch_size", "min_valid", "block_size", "split_seed")}
+    keywords |= {"rank": runtime.rank, "world_size": runtime.world_size}
 
-    def open_side(split, **more):
+    def open_split(split, **more):
         return SentinelTimeSeriesDatasetForDownstreaming(
             config["base_path"], config["dataset_name"], split=split, **keywords, **more
         )
 
-    train = open_side(
+    train = open_split(
         "train",
         sample_size=config["sample_size"],
         label_count=config["label_count"],
@@ -116,203 +143,274 @@ def open_sides(config, checkpoint):
         **statistics,
     )
     if checkpoint:
-        origin = config["checkpoint_path"]
-        check_bands(train.tiles[0], checkpoint["bands"], len(checkpoint["mean"]), origin)
+        check_tile(train.tiles[0], checkpoint, config["checkpoint_path"])
     fixed = {"mean": train.mean, "std": train.std}
-    return train, open_side("validation", **fixed), open_side("test", **fixed)
+    return train, open_split("validation", **fixed), open_split("test", **fixed)
+
+
+def find_legend(tiles):
+    """Names and colours of the classes in labelled tiles; InputError for fewer than 2."""
+    codes = np.unique(np.concatenate([np.unique(tile.labels) for tile in tiles]))
+    classes = next((tile.info["classes"] for tile in tiles if tile.info.get("classes")), {})
+    legend = class_legend(codes, classes)
+    if len(legend) < 2:
+        raise InputError(
+            f"{tiles[0].path / 'labels.npy'}: found codes {list(legend)}, "
+            "wanted two classes or more"
+        )
+    return legend
+
+
+class ClassIndex:
+    """Class codes of labels.npy to class numbers 0 .. C - 1, and back."""
+
+    def __init__(self, legend):
+        self.codes = torch.tensor(list(legend))
+        self.numbers = torch.full((256,), -1)
+        self.numbers[self.codes] = torch.arange(len(self.codes))
+
+    def __call__(self, codes):
+        return self.numbers[codes.long()]
+
+
+# ---- model ---------------------------------------------------------------------------------------
 
 
 def build_classifier(config, checkpoint, num_bands, num_classes):
     """The network, and what a checkpoint needs to build it again."""
     torch.manual_seed(config["seed"])
-    if checkpoint:
-        arguments, backbone = checkpoint["backbone"], load_backbone(checkpoint)
-    else:
-        arguments = {key: config[key] for key in ("latent_dim", "width", "depth")}
-        arguments |= {"name": config["backbone"], "num_bands": num_bands}
-        arguments["sample_size"] = config["sample_size"] or 16
-        try:
-            backbone = build_backbone(**arguments)
-        except ValueError as error:
-            raise InputError(str(error)) from None
-    if not backbone.any_length and config["sample_size"] != backbone.sample_size:
-        raise InputError(
-            f"sample_size={config['sample_size']}: wanted {backbone.sample_size}, the steps that "
-            f"this {arguments['name']} takes"
-        )
     head = {key: config[key] for key in ("head", "dropout")} | {"num_classes": num_classes}
     try:
+        if checkpoint:
+            arguments, backbone = checkpoint["backbone"], load_backbone(checkpoint)
+        else:
+            sample_size = config["sample_size"] or 16
+            arguments = backbone_arguments({**config, "sample_size": sample_size}, num_bands)
+            backbone = build_backbone(**arguments)
         classifier = Classifier(backbone, **head, freeze_backbone=config["freeze_backbone"])
     except ValueError as error:
         raise InputError(str(error)) from None
+    if not backbone.any_length and config["sample_size"] != backbone.sample_size:
+        raise InputError(
+            f"sample_size={config['sample_size']}: wanted {backbone.sample_size}, the dates that "
+            f"this {arguments['name']} takes"
+        )
     return classifier, {"backbone": arguments, "head": head}
-
-
-def learning_rate_factor(step, total_steps, warmup_fraction):
-    """Linear warm-up, then cosine to 0, a pure function of the step (0-based)."""
-    warmup = warmup_fraction * total_steps
-    if step < warmup:
-        return (step + 1) / (warmup + 1)
-    return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1.0, total_steps - warmup)))
-
-
-def predict(classifier, dataset, codes, runtime):
-    """Labels and predicted class codes of a side, (N,) each, from all clear observations."""
-    classifier.eval()
-    labels, predicted = [], []
-    for x, doys, label, _ in iterate_batches(dataset):
-        _, logits = utils.encode_series(classifier, x, doys, runtime)
-        labels.append(label.numpy())
-        predicted.append(codes[logits.argmax(1).cpu().numpy()])
-    classifier.train()
-    return np.concatenate(labels), np.concatenate(predicted)
 
 
 def build_optimiser(classifier, config):
     """AdamW with a peak rate of its own for the head and for an encoder that is not frozen."""
     return torch.optim.AdamW(
         [
-            {"params": classifier.head.parameters(), "rate": config["learning_rate"]},
+            {"params": classifier.head.parameters(), "peak": config["learning_rate"]},
             {
                 "params": [p for p in classifier.backbone.parameters() if p.requires_grad],
-                "rate": config["backbone_learning_rate"],
+                "peak": config["backbone_learning_rate"],
             },
         ],
         weight_decay=config["weight_decay"],
     )
 
 
-def fit(classifier, train, validation, legend, config, runtime, log, save):
-    """The loop. Saves each best model and loads the last such; returns its score and epoch."""
-    codes = np.array(list(legend))
-    index = torch.full((256,), -1).index_copy(0, torch.from_numpy(codes), torch.arange(len(codes)))
-    total_steps = config["epochs"] * train.steps_per_epoch
-    train.set_steps(0, total_steps)
-    optimiser = build_optimiser(classifier, config)
-    weight = class_weights(train, index, len(codes), runtime) if config["class_weights"] else None
-    gamma = config["focal_gamma"] if config["loss"] == "focal" else 0.0
-    best, best_score, best_epoch, losses = None, -1.0, 0, []
-    batches = iterate_batches(train, runtime.workers(config["num_workers"]), runtime.on_gpu)
-    bar = tqdm(total=config["epochs"], unit="epoch", disable=not runtime.is_main)
-    classifier.train()
-    for step, (x, doys, label, _) in enumerate(batches, start=1):
-        for group in optimiser.param_groups:
-            factor = learning_rate_factor(step - 1, total_steps, config["warmup_fraction"])
-            group["lr"] = group["rate"] * factor
-        x, doys, target = runtime.to_device(x, doys, index[label.long()])
-        with runtime.autocast():
-            padding = (doys == 0,) if classifier.any_length and not config["sample_size"] else ()
-            _, logits = classifier(x, doys, *padding)
-        loss = utils.focal_loss(logits, target, gamma, weight)
-        optimiser.zero_grad()
-        loss.backward()
-        optimiser.step()
-        losses.append(loss.detach())
-        if step % train.steps_per_epoch:
-            continue
+def class_weights(train, class_index, runtime):
+    """Inverse root of each class's share of the training labels, of mean 1 over the labels."""
+    count = torch.zeros(len(class_index.codes))
+    for _, _, label, _ in iterate_batches(train):
+        count += torch.bincount(class_index(label), minlength=len(count))
+    (count,) = runtime.to_device(count)
+    count = gather(count[None]).sum(0)
+    weight = count.clamp(min=1).rsqrt()
+    return weight * count.sum() / (weight * count).sum()
 
-        epoch, loss = step // train.steps_per_epoch, float(torch.stack(losses).mean())
-        if not math.isfinite(loss):
-            raise FloatingPointError(f"loss {loss} in epoch {epoch}; the best checkpoint stays")
-        losses = []
-        scores = utils.score_classes(*predict(classifier, validation, codes, runtime), legend)
-        line = {"step": epoch, "loss": loss, "val_macro_f1": scores["macro_f1"]}
-        line["val_overall_accuracy"] = scores["overall_accuracy"]
-        log.line(line)
-        bar.update()
-        bar.set_postfix_str(f"loss {loss:.3f}, validation macro-F1 {scores['macro_f1']:.3f}")
-        if scores["macro_f1"] > best_score:
-            best_score, best_epoch = scores["macro_f1"], epoch
-            best = copy.deepcopy(classifier.state_dict())
-            save(best_score=best_score, epoch=epoch)
-        if config["patience"] and epoch - best_epoch >= config["patience"]:
+
+def predict(classifier, dataset, class_index, runtime):
+    """Labels and predicted class codes of a split, (N,) each, from all clear observations."""
+    classifier.eval()
+    labels, predicted = [], []
+    for x, doys, label, _ in iterate_batches(dataset):
+        _, logits = encode_series(classifier, x, doys, runtime)
+        labels.append(label.long())
+        predicted.append(class_index.codes[logits.argmax(1)])
+    classifier.train()
+    codes = torch.stack([torch.cat(labels), torch.cat(predicted)], 1)
+    (codes,) = runtime.to_device(codes.float())
+    return gather(codes).long().cpu().numpy().T
+
+
+# ---- loop ----------------------------------------------------------------------------------------
+
+
+def training_step(run, model, batch, target, weight):
+    """The loss of a step, a tensor. batch: x (N, S, B) and doys (N, S); target: (N,) classes."""
+    config, runtime = run.config, run.runtime
+    torch.manual_seed(config["seed"] * 1_000_003 + run.progress.step)  # dropout, by step alone
+    x, doys, target = runtime.to_device(*batch, target)
+    with runtime.autocast():
+        padding = (doys == 0,) if run.model.any_length and not config["sample_size"] else ()
+        _, logits = model(x, doys, *padding)
+    gamma = config["focal_gamma"] if config["loss"] == "focal" else 0.0
+    loss = focal_loss(logits, gather(target.float()).long(), gamma, weight)
+    run.optimiser.zero_grad()
+    loss.backward()
+    run.optimiser.step()
+    return loss.detach()
+
+
+def fit(run, train, validation, legend):
+    """The loop, from the run's step to the end, to early stopping or to a signal.
+
+    Saves best.pt after each best epoch, last.pt after every one. Returns whether it is finished.
+    """
+    config, runtime, progress = run.config, run.runtime, run.progress
+    class_index, epoch_steps = ClassIndex(legend), train.steps_per_epoch
+    weight = class_weights(train, class_index, runtime) if config["class_weights"] else None
+    total_steps = config["epochs"] * epoch_steps
+    train.set_steps(progress.step, total_steps)
+    batches = iterate_batches(train, runtime.workers(config["num_workers"]), runtime.on_gpu)
+    model, stop = runtime.distribute(run.model), stop_on_signals()
+    bar = tqdm(total=config["epochs"], unit="epoch", disable=not runtime.is_main)
+    bar.update(progress.step // epoch_steps)
+    run.model.train()
+    while not is_finished(progress, config, epoch_steps):
+        x, doys, label, _ = next(batches)
+        for group in run.optimiser.param_groups:
+            warmup_steps = config["warmup_fraction"] * total_steps
+            group["lr"] = learning_rate(group["peak"], progress.step, total_steps, warmup_steps)
+        loss = training_step(run, model, (x, doys), class_index(label), weight)
+        progress.losses.append(loss)
+        progress.step += 1
+        end_of_epoch = progress.step % epoch_steps == 0
+        if end_of_epoch:
+            end_epoch(run, validation, class_index, legend, bar)
+        stopping = runtime.any(stop.is_set(), now=end_of_epoch)
+        if end_of_epoch or stopping:
+            progress.losses = [float(loss) for loss in progress.losses]
+            run.save("last.pt")
+        if stopping:
             break
     bar.close()
-    classifier.load_state_dict(best)
-    return best_score, best_epoch
+    return is_finished(progress, config, epoch_steps)
 
 
-def class_weights(train, index, num_classes, runtime):
-    """Inverse root of each class's share of the training labels, of mean 1 over the labels."""
-    count = torch.zeros(num_classes)
-    steps = train.first_step, train.last_step
-    train.set_steps(0, train.steps_per_epoch)
-    for _, _, label, _ in iterate_batches(train):
-        count += torch.bincount(index[label.long()], minlength=num_classes)
-    train.set_steps(*steps)
-    weight = count.clamp(min=1).rsqrt()
-    return (weight * count.sum() / (weight * count).sum()).to(runtime.device)
+def is_finished(progress, config, epoch_steps):
+    """After the last epoch, or where validation macro-F1 has not risen for `patience` epochs."""
+    waited = (progress.step - progress.best_step) // epoch_steps
+    out_of_patience = config["patience"] and progress.best_step and waited >= config["patience"]
+    return bool(out_of_patience) or progress.step >= config["epochs"] * epoch_steps
+
+
+def end_epoch(run, validation, class_index, legend, bar):
+    """Validate, log, and keep the model if it is the best so far."""
+    progress, epoch = run.progress, bar.n + 1
+    loss = float(torch.stack([torch.as_tensor(loss) for loss in progress.losses]).mean())
+    if not math.isfinite(loss):
+        raise FloatingPointError(f"loss {loss} in epoch {epoch}; the best checkpoint stays")
+    scores = score_classes(*predict(run.model, validation, class_index, run.runtime), legend)
+    line = {"step": epoch, "loss": loss, "val_macro_f1": scores["macro_f1"]}
+    line["val_overall_accuracy"] = scores["overall_accuracy"]
+    progress.line, progress.losses = line, []
+    run.log.line(line)
+    bar.update()
+    bar.set_postfix_str(f"loss {loss:.3f}, validation macro-F1 {scores['macro_f1']:.3f}")
+    if scores["macro_f1"] > progress.best_score:
+        progress.best_score, progress.best_step = scores["macro_f1"], progress.step
+        run.save("best.pt")
+
+
+def report_test(run, test, legend):
+    """Score the best model on the test split, once. Returns the scores."""
+    best = load_checkpoint(run.output_dir / "best.pt", ("classifier",))
+    for name, module in run.modules.items():
+        module.load_state_dict(best[f"{name}_state"], strict=True)
+    labels, predicted = predict(run.model, test, ClassIndex(legend), run.runtime)
+    scores = score_classes(labels, predicted, legend)
+    scores |= {"split": "test", "validation_macro_f1": best["best_score"]}
+    scores |= {"best_epoch": best["line"]["step"]}
+    names = ("overall_accuracy", "macro_f1", "weighted_f1")
+    run.log.line(
+        {"step": run.config["epochs"] + 1, **{f"test_{name}": scores[name] for name in names}}
+    )
+    if run.runtime.is_main:
+        title = f"{run.config['dataset_name']}, test"
+        write_report(scores, legend, run.output_dir, title, run.log)
+        print(f"{run.output_dir / 'best.pt'}: of epoch {scores['best_epoch']}")
+    return scores
 
 
 def main(config):
-    """Fine-tune. Returns the test scores (`utils.score_classes`), as in metrics.json."""
-    check_config(config)
+    """Fine-tune. Returns the test scores (`reports.score_classes`), as in metrics.json."""
     config, checkpoint = inherit(config)
-    config = utils.freeze(config)
+    config = check_config(config)
 
-    # process
-    runtime = utils.start_runtime(config["device"])
-
-    # data and classes
-    train, validation, test = open_sides(config, checkpoint)
-    codes = np.unique(np.concatenate([np.unique(tile.labels) for tile in train.tiles]))
-    classes = next((t.info["classes"] for t in train.tiles if t.info.get("classes")), {})
-    legend = utils.class_legend(codes, classes)
-    if len(legend) < 2:
-        raise InputError(
-            f"{train.tiles[0].path / 'labels.npy'}: found codes {list(legend)}, "
-            "wanted two classes or more"
-        )
+    # process, data and classes
+    runtime = start_runtime(config["device"])
+    train, validation, test = open_splits(config, checkpoint, runtime)
+    legend = find_legend(train.tiles)
 
     # folder, which a mistake above does not leave behind
-    output_dir = utils.make_output_dir(
-        config["output_dir"] or time.strftime("checkpoints/%Y-%m-%d_%H-%M-%S")
+    output_dir = make_output_dir(
+        config["output_dir"] or runtime.broadcast(time.strftime("checkpoints/%Y-%m-%d_%H-%M-%S"))
     )
-    best_path = output_dir / "best.pt"
-    if best_path.exists() and not config["overwrite"]:
-        raise InputError(f"{best_path}: exists, wanted another output_dir or overwrite=true")
-    (output_dir / "metrics.jsonl").unlink(missing_ok=True)
+    if config["overwrite"] and runtime.is_main:
+        for name in ("best.pt", "last.pt", "metrics.json", "metrics.jsonl"):
+            (output_dir / name).unlink(missing_ok=True)
+    runtime.barrier()
 
-    # model, loop, best checkpoint
+    # model and optimiser
     classifier, arguments = build_classifier(config, checkpoint, train.num_bands, len(legend))
     classifier.to(runtime.device)
-    log = utils.start_log(config, "train_classification", output_dir, runtime)
-    utils.write_json(output_dir / "config.json", dict(config))
-    print(
-        f"{config['dataset_name']}: {train.num_pixels} training, {validation.num_pixels} "
-        f"validation, {test.num_pixels} test pixels of {len(legend)} classes"
-    )
+    optimiser = build_optimiser(classifier, config)
+    modules = {"backbone": classifier.backbone, "head": classifier.head}
+    header = {
+        "config": dict(config),
+        **arguments,
+        "bands": train.band_names,
+        "mean": train.mean,
+        "std": train.std,
+        "classes": {str(code): entry for code, entry in legend.items()},
+    }
 
-    def save(**progress):
-        utils.save_checkpoint(
-            best_path,
-            "classifier",
-            config=dict(config),
-            **arguments,
-            backbone_state=classifier.backbone.state_dict(),
-            head_state=classifier.head.state_dict(),
-            bands=train.band_names,
-            mean=train.mean,
-            std=train.std,
-            classes={str(code): entry for code, entry in legend.items()},
-            **progress,
+    # where an earlier run of this folder stopped
+    mend = "another output_dir or overwrite=true"
+    last = read_last(output_dir, "classifier", config, run_config, FREE_KEYS, mend)
+    progress = resume(last, modules, optimiser)
+
+    # log
+    header["wandb_id"] = last["wandb_id"] if last else ""
+    log = start_log(config, "train_classification", output_dir, runtime, header["wandb_id"])
+    header["wandb_id"] = log.run_id or header["wandb_id"]
+    if runtime.is_main:
+        cut_metrics(output_dir / "metrics.jsonl", progress.line["step"] if last else -1)
+        write_json(output_dir / "config.json", dict(config))
+        print(
+            f"{config['dataset_name']}: {train.num_pixels} training, {validation.num_pixels} "
+            f"validation, {test.num_pixels} test pixels of {len(legend)} classes"
         )
 
-    score, epoch = fit(classifier, train, validation, legend, config, runtime, log, save)
-
-    # the test side, once
-    labels, predicted = predict(classifier, test, np.array(list(legend)), runtime)
-    scores = utils.score_classes(labels, predicted, legend)
-    scores |= {"split": "test", "validation_macro_f1": score, "best_epoch": epoch}
-    summary = {
-        f"test_{key}": scores[key] for key in ("overall_accuracy", "macro_f1", "weighted_f1")
-    }
-    log.line({"step": config["epochs"] + 1, **summary})
-    utils.write_report(scores, legend, output_dir, f"{config['dataset_name']}, test", log)
+    # loop, and the test split, once
+    run = Run(
+        config=config,
+        runtime=runtime,
+        output_dir=output_dir,
+        kind="classifier",
+        model=classifier,
+        modules=modules,
+        optimiser=optimiser,
+        header=header,
+        progress=progress,
+        log=log,
+    )
+    finished = fit(run, train, validation, legend)
+    runtime.barrier()  # best.pt is written
+    scores = report_test(run, test, legend) if finished else {}
+    if not finished and runtime.is_main:
+        print(
+            f"stopped at step {progress.step}; the same command with output_dir={output_dir} "
+            "goes on"
+        )
     log.finish()
-    print(f"{best_path}: of epoch {epoch}")
     return scores
 
 
 if __name__ == "__main__":
-    utils.run_script(main, run_config, __doc__)
+    run_script(main, run_config, __doc__)

@@ -15,8 +15,10 @@ from sklearn.model_selection import train_test_split
 from torch import nn
 from tqdm import trange
 
-import utils
-from utils import InputError
+from backbones import focal_loss
+from maps import class_legend, read_map, read_representations
+from reports import score_classes, write_report
+from runtime import InputError, check, make_output_dir, run_script, start_log, start_runtime
 
 run_config = {
     "representation_path": "outputs/MGRS-SIM1/representation_map.npy",  # (H, W, D), of infer.py
@@ -35,10 +37,10 @@ run_config = {
 
 
 def read_pixels(config):
-    """Representations (N, D), labels (N,) and sides (N,) of the labelled pixels with data."""
-    representations = utils.read_representations(config["representation_path"])
+    """Representations (N, D), labels (N,) and splits (N,) of the labelled pixels with data."""
+    representations = read_representations(config["representation_path"])
     shape = representations.shape[:2]
-    labels = utils.read_map(config["labels_path"], shape)
+    labels = read_map(config["labels_path"], shape)
     valid = np.isfinite(representations).all(-1) & (labels > 0)
     if not valid.any():
         raise InputError(f"{config['labels_path']}: found no labelled pixel that has data")
@@ -46,24 +48,22 @@ def read_pixels(config):
         return (
             representations[valid],
             labels[valid],
-            utils.read_map(config["splits_path"], shape)[valid],
+            read_map(config["splits_path"], shape)[valid],
         )
-    side = np.ones(valid.sum(), np.uint8)
-    side[train_test_split(np.arange(len(side)), test_size=0.2, random_state=config["seed"])[1]] = 3
-    return representations[valid], labels[valid], side
+    split = np.ones(valid.sum(), np.uint8)
+    _, test = train_test_split(np.arange(len(split)), test_size=0.2, random_state=config["seed"])
+    split[test] = 3
+    return representations[valid], labels[valid], split
 
 
 def main(config):
-    """Train the head. Returns the test scores (`utils.score_classes`) of the last epoch."""
-    config = utils.freeze(config)
-    utils.check_choice(config, "loss", ("cross_entropy", "focal"))
-    utils.check_least(config, 2, "batch_size")
-    utils.check_least(config, 1, "epochs", "hidden")
+    """Train the head. Returns the test scores (`reports.score_classes`) of the last epoch."""
+    config = check(config, loss=("cross_entropy", "focal"))
 
     # data
-    pixels, labels, side = read_pixels(config)
+    pixels, labels, split = read_pixels(config)
     codes, target = np.unique(labels, return_inverse=True)
-    train, test = side == 1, side >= 2
+    train, test = split == 1, split >= 2
     if train.sum() < 2 or not test.any():
         raise InputError(
             f"{config['labels_path']}: found {train.sum()} training and {test.sum()} "
@@ -81,11 +81,11 @@ def main(config):
     )
     optimiser = torch.optim.AdamW(head.parameters(), config["learning_rate"])
     folder = config["output_dir"] or Path(config["representation_path"]).parent / "maddy"
-    output_dir = utils.make_output_dir(folder)
-    runtime = utils.start_runtime("cpu")
+    output_dir = make_output_dir(folder)
+    runtime = start_runtime("cpu")
     (output_dir / "metrics.jsonl").unlink(missing_ok=True)
-    log = utils.start_log(config, "train_classification_maddy", output_dir, runtime)
-    legend = utils.class_legend(codes, {})
+    log = start_log(config, "train_classification_maddy", output_dir, runtime)
+    legend = class_legend(codes, {})
 
     # loop
     gamma = config["focal_gamma"] if config["loss"] == "focal" else 0.0
@@ -93,24 +93,24 @@ def main(config):
     for epoch in bar:
         total = 0.0
         for batch in torch.randperm(len(x_train)).split(config["batch_size"]):
-            loss = utils.focal_loss(head(x_train[batch]), y_train[batch], gamma)
+            loss = focal_loss(head(x_train[batch]), y_train[batch], gamma)
             optimiser.zero_grad()
             loss.backward()
             optimiser.step()
             total += float(loss.detach()) * len(batch)
         with torch.no_grad():
             predicted = codes[head(x_test).argmax(1).numpy()]
-        scores = utils.score_classes(labels[test], predicted, legend)
+        scores = score_classes(labels[test], predicted, legend)
         line = {key: scores[key] for key in ("overall_accuracy", "macro_f1", "weighted_f1")}
         log.line({"step": epoch, "loss": total / len(x_train), **line})
         bar.set_postfix_str(f"accuracy {line['overall_accuracy']:.3f}, F1 {line['macro_f1']:.3f}")
 
     # wrap up
     scores["split"] = "test"
-    utils.write_report(scores, legend, output_dir, f"{test.sum()} test pixels", log)
+    write_report(scores, legend, output_dir, f"{test.sum()} test pixels", log)
     log.finish()
     return scores
 
 
 if __name__ == "__main__":
-    utils.run_script(main, run_config, __doc__)
+    run_script(main, run_config, __doc__)

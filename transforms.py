@@ -1,6 +1,6 @@
-"""Views of pixel series: drawing clear time steps, standardising them, mixing them.
+"""Views of pixel series: drawing clear dates, standardising, augmenting and mixing them.
 
-Shapes: N pixels, T dates, V views, S drawn steps, B bands. Every function takes and returns
+Shapes: N pixels, T dates, V views, S drawn dates, B bands. Every function takes and returns
 whole batches of tensors and runs the same code on CPU and GPU.
 """
 
@@ -9,18 +9,18 @@ import math
 import numpy as np
 import torch
 
-NO_RANK = 1 << 14  # above any, for steps that are not drawn
+NO_RANK = 1 << 14  # larger than any rank: marks a date that is not drawn
 
 
-def draw_steps(clear, num_steps, random):
-    """Draw the clear observations of each pixel that make its views.
+def draw_dates(clear, num_drawn, random):
+    """Draw the clear observations that make each pixel's views.
 
-    Ascending in time, without replacement, every subset equally likely. A pixel with fewer than
-    `num_steps` clear dates has each of them repeated equally often, and the rest of its draw is
+    Dates ascend, none is drawn twice, and every subset is equally likely. A pixel with fewer than
+    `num_drawn` clear dates has each of them repeated equally often, and the rest of its draw is
     a subset drawn in the same way.
 
     clear: (T, N) bool, True where the observation is clear; at least one a pixel.
-    random: (S, N, V) float32, uniform in [0, 1), on clear's device.
+    random: (S, N, V) float32, uniform in [0, 1), on clear's device; S is num_drawn.
     Returns (N, V, S) int64 indices into the dates, ascending along S.
     Raises ValueError for a pixel with no clear observation.
     """
@@ -29,29 +29,30 @@ def draw_steps(clear, num_steps, random):
     if len(num_clear) and not bool(num_clear.all()):
         raise ValueError("a pixel without a clear observation has no views; select by min_valid")
     num_views = random.shape[2]
-    columns = num_clear.repeat_interleave(num_views)  # each view of each pixel is a column
-    steps = _draw_ranks(columns, num_steps, random.flatten(1)).T.contiguous().long()  # (N V, S)
-    start = num_clear.cumsum(0) - num_clear  # of a pixel in the list of all clear observations
-    steps += start.repeat_interleave(num_views)[:, None]
-    steps = _flatnonzero(by_pixel).take(steps).view(-1, num_views, num_steps)
+    series = num_clear.repeat_interleave(num_views)  # one a view: (N V,)
+    ranks = _draw_ranks(series, num_drawn, random.flatten(1)).T.contiguous().long()  # (N V, S)
+    # rank r of a pixel is the r-th of its entries in the list of all clear observations
+    start = num_clear.cumsum(0) - num_clear
+    ranks += start.repeat_interleave(num_views)[:, None]
+    dates = _flatnonzero(by_pixel).take(ranks).view(-1, num_views, num_drawn)
     pixel = torch.arange(len(num_clear), device=clear.device)
-    return steps.sub_((pixel * len(clear)).view(-1, 1, 1))
+    return dates.sub_((pixel * len(clear)).view(-1, 1, 1))
 
 
-def _draw_ranks(num_clear, num_steps, random):
-    """`draw_steps` for series (N,) whose dates are all clear: (S, N) int16, ascending along S.
+def _draw_ranks(num_clear, num_drawn, random):
+    """`draw_dates` for series (N,) whose dates are all clear: (S, N) int16, ascending along S.
 
-    Insertion sort over all series at once. Number i is drawn from the n - i ranks that are left;
-    on its way up the sorted list it steps over each one that was drawn before.
+    Insertion sort over all series at once. Draw i picks one of the n - i ranks that are left; each
+    earlier rank that is not larger raises it by one while it moves up the sorted list.
     """
-    whole = (num_steps - 1) // num_clear  # times that every date is repeated
-    rest = num_steps - whole * num_clear  # how many are drawn, at most num_clear
-    step = torch.arange(num_steps, device=num_clear.device)[:, None]
-    ranks = (random * (num_clear.float() - step)).short()
-    few = whole > 0
+    repeats = (num_drawn - 1) // num_clear  # full rounds through all dates
+    rest = num_drawn - repeats * num_clear  # dates to draw, at most num_clear
+    draw = torch.arange(num_drawn, device=num_clear.device)[:, None]
+    ranks = (random * (num_clear.float() - draw)).short()
+    few = repeats > 0
     if some_few := bool(few.any()):
-        ranks.masked_fill_(step >= rest, NO_RANK)
-    # all in place and of one type, which makes these many small operations fast
+        ranks.masked_fill_(draw >= rest, NO_RANK)
+    # in place and int16 throughout, which makes these many small operations fast
     rows, spare = ranks.unbind(0), torch.empty_like(ranks[0])
     for i, rank in enumerate(rows):
         for other in rows[:i]:
@@ -60,7 +61,7 @@ def _draw_ranks(num_clear, num_steps, random):
             torch.maximum(rank, other, out=rank)
             other.copy_(spare)
     if some_few:
-        drawn, repeated = ranks[:, few], (step - rest[few]) % num_clear[few]
+        drawn, repeated = ranks[:, few], (draw - rest[few]) % num_clear[few]
         ranks[:, few] = torch.where(drawn < NO_RANK, drawn, repeated.short()).sort(0).values
     return ranks
 
@@ -72,31 +73,32 @@ def _flatnonzero(mask):
     return mask.view(-1).nonzero().view(-1)
 
 
-def clear_steps(clear):
+def clear_dates(clear):
     """All clear observations of each pixel, in order.
 
     clear: (T, N) bool. Returns (N, S) int64 indices into the dates, S the most that a pixel has;
-    behind a pixel's last one they are -1.
+    shorter rows are padded with -1.
     """
     num_dates, num_pixels = clear.shape
     num_clear = clear.sum(0)
-    most = int(num_clear.max()) if num_pixels else 0
-    steps = torch.full((num_pixels, most), -1, device=clear.device)
-    is_data = torch.arange(most, device=clear.device) < num_clear[:, None]
-    steps[is_data] = _flatnonzero(clear.T.contiguous()) % num_dates
-    return steps
+    longest = int(num_clear.max()) if num_pixels else 0
+    dates = torch.full((num_pixels, longest), -1, device=clear.device)
+    is_data = torch.arange(longest, device=clear.device) < num_clear[:, None]
+    dates[is_data] = _flatnonzero(clear.T.contiguous()) % num_dates
+    return dates
 
 
-def even_draws(x, doys, num_steps, num_views):
-    """Views without chance, for inference: observations at even distances in their order.
+def even_draws(x, doys, num_drawn, num_views):
+    """Deterministic views, for inference: observations at even distances in their order.
 
-    View v takes those numbered floor((i + (v + 1/2) / V) n / S) of a pixel's n, i = 0 .. S - 1.
-    x: (N, T, B) and doys: (N, T), padded with doy 0 at the end (`Tile.read_steps`).
+    View v takes observation floor((i + (v + 1/2) / V) n / S) of a pixel's n, i = 0 .. S - 1.
+    x: (N, T, B) and doys: (N, T), padded with doy 0 at the end (`Tile.read_dates`); num_drawn: S;
+    num_views: V.
     Returns x (N, V, S, B), doys (N, V, S).
     """
     offset = (torch.arange(num_views, device=x.device) + 0.5) / num_views
-    place = (torch.arange(num_steps, device=x.device) + offset[:, None]) / num_steps  # (V, S)
-    rank = ((doys > 0).sum(1)[:, None, None] * place).long()  # (N, V, S)
+    position = (torch.arange(num_drawn, device=x.device) + offset[:, None]) / num_drawn  # (V, S)
+    rank = ((doys > 0).sum(1)[:, None, None] * position).long()  # (N, V, S)
     pixel = torch.arange(len(x), device=x.device)[:, None, None]
     return x[pixel, rank], doys[pixel, rank]
 
@@ -105,7 +107,7 @@ def gap_fill(x, doys, days):
     """Series interpolated linearly in time onto common days, for classical models.
 
     x: (N, T, B) and doys: (N, T), padded with doy 0 at the end; days: (G,).
-    Before the first and after the last observation its value stands. Returns (N, G, B).
+    Before the first and after the last observation that one's value is used. Returns (N, G, B).
     """
     count = (doys > 0).sum(1, keepdim=True)
     times = doys.float().masked_fill(doys == 0, math.inf)
@@ -123,19 +125,38 @@ def standardise(bands, mean, std):
 
     bands: (N, .., B); mean, std: (B,) float32 in the units of bands.
     """
-    x = bands.flatten(1).float()  # long rows: a loop over B numbers is too short to be fast
+    x = bands.flatten(1).float()  # long rows: a loop over B numbers alone is slow
     repeats = x.shape[1] // len(mean)
     mean, scale = (values.expand(repeats, -1).flatten() for values in (mean, 1 / std))
     return x.sub_(mean).mul_(scale).view(bands.shape)
 
 
+# ---- augmentation --------------------------------------------------------------------------------
+
+
 def mix_up(x_a, doys_a, x_b, doys_b, weight):
     """Mixed views of Mixed Barlow Twins (arXiv 2312.02151): weight * a + (1 - weight) * b.
 
-    The i-th steps of two ordered draws fall at like times of the year, so the days are mixed
-    with the bands. x_a, x_b: (N, S, B); doys_a, doys_b: (N, S); weight: (N,) in [0, 1].
+    The i-th dates of two ordered draws lie at similar times of the year, so the days are mixed
+    like the bands. x_a, x_b: (N, S, B); doys_a, doys_b: (N, S); weight: (N,) in [0, 1].
     Returns x (N, S, B) and doys (N, S), float32.
     """
     weight = weight[:, None]
     doys = weight * doys_a + (1 - weight) * doys_b
     return weight[..., None] * x_a + (1 - weight[..., None]) * x_b, doys
+
+
+def no_augmentation(x, doys, generator):
+    """The views as they were drawn."""
+    return x, doys
+
+
+def jitter_bands(x, doys, generator):
+    """Shift every band of every view by a normal number of deviation 0.1, the same on all dates."""
+    return x + 0.1 * generator.normal(x.shape[1], 1, x.shape[3]), doys
+
+
+# An augmentation takes the views x (N, V, S, B), doys (N, V, S) and a generator whose
+# normal(*shape) and uniform(*shape) give (N, *shape) random numbers. It returns new x and doys.
+# Register it here.
+AUGMENTATIONS = {"none": no_augmentation, "jitter_bands": jitter_bands}

@@ -28,10 +28,21 @@ import torch  # noqa: E402
 from reference import PixelLoop, SequenceFirstEncoder  # noqa: E402
 
 import train  # noqa: E402
-import utils  # noqa: E402
 from backbones import build_backbone  # noqa: E402
 from barlow_twins import BarlowTwins, Projector  # noqa: E402
-from data import SentinelTimeSeriesDataset, Tile, iterate_batches  # noqa: E402
+from data import SentinelTimeSeriesDataset, iterate_batches  # noqa: E402
+from runtime import (  # noqa: E402
+    InputError,
+    Runtime,
+    check,
+    make_output_dir,
+    run_script,
+    start_log,
+    start_runtime,
+    write_json,
+)
+from tiles import Tile  # noqa: E402
+from utils import encode_series  # noqa: E402
 
 run_config = {
     "sections": "all",  # input, training, inference, profile, growth, processes, startup, gpu
@@ -48,7 +59,15 @@ run_config = {
 
 BANDS, SAMPLE_SIZE = 11, 16
 MODEL = {"width": 64, "depth": 3, "latent_dim": 64}  # ffn 4 x width
-STEP = {"mix_up": 0.0, "barlow_lambda": 0.005, "clip_norm": 1.0, "seed": 0, "weight_decay": 1e-4}
+STEP = {
+    "loss": "barlow_twins",
+    "augment": "none",
+    "mix_up": 0.0,
+    "barlow_lambda": 0.005,
+    "clip_norm": 1.0,
+    "seed": 0,
+    "weight_decay": 1e-4,
+}
 STEP |= {"backbone": "transformer", "sample_size": SAMPLE_SIZE, "projector_dim": 512, **MODEL}
 
 
@@ -156,7 +175,7 @@ def measure_input(config, work):
 
 def make_step(model, settings=STEP, runtime=None):
     """A training step on a batch, as train.py makes it, as a function of x and doys."""
-    runtime = runtime or utils.Runtime(torch.device("cpu"), 0, 1)
+    runtime = runtime or Runtime(torch.device("cpu"), 0, 1)
     optimiser = torch.optim.AdamW(model.parameters(), 1e-3, fused=True)
 
     def step(*batch):
@@ -295,11 +314,11 @@ def measure_profile(config, work):
     projector = Projector(latent_dim=MODEL["latent_dim"], width=512, projection_dim=512)
     doys = torch.randint(1, 366, (256, 2, SAMPLE_SIZE))
     batch = torch.randn(256, 2, SAMPLE_SIZE, BANDS), doys
-    runtime = utils.Runtime(torch.device("cpu"), 0, 1)
+    runtime = Runtime(torch.device("cpu"), 0, 1)
     series = torch.randn(8192, 36, BANDS), torch.randint(1, 366, (8192, 36))
     cases = {
         "training step, batch 256": partial(make_step(BarlowTwins(backbone, projector)), *batch),
-        "encoding series of 36": lambda: utils.encode_series(backbone, *series, runtime),
+        "encoding series of 36": lambda: encode_series(backbone, *series, runtime),
     }
     result = {}
     for name, function in cases.items():
@@ -404,12 +423,13 @@ def measure_startup(config, work):
 
 def measure_gpu(config, work):
     """The default model fed from disk, bf16; and a whole tile from disk to representation map."""
-    runtime = utils.start_runtime("cuda")
+    runtime = start_runtime("cuda")
     folder = write_tile(work, "gpu", config["gpu_size"], config["num_dates"])
     batch_size, warm_up, number = 4096, 20, 200
     settings = {**train.run_config, "batch_size": batch_size}
     dataset = SentinelTimeSeriesDataset(work, "gpu", batch_size=batch_size)
-    model, _, _ = train.build_model(settings, dataset, runtime)
+    model = train.build_model(settings, dataset.num_bands).to(runtime.device)
+    runtime.compile(model)
     step = make_step(model, settings, runtime)
     dataset.set_steps(0, warm_up + number)
     for index, batch in enumerate(iterate_batches(dataset, runtime.workers(-1), pin_memory=True)):
@@ -457,17 +477,23 @@ def print_table(result, indent=0):
 
 def main(config):
     """Run the sections. Returns the figures, as bench.json has them."""
-    config = utils.freeze(config)
+    config = check(
+        config,
+        size=(32, 10_980),
+        largest=(32, 10_980),
+        gpu_size=(32, 10_980),
+        num_dates=(2, 366),
+        rounds=(1, 1000),
+    )
     names = config["sections"].split(",")
     if names == ["all"]:
         names = [n for n in SECTIONS if n != "gpu" or config["device"] == "cuda"]
     for name in names:
-        utils.check_choice({"sections": name}, "sections", tuple(SECTIONS))
-    utils.check_least(config, 1, "rounds", "num_tiles", "num_dates")
-    utils.check_least(config, 32, "size", "largest", "gpu_size")
-    runtime = utils.start_runtime("cpu" if config["device"] == "auto" else config["device"])
-    output_dir = utils.make_output_dir(config["output_dir"])
-    log = utils.start_log(config, "bench", output_dir, runtime)
+        if name not in SECTIONS:
+            raise InputError(f"sections={name}: wanted one of {', '.join(SECTIONS)}")
+    runtime = start_runtime("cpu" if config["device"] == "auto" else config["device"])
+    output_dir = make_output_dir(config["output_dir"])
+    log = start_log(config, "bench", output_dir, runtime)
     result = {
         "date": str(date.today()),
         "machine": f"{platform.machine()}, {os.cpu_count()} cores",
@@ -478,11 +504,11 @@ def main(config):
         with tempfile.TemporaryDirectory(prefix="bench-") as work:
             result[name] = SECTIONS[name](config, work)
         print_table({name: result[name]})
-    utils.write_json(output_dir / "bench.json", result)
+    write_json(output_dir / "bench.json", result)
     log.finish()
     print(json.dumps(result))
     return result
 
 
 if __name__ == "__main__":
-    utils.run_script(main, run_config, __doc__)
+    run_script(main, run_config, __doc__)

@@ -9,14 +9,14 @@ import torch
 from conftest import make_dataset, make_tile
 
 import data
+import tiles
 from data import (
     SentinelTimeSeriesDataset,
     SentinelTimeSeriesDatasetForDownstreaming,
-    Tile,
     iterate_batches,
-    open_dataset,
 )
-from utils import InputError
+from runtime import InputError
+from tiles import Tile, open_dataset
 
 ZERO, ONE = np.zeros(10, np.float32), np.ones(10, np.float32)  # leave the values as stored
 RAW = {"mean": ZERO, "std": ONE}
@@ -181,7 +181,7 @@ def equal(one, other):
 
 def test_batches_are_a_function_of_seed_epoch_and_step(dataset, monkeypatch):
     """The same with 0, 1, 2 workers, resumed anywhere, and put together from 3 processes."""
-    monkeypatch.setattr(data, "SHUFFLE_PIXELS", 640)  # several chunks in an epoch
+    monkeypatch.setattr(data, "CHUNK_PIXELS", 640)  # several chunks in an epoch
     monkeypatch.setattr(data, "BLOCK_PIXELS", 32)
     whole = SentinelTimeSeriesDataset(dataset, "toy", batch_size=50, **RAW)
     last = 3 * whole.steps_per_epoch
@@ -246,13 +246,13 @@ def test_no_whole_tile_in_memory(tmp_path, monkeypatch):
     """Pixels are read in parts: no read copies more than the parts that fit a cache."""
     base_path = make_dataset(tmp_path, tiles=1, shape=(10, 64, 16, 10))
     monkeypatch.setattr(data, "DRAW_PIXELS", 64)
-    sizes, read_steps = [], Tile.read_steps
+    sizes, read_dates = [], Tile.read_dates
 
     def read(tile, pixels, steps):
         sizes.append(len(pixels))
-        return read_steps(tile, pixels, steps)
+        return read_dates(tile, pixels, steps)
 
-    monkeypatch.setattr(Tile, "read_steps", read)
+    monkeypatch.setattr(Tile, "read_dates", read)
     assert sum(len(x) for x, _ in batches(base_path, batch_size=200)) > 500
     assert max(sizes) < 128
 
@@ -268,7 +268,7 @@ def test_batches_do_not_depend_on_how_many_pixels_are_drawn_at_once(dataset, mon
 
 
 def test_no_two_chunks_draw_with_the_same_numbers(tmp_path, monkeypatch):
-    monkeypatch.setattr(data, "SHUFFLE_PIXELS", 64)
+    monkeypatch.setattr(data, "CHUNK_PIXELS", 64)
     base_path = make_dataset(tmp_path, clear=1.1)
     draws = torch.cat([doys[:, 0] for _, doys in batches(base_path, batch_size=64)])
     assert len(draws.unique(dim=0)) > 0.95 * len(draws), "of 125970 subsets of 20 dates each"
@@ -327,7 +327,7 @@ def test_blocks_are_square_and_depend_on_name_and_seed(dataset):
 def test_unlabelled_tiles_need_no_test_side(tmp_path):
     base_path = make_dataset(tmp_path, labels=False)
     sides = np.unique(open_dataset(base_path, "toy")[0].split_map(4))
-    assert sides.tolist() == [data.TRAIN, data.VALIDATION]
+    assert sides.tolist() == [tiles.TRAIN, tiles.VALIDATION]
     with pytest.raises(InputError, match=r"no labels.npy"):
         ids_of_side(base_path, "train")
 

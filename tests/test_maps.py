@@ -22,8 +22,9 @@ import read_inference_map
 import train
 import train_classification
 import train_classification_maddy
-import utils
-from backbones import BACKBONES, HEADS, Classifier, build_backbone, load_backbone
+from backbones import BACKBONES, HEADS, Classifier, build_backbone, focal_loss, load_backbone
+from maps import read_representations
+from runtime import InputError, Runtime, load_checkpoint
 
 QUIET = {"device": "cpu", "wandb_mode": "disabled"}
 GEO = {"crs": "EPSG:32631", "transform": [10, 0, 500000, 0, -10, 5400000]}
@@ -74,29 +75,29 @@ def map_tile(path, output, checkpoint="classifier", **keywords):
 
 def test_fine_tuning_starts_from_the_pretrained_weights(workplace, monkeypatch):
     """Defect 1: pretrained weights silently not loaded."""
-    content = utils.load_checkpoint(workplace / "pretrained/best.pt")
+    content = load_checkpoint(workplace / "pretrained/best.pt")
     started = {}
     fit = train_classification.fit
 
-    def spy(classifier, *rest):
-        started.update({k: v.clone() for k, v in classifier.backbone.state_dict().items()})
-        return fit(classifier, *rest)
+    def spy(run, *rest):
+        started.update({k: v.clone() for k, v in run.model.backbone.state_dict().items()})
+        return fit(run, *rest)
 
     monkeypatch.setattr(train_classification, "fit", spy)
     fine_tune(workplace, "start", epochs=1)
     assert started.keys() == content["backbone_state"].keys()
     assert all(started[key].equal(value) for key, value in content["backbone_state"].items())
-    tuned = utils.load_checkpoint(workplace / "start/best.pt")["backbone_state"]
+    tuned = load_checkpoint(workplace / "start/best.pt")["backbone_state"]
     assert not all(tuned[key].equal(value) for key, value in started.items())
 
 
 def test_a_frozen_backbone_stays_as_it_is(workplace):
     """Defect 9: a frozen backbone left in train mode."""
     fine_tune(workplace, "frozen", freeze_backbone=True, epochs=2, label_count=40)
-    before = utils.load_checkpoint(workplace / "pretrained/best.pt")["backbone_state"]
-    after = utils.load_checkpoint(workplace / "frozen/best.pt")["backbone_state"]
+    before = load_checkpoint(workplace / "pretrained/best.pt")["backbone_state"]
+    after = load_checkpoint(workplace / "frozen/best.pt")["backbone_state"]
     assert all(after[key].equal(value) for key, value in before.items())
-    backbone = load_backbone(utils.load_checkpoint(workplace / "pretrained/best.pt"))
+    backbone = load_backbone(load_checkpoint(workplace / "pretrained/best.pt"))
     classifier = Classifier(
         backbone, head="linear", num_classes=2, dropout=0.1, freeze_backbone=True
     )
@@ -185,7 +186,7 @@ def test_mistakes_of_fine_tuning(workplace, keywords, message):
     if not (workplace / "data/bare").exists():
         make_dataset(workplace, name="bare", labels=False)
         make_dataset(workplace, name="other", shape=(20, 16, 16, 6))
-    with pytest.raises(utils.InputError, match=message) as error:
+    with pytest.raises(InputError, match=message) as error:
         run(
             train_classification,
             **{
@@ -202,7 +203,7 @@ def test_mistakes_of_fine_tuning(workplace, keywords, message):
 
 
 def test_a_finished_run_is_not_overwritten(workplace):
-    with pytest.raises(utils.InputError, match="wanted another output_dir or overwrite=true"):
+    with pytest.raises(InputError, match="another output_dir or overwrite=true"):
         fine_tune(workplace, "classifier", epochs=1)
 
 
@@ -246,8 +247,8 @@ def test_too_few_observations_are_no_data(workplace, tmp_path):
 def test_the_same_map_whatever_the_blocks(workplace, monkeypatch):
     """Blocks of rows, batches of series and their padding are matters of speed alone."""
     (one,) = map_tile(workplace, "blocks1")
-    for name, value in {"block_pixels": 48, "batch_steps": 40, "pad_steps": 8}.items():
-        monkeypatch.setattr(utils.Runtime, name, value)
+    for name, value in {"block_pixels": 48, "batch_dates": 40, "pad_dates": 8}.items():
+        monkeypatch.setattr(Runtime, name, value)
     (other,) = map_tile(workplace, "blocks2")
     np.testing.assert_allclose(
         np.load(one / "representation_map.npy"),
@@ -265,7 +266,7 @@ def test_smaller_formats(workplace, kind):
     (small,) = map_tile(workplace, f"small-{kind}", representation_format=kind)
     wanted = np.load(full / "representation_map.npy")
     assert np.load(small / "representation_map.npy").dtype == kind
-    found = utils.read_representations(small / "representation_map.npy")
+    found = read_representations(small / "representation_map.npy")
     assert (np.isnan(found) == np.isnan(wanted)).all()
     valid = np.isfinite(wanted[..., 0])
     a, b = found[valid], wanted[valid]
@@ -305,7 +306,7 @@ def test_folders_of_tiles_and_tiles_already_done(workplace, capsys):
     map_tile(workplace, "all", tile_path=tile_of(workplace).parent)
     assert capsys.readouterr().out.count("done already") == 2
     assert before == {f: (f / "representation_map.npy").stat().st_mtime_ns for f in folders}
-    with pytest.raises(utils.InputError, match="made with another representation_format"):
+    with pytest.raises(InputError, match="made with another representation_format"):
         map_tile(
             workplace, "all", tile_path=tile_of(workplace).parent, representation_format="int8"
         )
@@ -316,7 +317,7 @@ def test_folders_of_tiles_and_tiles_already_done(workplace, capsys):
 def test_bad_tiles_are_skipped_when_asked(workplace, tmp_path, capsys):
     for number in (0, 1):
         make_tile(tmp_path / f"tiles/MGRS-{number}", (20, 8, 8, 10 if number else 6))
-    with pytest.raises(utils.InputError, match="MGRS-0: found"):
+    with pytest.raises(InputError, match="MGRS-0: found"):
         map_tile(workplace, "bad", tile_path=tmp_path / "tiles")
     (done,) = map_tile(workplace, "bad", tile_path=tmp_path / "tiles", skip_bad_tiles=True)
     assert done.name == "MGRS-1"
@@ -377,7 +378,7 @@ def test_mistakes_of_inference(workplace, tmp_path):
             "tile_path": tile_of(workplace),
             "output_dir": tmp_path / "out",
         }
-        with pytest.raises(utils.InputError, match=message) as error:
+        with pytest.raises(InputError, match=message) as error:
             run(infer, **standard | keywords)
         assert "\n" not in str(error.value)
 
@@ -423,7 +424,7 @@ def test_false_colour_straight_from_a_checkpoint_and_from_int8(workplace, tmp_pa
         pictures.append(plt.imread(out / "false_color.png"))
     np.testing.assert_allclose(pictures[0], pictures[2], atol=1.01 / 255)
     assert np.abs(pictures[0] - pictures[1]).mean() < 0.02
-    with pytest.raises(utils.InputError, match="wanted representation_path=, or checkpoint_path="):
+    with pytest.raises(InputError, match="wanted representation_path=, or checkpoint_path="):
         run(create_false_color_map)
 
 
@@ -443,9 +444,7 @@ def test_areas_and_agreement(workplace, capsys):
     assert "no display to open a window on" in out
     assert " ha" in out
     np.save(folder / "wrong.npy", labels[:5])
-    with pytest.raises(
-        utils.InputError, match=r"wrong.npy: found shape \(5, 16\), wanted \(24, 16\)"
-    ):
+    with pytest.raises(InputError, match=r"wrong.npy: found shape \(5, 16\), wanted \(24, 16\)"):
         run(
             read_inference_map,
             map_path=folder / "classification_map.npy",
@@ -488,13 +487,13 @@ def test_the_simple_loop(workplace, tmp_path, loss):
 def test_focal_loss_is_cross_entropy_at_gamma_0_and_smaller_above():
     logits, target = torch.randn(50, 3), torch.randint(3, (50,))
     plain = torch.nn.functional.cross_entropy(logits, target)
-    torch.testing.assert_close(utils.focal_loss(logits, target, 0.0), plain)
+    torch.testing.assert_close(focal_loss(logits, target, 0.0), plain)
     chance = logits.softmax(1)[torch.arange(50), target]
     wanted = -((1 - chance) ** 2 * chance.log()).mean()
-    torch.testing.assert_close(utils.focal_loss(logits, target, 2.0), wanted)
+    torch.testing.assert_close(focal_loss(logits, target, 2.0), wanted)
     weight = torch.tensor([1.0, 2.0, 0.5])
     torch.testing.assert_close(
-        utils.focal_loss(logits, target, 0.0, weight),
+        focal_loss(logits, target, 0.0, weight),
         torch.nn.functional.cross_entropy(logits, target, weight=weight),
     )
 

@@ -13,10 +13,13 @@ import torch
 from conftest import ROOT, make_dataset, make_tile
 
 import train
-import utils
 from backbones import BACKBONES, load_backbone
-from data import Tile
-from train import Validation, learning_rate, main, open_data, run_config
+from barlow_twins import LOSSES
+from runtime import InputError, load_checkpoint, run_script, start_runtime
+from tiles import Tile
+from train import main, open_data, run_config
+from training import learning_rate
+from validation import Validation
 
 TINY = {
     **run_config,
@@ -47,7 +50,7 @@ def lines(output_dir):
 
 
 def weights(output_dir, name="last.pt"):
-    content = utils.load_checkpoint(output_dir / name)
+    content = load_checkpoint(output_dir / name)
     return {**content["backbone_state"], **content["projector_state"]}
 
 
@@ -103,7 +106,7 @@ def test_trains_and_leaves_its_files(dataset, tmp_path, backbone):
 def test_checkpoint_holds_all_that_later_scripts_need(dataset, tmp_path):
     """Defect 1: keys with prefixes of wrappers, loaded with strict=False into a bare backbone."""
     main(tiny(dataset, tmp_path / "out", max_steps=2))
-    content = utils.load_checkpoint(tmp_path / "out/last.pt", ("pretrained",))
+    content = load_checkpoint(tmp_path / "out/last.pt", ("pretrained",))
     assert content["bands"] == [f"X{i}" for i in range(10)]
     assert content["mean"].shape == content["std"].shape == (10,)
     assert not any("_orig_mod" in k or "module." in k for k in content["backbone_state"])
@@ -129,7 +132,7 @@ def test_mix_up_takes_part_where_it_is_asked_for(dataset, tmp_path):
 
 def test_best_checkpoint_is_the_best_validated(dataset, tmp_path):
     main(tiny(dataset, tmp_path / "out", val_interval=3))
-    best = utils.load_checkpoint(tmp_path / "out/best.pt")
+    best = load_checkpoint(tmp_path / "out/best.pt")
     scores = {line["step"]: line["score"] for line in lines(tmp_path / "out") if "score" in line}
     del scores[0]  # the untrained encoder
     assert best["best_score"] == max(scores.values()) == scores[best["step"]]
@@ -147,18 +150,18 @@ def test_validation_tiles_of_their_own(dataset, tmp_path):
     make_dataset(tmp_path, name="other", tiles=1, clear=0.9)
     result = main(tiny(dataset, tmp_path / "out", val_dataset_name="other", max_steps=1))
     assert result["val_loss"] > 0
-    with pytest.raises(utils.InputError, match="is a training tile"):
+    with pytest.raises(InputError, match="is a training tile"):
         main(tiny(dataset, tmp_path / "out2", val_dataset_name="toy"))
 
 
 def test_validation_loss_is_the_mean_over_pixels(dataset, tmp_path):
     """Defect 8: n + 1 batches summed up and divided by n."""
     config = tiny(dataset, tmp_path / "out", batch_size=30)
-    runtime = utils.start_runtime("cpu")
+    runtime = start_runtime("cpu")
     train_set, val_set, labelled, _ = open_data(config, runtime)
     validate = Validation(val_set, labelled, config, runtime)
     torch.manual_seed(0)
-    model, *_ = train.build_model(config, train_set, runtime)
+    model = train.build_model(config, train_set.num_bands)
     found = validate(model)["val_loss"]
     assert model.training, "validation must give the model back in train mode"
     model.eval()
@@ -166,9 +169,8 @@ def test_validation_loss_is_the_mean_over_pixels(dataset, tmp_path):
     sizes, losses = [], []
     for x, doys in validate.batches:
         with torch.no_grad():
-            z_a, z_b = map(train.normalise, model(x, doys))
-        c = train.cross_correlation(z_a, z_b)
-        losses.append(float(train.barlow_twins_loss(c, config["barlow_lambda"])[0]))
+            loss, _ = LOSSES["barlow_twins"](model(x, doys), config)
+        losses.append(float(loss))
         sizes.append(len(x))
     assert found == pytest.approx(np.average(losses, weights=sizes), rel=1e-5)
     assert validate(model)["val_loss"] == pytest.approx(found, rel=1e-6), "the views are fixed"
@@ -176,12 +178,12 @@ def test_validation_loss_is_the_mean_over_pixels(dataset, tmp_path):
 
 def test_validation_never_sees_training_or_test_pixels(dataset, tmp_path):
     config = tiny(dataset, tmp_path / "out")
-    train_set, val_set, labelled, _ = open_data(config, utils.start_runtime("cpu"))
+    train_set, val_set, labelled, _ = open_data(config, start_runtime("cpu"))
     for index in range(2):
-        taken = train_set._unpack(index).astype(bool)
+        taken = train_set.pixel_mask(index)
         test = train_set.tiles[index].split_map(4) == 3
         for other in (val_set, labelled):
-            assert not (other._unpack(index).astype(bool) & (taken | test)).any()
+            assert not (other.pixel_mask(index) & (taken | test)).any()
         assert not (taken & test).any()
 
 
@@ -191,8 +193,9 @@ def test_validation_never_sees_training_or_test_pixels(dataset, tmp_path):
 @pytest.mark.parametrize("total", [1, 5, 40, 1000, 20_000])
 def test_learning_rate_warms_up_holds_and_decays(total):
     """Defect 4: 1e-10 mid-run, no warm-up on short runs, two warm-ups."""
-    rates = np.array([learning_rate(step, total, run_config) for step in range(total)])
-    top = run_config["learning_rate"]
+    top, warmup = run_config["learning_rate"], min(run_config["warmup_steps"], -(-total // 10))
+    hold = run_config["hold_fraction"]
+    rates = np.array([learning_rate(top, step, total, warmup, hold) for step in range(total)])
     assert (rates > 0).all()
     assert rates.max() == pytest.approx(top, rel=0.02 if total > 5 else 0.6)
     peak = int(rates.argmax())
@@ -245,7 +248,7 @@ def test_a_signal_loses_nothing(dataset, tmp_path, sent):
         assert "goes on" in out
         assert (
             lines(tmp_path / "stopped")[-1]["step"]
-            == utils.load_checkpoint(tmp_path / "stopped/last.pt")["step"]
+            == load_checkpoint(tmp_path / "stopped/last.pt")["step"]
         )
     main(config)
     main({**config, "output_dir": str(tmp_path / "whole")})
@@ -255,7 +258,7 @@ def test_a_signal_loses_nothing(dataset, tmp_path, sent):
 def test_refuses_to_go_on_with_another_recipe(dataset, tmp_path):
     main(tiny(dataset, tmp_path / "out", max_steps=2))
     before = (tmp_path / "out/last.pt").read_bytes()
-    with pytest.raises(utils.InputError) as error:
+    with pytest.raises(InputError) as error:
         main(tiny(dataset, tmp_path / "out", barlow_lambda=0.5, seed=3))
     assert "barlow_lambda=0.5 (was 0.005), seed=3 (was 0)" in str(error.value)
     assert (tmp_path / "out/last.pt").read_bytes() == before
@@ -265,14 +268,16 @@ def test_a_loss_that_is_not_finite_stops_the_run(dataset, tmp_path, monkeypatch)
     explodes = 6
     rate = train.learning_rate
     monkeypatch.setattr(
-        train, "learning_rate", lambda step, *rest: 1e30 if step == explodes else rate(step, *rest)
+        train,
+        "learning_rate",
+        lambda peak, step, *rest: 1e30 if step == explodes else rate(peak, step, *rest),
     )
     with pytest.raises(FloatingPointError) as error:
         main(tiny(dataset, tmp_path / "out", log_interval=5))
     message = str(error.value)
     assert message.startswith(f"loss nan at step {explodes + 1}, learning rate 0.00")
     assert "standardised input from -" in message
-    last = utils.load_checkpoint(tmp_path / "out/last.pt")
+    last = load_checkpoint(tmp_path / "out/last.pt")
     assert last["step"] == 4
     assert all(value.isfinite().all() for value in weights(tmp_path / "out").values())
     assert lines(tmp_path / "out")[-1]["step"] == 5
@@ -289,7 +294,7 @@ MISTAKES = {
     "backbone=resnet": "error: backbone=resnet: wanted one of mlp, cnn, transformer",
     "width=20": "error: width=20: wanted a multiple of 16 for the transformer",
     "batch_size=0": "error: batch_size=0: wanted 2 or more",
-    "device=tpu": "error: device=tpu: wanted auto, cpu or cuda",
+    "device=tpu": "error: device=tpu: wanted one of auto, cpu, cuda",
     "wandb_mode=on": "error: wandb_mode=on: wanted one of auto, online, offline, disabled",
     "dataset_name=nowhere": "processed: found no tile, wanted folders MGRS-*",
     "output_dir=/proc/nothing": "error: output_dir=/proc/nothing: not writable",
@@ -302,7 +307,7 @@ def test_a_mistake_ends_in_one_line(dataset, tmp_path, mistake, monkeypatch, cap
     config = tiny(dataset, tmp_path / "out")
     monkeypatch.setattr(sys, "argv", ["train.py", *as_arguments(config), mistake])
     with pytest.raises(SystemExit) as error:
-        utils.run_script(main, run_config, train.__doc__)
+        run_script(main, run_config, train.__doc__)
     message = str(error.value)
     assert MISTAKES[mistake] in message
     assert "\n" not in message
@@ -310,7 +315,7 @@ def test_a_mistake_ends_in_one_line(dataset, tmp_path, mistake, monkeypatch, cap
 
 def test_help_prints_the_docstring_and_the_keys(monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["train.py", "--help"])
-    utils.run_script(main, run_config, train.__doc__)
+    run_script(main, run_config, train.__doc__)
     out = capsys.readouterr().out
     assert "torchrun" in out
     assert all(f"  {key}=" in out for key in run_config)
@@ -318,7 +323,7 @@ def test_help_prints_the_docstring_and_the_keys(monkeypatch, capsys):
 
 def test_a_picture_tile_of_other_bands(dataset, tmp_path):
     other = make_tile(tmp_path / "MGRS-other", (20, 16, 16, 6))
-    with pytest.raises(utils.InputError, match=r"MGRS-other: found \['X0'.*wanted \['X0'.*X9'"):
+    with pytest.raises(InputError, match=r"MGRS-other: found \['X0'.*wanted \['X0'.*X9'"):
         main(tiny(dataset, tmp_path / "out", test_tile_path=str(other)))
 
 
@@ -326,13 +331,13 @@ def test_a_checkpoint_that_was_cut_off(dataset, tmp_path):
     main(tiny(dataset, tmp_path / "out", max_steps=2))
     last = tmp_path / "out/last.pt"
     last.write_bytes(last.read_bytes()[:2000])
-    with pytest.raises(utils.InputError, match="last.pt: found no whole checkpoint"):
+    with pytest.raises(InputError, match="last.pt: found no whole checkpoint"):
         main(tiny(dataset, tmp_path / "out"))
 
 
 def test_too_many_observations_wanted_of_real_tiles(shared, tmp_path):
     config = tiny(shared, tmp_path / "out", dataset_name="bouconne_2018", sample_size=16)
-    with pytest.raises(utils.InputError, match="min_valid=8 clear.* the clearest pixel has 7"):
+    with pytest.raises(InputError, match="min_valid=8 clear.* the clearest pixel has 7"):
         main({**config, "min_valid": 8})
     result = main({**config, "min_valid": 5, "max_steps": 3})
     assert np.isfinite(result["loss"])

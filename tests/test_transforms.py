@@ -7,8 +7,8 @@ from conftest import make_tile
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data import Tile
-from transforms import clear_steps, draw_steps, even_draws, gap_fill, mix_up, standardise
+from tiles import Tile
+from transforms import clear_dates, draw_dates, even_draws, gap_fill, mix_up, standardise
 
 
 def random_clear(pixels, dates, seed):
@@ -20,7 +20,7 @@ def random_clear(pixels, dates, seed):
 
 def draw(clear, steps, views=1, seed=0):
     generator = torch.Generator().manual_seed(seed)
-    return draw_steps(clear, steps, torch.rand(steps, clear.shape[1], views, generator=generator))
+    return draw_dates(clear, steps, torch.rand(steps, clear.shape[1], views, generator=generator))
 
 
 @settings(max_examples=60, deadline=None)
@@ -69,13 +69,13 @@ def test_a_pixel_without_observation_is_refused():
 @pytest.mark.parametrize(
     "pixels", [np.arange(40, 240), np.arange(0, 256, 60), np.array([9, 3, 250])]
 )
-def test_read_steps_brings_bands_and_days_of_the_same_date_and_pixel(tmp_path, pixels):
+def test_read_dates_brings_bands_and_days_of_the_same_date_and_pixel(tmp_path, pixels):
     """Pixels side by side are read through a copy, those far apart or out of order one by one."""
     tile = Tile(make_tile(tmp_path / "MGRS-0", (20, 16, 16, 3)))
     clear = tile.read_clear(pixels)
     assert clear.equal(torch.from_numpy(tile.masks.reshape(20, -1)[:, pixels] == 1))
     steps = draw(clear, 4, 2)
-    bands, doys = tile.read_steps(pixels, steps)
+    bands, doys = tile.read_dates(pixels, steps)
     for pixel, view, step in np.ndindex(*steps.shape):
         date = int(steps[pixel, view, step])
         row, column = divmod(pixels[pixel], 16)
@@ -83,12 +83,12 @@ def test_read_steps_brings_bands_and_days_of_the_same_date_and_pixel(tmp_path, p
         assert doys[pixel, view, step] == tile.doys[date]
 
 
-def test_clear_steps_keep_order_and_mark_padding(tmp_path):
+def test_clear_dates_keep_order_and_mark_padding(tmp_path):
     clear = torch.tensor([[1, 0], [0, 0], [1, 1], [1, 0]], dtype=bool)  # (T, N)
-    steps = clear_steps(clear)
+    steps = clear_dates(clear)
     assert steps.tolist() == [[0, 2, 3], [2, -1, -1]]
     tile = Tile(make_tile(tmp_path / "MGRS-0", (4, 1, 2, 3)))
-    bands, doys = tile.read_steps(np.array([0, 1]), steps)
+    bands, doys = tile.read_dates(np.array([0, 1]), steps)
     assert doys.tolist() == [[*tile.doys[[0, 2, 3]]], [tile.doys[2], 0, 0]]
     assert bands[1, 0].tolist() == tile.bands[2, 0, 1].tolist()
 
@@ -102,7 +102,7 @@ def test_standardise_agrees_with_the_formula():
 def padded(pixels, dates, bands, seed):
     """Series (N, T, B) and days (N, T), padded with doy 0 behind the clear observations."""
     clear = random_clear(pixels, dates, seed)
-    steps = clear_steps(clear)
+    steps = clear_dates(clear)
     return torch.rand(*steps.shape, bands), (steps + 1) * 25
 
 

@@ -12,38 +12,48 @@ import torch
 from conftest import ROOT, make_tile
 
 import make_demo_data
-import utils
 from backbones import BACKBONES, build_backbone
 from data import (
     SentinelTimeSeriesDatasetForDownstreaming,
-    Tile,
     iterate_batches,
-    open_dataset,
 )
+from maps import WORLDCOVER, apply_basis, class_legend, fit_basis
+from reports import score_classes
+from runtime import (
+    InputError,
+    atomic_write,
+    check,
+    load_checkpoint,
+    override,
+    save_checkpoint,
+    start_runtime,
+)
+from tiles import Tile, open_dataset
+from utils import encode_series, extract_representations, rankme
 
 PYTHON_FILES = sorted(ROOT.glob("*.py"))
 
 
 def test_override_keeps_the_type_of_the_default():
     default = {"a": 1, "b": 0.5, "c": "x", "d": False}
-    config = utils.override(default, ["a=3", "b=2", "c=y=z", "d=TRUE"])
+    config = override(default, ["a=3", "b=2", "c=y=z", "d=TRUE"])
     assert config == {"a": 3, "b": 2.0, "c": "y=z", "d": True}
     assert type(config["b"]) is float
     assert default == {"a": 1, "b": 0.5, "c": "x", "d": False}
     for wrong in ("a=1.5", "b=x", "d=1", "e=1", "a", "=1"):
-        with pytest.raises(utils.InputError, match="wanted"):
-            utils.override(default, [wrong])
+        with pytest.raises(InputError, match="wanted"):
+            override(default, [wrong])
 
 
 def test_a_frozen_config_cannot_change():
     with pytest.raises(TypeError):
-        utils.freeze({"a": 1})["a"] = 2
+        check({"seed": 1})["seed"] = 2
 
 
-def test_written_beside_leaves_nothing_half(tmp_path):
+def test_atomic_write_leaves_nothing_half(tmp_path):
     target = tmp_path / "file.npy"
     target.write_text("old")
-    with pytest.raises(RuntimeError), utils.written_beside(target) as part:
+    with pytest.raises(RuntimeError), atomic_write(target) as part:
         part.write_text("half")
         raise RuntimeError
     assert target.read_text() == "old"
@@ -55,7 +65,7 @@ def test_checkpoints_of_others_are_refused(tmp_path):
     torch.save({"format": 99, "kind": "pretrained"}, tmp_path / "newer.pt")
     torch.save({"run": subprocess.Popen}, tmp_path / "code.pt")
     (tmp_path / "text.pt").write_text("hello")
-    utils.save_checkpoint(tmp_path / "ours.pt", "pretrained", step=1)
+    save_checkpoint(tmp_path / "ours.pt", "pretrained", step=1)
     for name, message in {
         "foreign.pt": "of another program",
         "newer.pt": "found format 99, wanted 1",
@@ -63,22 +73,22 @@ def test_checkpoints_of_others_are_refused(tmp_path):
         "text.pt": "no whole checkpoint",
         "none.pt": "found no file",
     }.items():
-        with pytest.raises(utils.InputError, match=message) as error:
-            utils.load_checkpoint(tmp_path / name)
+        with pytest.raises(InputError, match=message) as error:
+            load_checkpoint(tmp_path / name)
         assert "\n" not in str(error.value)
-    assert utils.load_checkpoint(tmp_path / "ours.pt")["step"] == 1
-    with pytest.raises(utils.InputError, match="a pretrained checkpoint, wanted a classifier one"):
-        utils.load_checkpoint(tmp_path / "ours.pt", ("classifier",))
+    assert load_checkpoint(tmp_path / "ours.pt")["step"] == 1
+    with pytest.raises(InputError, match="a pretrained checkpoint, wanted a classifier one"):
+        load_checkpoint(tmp_path / "ours.pt", ("classifier",))
 
 
 def test_rankme_counts_equal_directions():
     generator = torch.Generator().manual_seed(0)
     basis = torch.linalg.qr(torch.randn(2000, 16, generator=generator)).Q
-    rank, share = utils.rankme(basis)
+    rank, share = rankme(basis)
     assert rank == pytest.approx(16, rel=1e-3)
     assert share == pytest.approx(1, rel=1e-3)
     basis[:, 4:] = 0
-    assert utils.rankme(basis)[0] == pytest.approx(4, rel=1e-3)
+    assert rankme(basis)[0] == pytest.approx(4, rel=1e-3)
 
 
 @pytest.fixture
@@ -97,8 +107,8 @@ def test_representations_cover_just_the_valid_pixels(tile, backbone):
     """Defect 12: uninitialised memory for uncovered pixels; defect 11: zero vectors."""
     mean, std = torch.from_numpy(tile.band_mean), torch.from_numpy(tile.band_std)
     seen = np.zeros((20, 16), int)
-    for _, row, column, y in utils.extract_representations(
-        backbone, tile, mean, std, 10, utils.start_runtime("cpu")
+    for _, row, column, y, _ in extract_representations(
+        backbone, tile, mean, std, 10, start_runtime("cpu")
     ):
         seen[row, column] += 1
         assert y.shape == (len(row), 8)
@@ -110,17 +120,17 @@ def test_inference_is_like_the_labelled_data_set(tmp_path, backbone):
     """Defect 3: training standardises and sorts its input, inference does not."""
     folder = tmp_path / "data/toy/processed/MGRS-1"
     tile = Tile(make_tile(folder, (24, 20, 16, 4), clear=0.5))
-    runtime = utils.start_runtime("cpu")
+    runtime = start_runtime("cpu")
     dataset = SentinelTimeSeriesDatasetForDownstreaming(
         tmp_path, "toy", split="train", block_size=4
     )
     mapped = np.full((20, 16, 8), np.nan, np.float32)
-    for _, row, column, y in utils.extract_representations(
+    for _, row, column, y, _ in extract_representations(
         backbone, tile, dataset.mean, dataset.std, 10, runtime
     ):
         mapped[row, column] = y.numpy()
     for x, doys, *_ in iterate_batches(dataset):
-        y = utils.encode_series(backbone, x, doys, runtime)
+        y, _ = encode_series(backbone, x, doys, runtime)
         pixel = (x[:, 0, -1] * dataset.std[-1] + dataset.mean[-1]).round().long().numpy() - 1
         np.testing.assert_allclose(y, mapped.reshape(-1, 8)[pixel], atol=1e-4)
 
@@ -129,11 +139,11 @@ def test_false_color_is_ruled_neither_by_outliers_nor_by_missing_pixels():
     """Defect 11: zero vectors dominate the PCA, a min-max stretch follows outliers."""
     rng = np.random.default_rng(0)
     representations = rng.normal(5, 1, (40, 40, 6)).astype(np.float32)
-    plain = utils.apply_basis(utils.fit_basis(representations.reshape(-1, 6)), representations)
+    plain = apply_basis(fit_basis(representations.reshape(-1, 6)), representations)
     representations[:10] = np.nan
     representations[20, 20] = 60
     valid = np.isfinite(representations[..., 0])
-    rgba = utils.apply_basis(utils.fit_basis(representations[valid]), representations)
+    rgba = apply_basis(fit_basis(representations[valid]), representations)
     assert (rgba[:10] == 0).all()
     assert (rgba[10:, :, 3] == 255).all()
     spread = rgba[10:, :, :3].reshape(-1, 3).std(0)
@@ -142,22 +152,20 @@ def test_false_color_is_ruled_neither_by_outliers_nor_by_missing_pixels():
 
 def test_legends_come_from_the_tile_or_from_worldcover():
     """Defect 7: labels through three different maps in three files; 0 is never a class."""
-    assert utils.class_legend([0, 40, 95], {}) == {
+    assert class_legend([0, 40, 95], {}) == {
         40: {"name": "Cropland", "color": "#f096ff"},
         95: {"name": "Mangroves", "color": "#00cf75"},
     }
-    told = utils.class_legend(
-        [2, 3], {"2": {"name": "Corn"}, "3": {"name": "Rice", "color": "#123456"}}
-    )
+    told = class_legend([2, 3], {"2": {"name": "Corn"}, "3": {"name": "Rice", "color": "#123456"}})
     assert told[2]["name"] == "Corn"
     assert told[2]["color"].startswith("#")
     assert told[3] == {"name": "Rice", "color": "#123456"}
-    assert utils.class_legend([7], {"2": {"name": "Corn"}})[7]["name"] == "class 7"
+    assert class_legend([7], {"2": {"name": "Corn"}})[7]["name"] == "class 7"
 
 
 def test_scores_agree_with_counting():
     labels, predicted = np.array([1, 1, 1, 2, 2, 5]), np.array([1, 1, 2, 2, 2, 1])
-    scores = utils.score_classes(labels, predicted, utils.class_legend([1, 2, 5], {}))
+    scores = score_classes(labels, predicted, class_legend([1, 2, 5], {}))
     assert scores["overall_accuracy"] == pytest.approx(4 / 6)
     assert scores["confusion_matrix"] == [[2, 1, 0], [0, 2, 0], [1, 0, 0]]
     assert scores["per_class"]["1"]["precision"] == pytest.approx(2 / 3)
@@ -189,7 +197,7 @@ def test_the_commands_of_the_readme_have_keys_that_exist():
         script for script, _ in commands
     }
     for script, arguments in commands:
-        utils.override(importlib.import_module(script).run_config, arguments)
+        override(importlib.import_module(script).run_config, arguments)
 
 
 def test_the_pictures_of_the_readme_are_there():
@@ -207,7 +215,7 @@ def test_simulated_tiles(tmp_path):
         assert "(simulated)" in tile.title
         assert tile.info["crs"].startswith("EPSG:")
         assert len(set(np.diff(tile.doys).tolist())) > 1, "irregular dates"
-        assert set(np.unique(tile.labels)) <= set(utils.WORLDCOVER)
+        assert set(np.unique(tile.labels)) <= set(WORLDCOVER)
         assert (tile.bands[tile.masks == 1] > 0).all()
         masks = tile.masks.astype(bool)
         alike = (masks[:, 1:] == masks[:, :-1]).mean()
@@ -215,7 +223,7 @@ def test_simulated_tiles(tmp_path):
         blue = tile.bands[..., 1]
         assert ((blue > 4000) & masks).sum() > 20, "some clouds are left undetected"
     assert not np.array_equal(tiles[0].labels, tiles[1].labels)
-    with pytest.raises(utils.InputError, match="exists already"):
+    with pytest.raises(InputError, match="exists already"):
         make_demo_data.main(config)
 
 
@@ -242,7 +250,7 @@ def test_manners(path):
         if isinstance(node, ast.Import | ast.ImportFrom):
             names = {alias.name for alias in node.names} | {getattr(node, "module", None)}
             assert not names & scripts
-        if isinstance(node, ast.Attribute) and path.name != "utils.py":
+        if isinstance(node, ast.Attribute) and path.name != "runtime.py":
             assert node.attr != "cuda"
         if isinstance(node, ast.Constant) and isinstance(node.value, str):
             assert not node.value.startswith(("/home", "/mnt", "/data/", "cuda:"))

@@ -1,0 +1,85 @@
+"""Scores of a classification: computed, printed, written, drawn."""
+
+import numpy as np
+from matplotlib.figure import Figure
+from sklearn.metrics import (
+    accuracy_score,
+    confusion_matrix,
+    f1_score,
+    precision_recall_fscore_support,
+)
+
+from runtime import write_json
+from utils import save_figure
+
+
+def score_classes(labels, predicted, legend):
+    """The full report of a classification, as plain numbers for JSON.
+
+    labels, predicted: (N,) class codes. Returns overall_accuracy, macro_f1 and weighted_f1 (over
+    the classes that occur), per_class (precision, recall, f1, support by code) and the confusion
+    matrix, whose rows and columns follow `classes`.
+    """
+    codes = list(legend)
+    precision, recall, f1, support = precision_recall_fscore_support(
+        labels, predicted, labels=codes, zero_division=0
+    )
+    rows = zip(codes, precision, recall, f1, support, strict=True)
+    return {
+        "overall_accuracy": float(accuracy_score(labels, predicted)),
+        "macro_f1": float(f1_score(labels, predicted, average="macro", zero_division=0)),
+        "weighted_f1": float(f1_score(labels, predicted, average="weighted", zero_division=0)),
+        "per_class": {
+            str(code): {
+                "name": legend[code]["name"],
+                "precision": float(p),
+                "recall": float(r),
+                "f1": float(f),
+                "support": int(n),
+            }
+            for code, p, r, f, n in rows
+        },
+        "confusion_matrix": confusion_matrix(labels, predicted, labels=codes).tolist(),
+        "classes": {str(code): entry for code, entry in legend.items()},
+    }
+
+
+def write_report(scores, legend, output_dir, title, log):
+    """metrics.json and confusion_matrix.png of `score_classes`, to the folder, wandb and screen."""
+    write_json(output_dir / "metrics.json", scores)
+    picture = output_dir / "confusion_matrix.png"
+    plot_confusion(np.array(scores["confusion_matrix"]), legend, picture, title)
+    log.images({"confusion_matrix": picture})
+    print_scores(scores)
+    print(f"{picture}: {title}")
+
+
+def print_scores(scores):
+    """Print a report of `score_classes`."""
+    print(
+        f"overall accuracy {scores['overall_accuracy']:.3f}  macro-F1 {scores['macro_f1']:.3f}  "
+        f"weighted F1 {scores['weighted_f1']:.3f}"
+    )
+    for code, row in scores["per_class"].items():
+        print(
+            f"{code:>4} {row['name']:28.28s} precision {row['precision']:.3f}  "
+            f"recall {row['recall']:.3f}  F1 {row['f1']:.3f}  support {row['support']}"
+        )
+
+
+def plot_confusion(matrix, legend, path, title=""):
+    """Draw a confusion matrix (classes, classes) of counts, rows labelled, columns predicted."""
+    names = [entry["name"] for entry in legend.values()]
+    share = matrix / np.maximum(matrix.sum(1, keepdims=True), 1)
+    size = 3 + 0.5 * len(names)
+    figure = Figure(figsize=(size + 1, size), layout="constrained")
+    axes = figure.subplots()
+    image = axes.imshow(share, cmap="Blues", vmin=0, vmax=1)
+    for (row, column), count in np.ndenumerate(matrix):
+        color = "white" if share[row, column] > 0.6 else "black"
+        axes.text(column, row, int(count), ha="center", va="center", color=color, fontsize=8)
+    axes.set_xticks(range(len(names)), names, rotation=45, ha="right")
+    axes.set_yticks(range(len(names)), names)
+    axes.set(xlabel="predicted", ylabel="labelled", title=title)
+    figure.colorbar(image, label="share of the labelled")
+    save_figure(figure, path)

@@ -1,0 +1,392 @@
+"""Where and how a script runs: overrides, process and device, output folder, log, checkpoints."""
+
+import json
+import math
+import os
+import signal
+import sys
+import threading
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import MappingProxyType
+
+import torch
+import torch.distributed as dist
+
+FORMAT_VERSION = 1  # of checkpoints
+
+
+class InputError(ValueError):
+    """A user's mistake (file, value or argument), told in one line."""
+
+
+# ---- command line ------------------------------------------------------------------------------
+
+
+def override(run_config, arguments):
+    """run_config with `key=value` arguments put in; the default's type is the schema.
+
+    Raises InputError that names the key and shows the present value.
+    """
+    config = dict(run_config)
+    for argument in arguments:
+        key, equals, text = argument.partition("=")
+        if not equals or key not in config:
+            raise InputError(f"{argument}: wanted key=value with key one of {', '.join(config)}")
+        config[key] = _parse(key, text, run_config[key])
+    return config
+
+
+def _parse(key, text, default):
+    kind = type(default)
+    if kind is bool:
+        if text.lower() not in ("true", "false"):
+            raise InputError(f"{key}={text}: wanted true or false (now {str(default).lower()})")
+        return text.lower() == "true"
+    try:
+        value = kind(text)
+    except ValueError:
+        name = {int: "a whole number", float: "a number"}[kind]
+        raise InputError(f"{key}={text}: wanted {name} (now {default})") from None
+    if value != value:
+        raise InputError(f"{key}={text}: wanted a number (now {default})")
+    return value
+
+
+# Least and most value of every numeric key of the scripts; math.inf: any larger one. A script
+# whose own range differs gives it to `check`.
+RANGES = {
+    # pixels and dates
+    "sample_size": (1, 1000),
+    "min_valid": (1, 65535),
+    "block_size": (1, math.inf),
+    "label_count": (0, math.inf),
+    "val_pixels": (2, math.inf),
+    "sample_pixels": (4, math.inf),
+    "draws": (0, 1000),
+    # model
+    "latent_dim": (3, 65536),
+    "width": (1, 65536),
+    "depth": (1, 1000),
+    "hidden": (1, 65536),
+    "projector_dim": (2, 65536),
+    "dropout": (0, 0.99),
+    # loss
+    "barlow_lambda": (0, math.inf),
+    "mix_up": (0, math.inf),
+    "focal_gamma": (0, 100),
+    # optimiser
+    "batch_size": (2, math.inf),
+    "epochs": (1, math.inf),
+    "max_steps": (0, math.inf),
+    "learning_rate": (0, math.inf),
+    "backbone_learning_rate": (0, math.inf),
+    "weight_decay": (0, math.inf),
+    "warmup_steps": (0, math.inf),
+    "warmup_fraction": (0, 1),
+    "hold_fraction": (0, 1),
+    "clip_norm": (1e-9, math.inf),
+    "patience": (0, math.inf),
+    "seed": (0, 2**31 - 1),
+    "split_seed": (0, 2**31 - 1),
+    "seeds": (1, 1000),
+    # running and logging
+    "num_workers": (-1, 64),
+    "log_interval": (1, math.inf),
+    "val_interval": (1, math.inf),
+    "checkpoint_interval": (1, math.inf),
+    # simulated tiles
+    "num_tiles": (1, 10_000),
+    "size": (16, 10_980),
+    "num_dates": (2, 73),
+    "missed_clouds": (0, 1),
+}
+CHOICES = {
+    "device": ("auto", "cpu", "cuda"),
+    "wandb_mode": ("auto", "online", "offline", "disabled"),
+}
+
+
+def check(config, **limits):
+    """Check every value of a config; returns it frozen, so that nothing changes it later.
+
+    limits: what this script takes for a key, in place of RANGES and CHOICES: a pair of numbers, or
+    the words to choose from. Raises InputError that names the key, its value and what is wanted.
+    """
+    limits = RANGES | CHOICES | limits
+    for key, value in config.items():
+        if isinstance(value, bool) or (isinstance(value, str) and key not in limits):
+            continue
+        if isinstance(value, str):
+            if value not in limits[key]:
+                raise InputError(f"{key}={value}: wanted one of {', '.join(limits[key])}")
+            continue
+        least, most = limits[key]
+        if not (math.isfinite(value) and least <= value <= most):
+            upto = "or more" if most == math.inf else f"to {most}"
+            raise InputError(f"{key}={value}: wanted {least} {upto}")
+    return MappingProxyType(dict(config))
+
+
+def run_script(main, run_config, docstring):
+    """Call main with the overridden config; a user's mistake ends in one line and status 1."""
+    if {"--help", "-h"} & set(sys.argv[1:]):
+        print(docstring.strip(), "\n\nKeys and their defaults:")
+        print("\n".join(f"  {key}={value}" for key, value in run_config.items()))
+        return
+    try:
+        main(override(run_config, sys.argv[1:]))
+    except (InputError, FloatingPointError, OSError) as error:
+        # an error of a loader worker carries its traceback; the last line is the message
+        line = str(error).strip().splitlines()[-1].removeprefix("runtime.InputError: ")
+        raise SystemExit(f"error: {line}") from None
+    except KeyboardInterrupt:
+        raise SystemExit("interrupted") from None
+    finally:
+        if dist.is_initialized():
+            dist.destroy_process_group()
+
+
+def stop_on_signals():
+    """An event set by Ctrl-C or SIGTERM, so that a run ends between two steps."""
+    stop = threading.Event()
+    if threading.current_thread() is threading.main_thread():
+        for name in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(name, lambda *_: stop.set())
+    return stop
+
+
+# ---- process and device --------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Runtime:
+    """Where a script runs. The only place that knows of CUDA, precision and process groups."""
+
+    device: torch.device
+    rank: int
+    world_size: int
+
+    @property
+    def is_main(self):
+        return self.rank == 0
+
+    @property
+    def on_gpu(self):
+        return self.device.type == "cuda"
+
+    def autocast(self):
+        """bf16 on a GPU; float32 on the CPU, where bf16 is slower."""
+        return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.on_gpu)
+
+    def compile(self, module):
+        """Compile the module in place on a GPU: its keys and its type stay what they are."""
+        if self.on_gpu:
+            module.compile()
+
+    def distribute(self, module):
+        """The module with gradients averaged over the processes."""
+        if self.world_size == 1:
+            return module
+        return torch.nn.parallel.DistributedDataParallel(module)
+
+    def to_device(self, *tensors):
+        return [tensor.to(self.device, non_blocking=True) for tensor in tensors]
+
+    def workers(self, num_workers):
+        """Loader processes; -1: none on the CPU, whose cores train, and up to 8 for a GPU."""
+        if num_workers >= 0:
+            return num_workers
+        return min(8, (os.cpu_count() or 1) // self.world_size) if self.on_gpu else 0
+
+    @property
+    def block_pixels(self):
+        """Pixels that are read at once to be mapped."""
+        return 1 << 16 if self.on_gpu else 1 << 13
+
+    @property
+    def batch_dates(self):
+        """Dates, over all series, that are encoded at once: enough for a GPU, or for a cache."""
+        return 1 << 20 if self.on_gpu else 1 << 12
+
+    @property
+    def pad_dates(self):
+        """Series are padded to a multiple of it: few shapes for a GPU, no padding on the CPU."""
+        return 8 if self.on_gpu else 1
+
+    def barrier(self):
+        """Wait until all processes are here."""
+        if self.world_size > 1:
+            dist.barrier()
+
+    def broadcast(self, value):
+        """The first process's value, in all of them."""
+        box = [value]
+        if self.world_size > 1:
+            dist.broadcast_object_list(box)
+        return box[0]
+
+    def any(self, flag, now=True):
+        """Whether the flag is set in any process; several processes ask only where `now`."""
+        if self.world_size == 1 or not now:
+            return flag and self.world_size == 1
+        answer = torch.tensor(float(flag), device=self.device)
+        dist.all_reduce(answer, dist.ReduceOp.MAX)
+        return bool(answer)
+
+
+def start_runtime(device="auto"):
+    """Device, precision and, under torchrun, the process group.
+
+    device: "auto" (a GPU where there is one), "cpu" or "cuda". Raises InputError for a GPU that is
+    not there.
+    """
+    has_gpu = torch.cuda.is_available()
+    if device == "cuda" and not has_gpu:
+        raise InputError("device=cuda: found no CUDA device, wanted one (or device=cpu)")
+    use_gpu = has_gpu and device != "cpu"
+    world_size = int(os.environ.get("WORLD_SIZE", 1))
+    rank, local_rank = (int(os.environ.get(key, 0)) for key in ("RANK", "LOCAL_RANK"))
+    if use_gpu:
+        torch.cuda.set_device(local_rank)
+        torch.set_float32_matmul_precision("high")  # TF32
+        torch.backends.cudnn.allow_tf32 = True
+    if world_size > 1 and not dist.is_initialized():
+        dist.init_process_group("nccl" if use_gpu else "gloo")
+    return Runtime(
+        torch.device("cuda", local_rank) if use_gpu else torch.device("cpu"), rank, world_size
+    )
+
+
+# ---- output folder -------------------------------------------------------------------------------
+
+
+def make_output_dir(path):
+    """Make the folder and see that files can be written there; else InputError."""
+    path = Path(path)
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        probe = path / f".writable-{os.getpid()}"
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise InputError(f"output_dir={path}: not writable ({error.strerror})") from None
+    return path
+
+
+@contextmanager
+def atomic_write(path):
+    """Yield a temporary path to write to; on success it replaces `path`, which is never half."""
+    path = Path(path)
+    part = path.with_name(f".{path.stem}.{os.getpid()}.part{path.suffix}")
+    try:
+        yield part
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def write_json(path, content):
+    with atomic_write(path) as part:
+        part.write_text(json.dumps(content, indent=1) + "\n")
+
+
+# ---- log -----------------------------------------------------------------------------------------
+
+
+class RunLog:
+    """metrics.jsonl and the wandb run of a script; silent on all processes but the first."""
+
+    def __init__(self, file=None, run=None):
+        self.file, self.run = file, run
+        self.run_id = run.id if run else ""
+
+    def line(self, metrics):
+        """Log numbers; metrics["step"] counts up."""
+        if self.file:
+            with open(self.file, "a") as lines:
+                lines.write(json.dumps(metrics) + "\n")
+        if self.run:
+            self.run.log(metrics, step=metrics["step"])
+
+    def images(self, files, step=None):
+        """Log pictures, {name: path of a PNG}."""
+        if self.run:
+            from wandb import Image
+
+            self.run.log({name: Image(str(file)) for name, file in files.items()}, step=step)
+
+    def finish(self):
+        if self.run:
+            self.run.finish()
+
+
+def start_log(config, job_type, output_dir, runtime, run_id=""):
+    """Begin the log of a script in output_dir.
+
+    config["wandb_mode"]: auto (online where the user is logged in, else offline), online, offline,
+    disabled. Where the server cannot be reached the run is logged offline. run_id: of a wandb run
+    to go on with.
+    """
+    if not runtime.is_main:
+        return RunLog()
+    file, mode = output_dir / "metrics.jsonl", config["wandb_mode"]
+    if mode == "auto" and os.environ.get("WANDB_MODE") in ("online", "offline", "disabled"):
+        mode = os.environ["WANDB_MODE"]
+    if mode == "disabled":
+        return RunLog(file)
+    import wandb  # takes seconds, so only where a log starts
+
+    if mode == "auto":
+        mode = "online" if wandb.api.api_key else "offline"
+        if mode == "offline":
+            print("wandb: not logged in, so the run is logged offline (wandb sync uploads it)")
+    options = {
+        "project": "barlow-twins-sentinel-2",
+        "job_type": job_type,
+        "config": dict(config),
+        "dir": str(output_dir),
+        "id": run_id or None,
+        "resume": "allow" if run_id else None,
+        "reinit": "finish_previous",
+        "settings": wandb.Settings(silent=True, console="off", init_timeout=30),
+    }
+    for attempt in dict.fromkeys((mode, "offline")):
+        try:
+            return RunLog(file, wandb.init(mode=attempt, **options))
+        except (wandb.errors.Error, OSError, TimeoutError) as error:
+            print(f"wandb: {attempt} logging failed ({str(error).splitlines()[0]})")
+    return RunLog(file)
+
+
+# ---- checkpoints ---------------------------------------------------------------------------------
+
+
+def save_checkpoint(path, kind, **content):
+    """Write a checkpoint atomically. kind: "pretrained" or "classifier"."""
+    with atomic_write(path) as part:
+        torch.save({"format": FORMAT_VERSION, "kind": kind, **content}, part)
+
+
+def load_checkpoint(path, kinds=("pretrained", "classifier")):
+    """Read a checkpoint of one of the kinds onto the CPU; raises InputError for anything else."""
+    if not path:
+        raise InputError(f"checkpoint_path: wanted a {' or '.join(kinds)} checkpoint, found none")
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError:
+        raise InputError(f"{path}: found no file, wanted a checkpoint") from None
+    except Exception as error:  # torch.load raises many kinds for a file that is cut off or foreign
+        raise InputError(
+            f"{path}: found no whole checkpoint ({type(error).__name__}), wanted one of ours"
+        ) from None
+    if not isinstance(content, dict) or "format" not in content or "kind" not in content:
+        raise InputError(f"{path}: found a file of another program, wanted a checkpoint of ours")
+    if content["format"] != FORMAT_VERSION:
+        raise InputError(f"{path}: found format {content['format']}, wanted {FORMAT_VERSION}")
+    if content["kind"] not in kinds:
+        raise InputError(
+            f"{path}: found a {content['kind']} checkpoint, wanted a {' or '.join(kinds)} one"
+        )
+    return content

@@ -1,0 +1,93 @@
+"""How good an encoder is while it trains: loss, RankMe, and a linear probe on held-out pixels."""
+
+import itertools
+
+import numpy as np
+import torch
+from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import f1_score
+from sklearn.model_selection import StratifiedGroupKFold, cross_val_predict
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+from threadpoolctl import threadpool_limits
+
+from barlow_twins import LOSSES
+from data import iterate_batches
+from distributed import gather
+from utils import encode_series, rankme
+
+
+class Validation:
+    """Loss on fixed views of validation pixels, RankMe of their representations, linear probe.
+
+    val_set: views of pixels that are neither trained on nor in the test split; labelled: the
+    labelled ones among them, or None. Called with a model, it returns a dict of numbers, whose
+    `score` is the larger the better: macro-F1 of the probe, or minus the loss without one.
+    """
+
+    def __init__(self, val_set, labelled, config, runtime):
+        self.config, self.runtime = config, runtime
+        batches = max(1, config["val_pixels"] // config["batch_size"])
+        self.batches = list(itertools.islice(iterate_batches(val_set), batches))
+        self.probe = LinearProbe.open(labelled) if labelled else None
+
+    @torch.no_grad()
+    def __call__(self, model):
+        model.eval()
+        losses, sizes, representations = [], [], []
+        for x, doys in self.batches:
+            x, doys = self.runtime.to_device(x, doys)
+            with self.runtime.autocast():
+                y = model.backbone(x.flatten(0, 1), doys.flatten(0, 1)).unflatten(0, x.shape[:2])
+                z = [gather(model.projector(view).float()) for view in y.unbind(1)]
+            losses.append(float(LOSSES[self.config["loss"]](z, self.config)[0]))
+            sizes.append(len(z[0]))
+            representations.append(gather(y[:, 0].float()).cpu())
+        rank, rank_share = rankme(torch.cat(representations))
+        result = {"val_loss": float(np.average(losses, weights=sizes))}
+        result |= {"rankme": rank, "rankme_normalised": rank_share, "score": -result["val_loss"]}
+        if self.probe:
+            macro_f1 = self.probe.score(model.backbone, self.runtime)
+            result |= {"probe_macro_f1": macro_f1, "score": macro_f1}
+        model.train()
+        return result
+
+
+class LinearProbe:
+    """Macro-F1 of logistic regression on representations, cross-validated over blocks of pixels.
+
+    x (N, T, B), doys (N, T), labels (N,) and groups (N,), the block of each pixel, as a labelled
+    data set gives them; folds: of the cross-validation.
+    """
+
+    def __init__(self, x, doys, labels, groups, folds):
+        self.x, self.doys, self.labels, self.groups, self.folds = x, doys, labels, groups, folds
+
+    @classmethod
+    def open(cls, labelled):
+        """The first batch of a labelled data set; None where fewer than 2 classes can be scored.
+
+        Cross-validation needs each class in at least 2 blocks, so that others are left out.
+        """
+        x, doys, labels, groups = next(iter(iterate_batches(labelled)))
+        blocks = {int(code): len(groups[labels == code].unique()) for code in labels.unique()}
+        counts = [count for count in blocks.values() if count > 1]
+        if len(counts) < 2:
+            return None
+        keep = torch.tensor([blocks[int(code)] > 1 for code in labels])
+        return cls(x[keep], doys[keep], labels[keep], groups[keep], min(5, *counts))
+
+    def score(self, backbone, runtime):
+        """Macro-F1 over the classes, on representations of all clear observations."""
+        y, _ = encode_series(backbone, self.x, self.doys, runtime)
+        labels = self.labels.numpy()
+        probe = make_pipeline(StandardScaler(), LogisticRegression(max_iter=500))
+        with threadpool_limits(1):  # small products; more threads would wait for each other
+            predicted = cross_val_predict(
+                probe,
+                y.numpy(),
+                labels,
+                groups=self.groups,
+                cv=StratifiedGroupKFold(self.folds),
+            )
+        return float(f1_score(labels, predicted, average="macro"))
