@@ -40,6 +40,8 @@ def test_two_processes_train_the_weights_of_one(dataset, tmp_path, backbone, wor
     that give every process the same pixels.
     """
     config = tiny(dataset, tmp_path / "one", backbone=backbone, batch_size=61, max_steps=20)
+    # oneDNN sums a convolution's gradient with ten times the rounding of a matrix product
+    config |= {"learning_rate": 3e-4} if backbone == "cnn" else {}
     main(config)
     done = torchrun({**config, "output_dir": str(tmp_path / "two"), "num_workers": workers})
     assert done.returncode == 0, done.stderr
