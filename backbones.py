@@ -6,6 +6,7 @@ Shapes: N pixels, S dates, B bands, W width of the network, D = latent_dim, C cl
 """
 
 import math
+from contextlib import contextmanager
 from itertools import pairwise
 
 import torch
@@ -13,6 +14,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from distributed import gather
+from runtime import InputError
 
 DAYS = 365.25  # of a year
 
@@ -298,14 +300,30 @@ def focal_loss(logits, target, gamma, weight=None):
 
 
 def load_backbone(checkpoint):
-    """The backbone of a checkpoint (`runtime.load_checkpoint`), all keys matched, in eval mode."""
-    backbone = build_backbone(**checkpoint["backbone"])
-    backbone.load_state_dict(checkpoint["backbone_state"], strict=True)
+    """The backbone of a checkpoint (`runtime.load_checkpoint`), all keys matched, in eval mode.
+
+    Raises InputError for weights that do not fit the backbone that the checkpoint tells of.
+    """
+    with _one_line("backbone"):
+        backbone = build_backbone(**checkpoint["backbone"])
+        backbone.load_state_dict(checkpoint["backbone_state"], strict=True)
     return backbone.eval()
+
+
+@contextmanager
+def _one_line(part):
+    """Tell in one line what is wrong with a part of a checkpoint."""
+    try:
+        yield
+    except (ValueError, TypeError, KeyError, AttributeError, RuntimeError) as error:
+        line = " ".join(str(error).split())[:300]
+        raise InputError(f"checkpoint: found a {part} that cannot be built: {line}") from None
 
 
 def load_classifier(checkpoint):
     """The classifier of a fine-tuned checkpoint, all keys matched, in eval mode."""
-    classifier = Classifier(load_backbone(checkpoint), **checkpoint["head"])
-    classifier.head.load_state_dict(checkpoint["head_state"], strict=True)
+    backbone = load_backbone(checkpoint)
+    with _one_line("classifier"):
+        classifier = Classifier(backbone, **checkpoint["head"])
+        classifier.head.load_state_dict(checkpoint["head_state"], strict=True)
     return classifier.eval()

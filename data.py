@@ -3,6 +3,7 @@
 Shapes: N pixels of a batch, V views, S drawn dates, T dates, B bands.
 """
 
+import signal
 from itertools import pairwise
 
 import numpy as np
@@ -11,12 +12,21 @@ import torch.nn.functional as F
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from runtime import InputError
-from tiles import TEST, TRAIN, VALIDATION, open_dataset, pool_statistics, tiles_folder
+from tiles import (
+    TEST,
+    TRAIN,
+    VALIDATION,
+    find_band_names,
+    open_dataset,
+    pool_statistics,
+    tiles_folder,
+)
 from transforms import clear_dates, draw_dates, standardise
 
 SHARDS = 64  # of a chunk: the most processes x workers that can share one
 BLOCK_PIXELS = 2048  # about what one read of consecutive rows holds
-CHUNK_PIXELS = 1 << 19  # pixels that are shuffled together, over all processes
+CHUNK_PIXELS = 1 << 19  # most pixels that are shuffled together, over all processes
+CHUNK_BYTES = 1 << 29  # most bytes that their observations have in memory
 DRAW_PIXELS = 1 << 14  # pixels whose views are drawn at once: many, yet within the CPU's cache
 
 
@@ -74,7 +84,7 @@ class _PixelDataset(IterableDataset):
         self.tiles, self.seed, self.min_valid = tiles, seed, max(1, min_valid)
         self.split, self.block_size, self.split_seed = split, block_size, split_seed
         self.rank, self.world_size = rank, world_size
-        self.band_names, self.num_bands = tiles[0].band_names, tiles[0].shape[3]
+        self.band_names, self.num_bands = find_band_names(tiles), tiles[0].shape[3]
         clear_total = self._choose_pixels()
         if label_count:
             self._keep_few(label_count)
@@ -133,7 +143,9 @@ class _PixelDataset(IterableDataset):
         self.num_pixels = int(self._blocks[:, 3].sum())
         self.longest = max(tile.shape[0] for tile in self.tiles)
         self.steps_per_epoch = -(-self.num_pixels // batch_size)
-        self._chunk_steps = max(1, CHUNK_PIXELS * self.steps_per_epoch // self.num_pixels)
+        dates = self.num_views * self.sample_size or self.longest
+        chunk_pixels = min(CHUNK_PIXELS, CHUNK_BYTES // (2 * dates * self.num_bands))
+        self._chunk_steps = max(1, chunk_pixels * self.steps_per_epoch // self.num_pixels)
         self.set_steps(0, self.steps_per_epoch)
 
     def _unpack(self, tile_index, rows=(0, None)):
@@ -144,6 +156,13 @@ class _PixelDataset(IterableDataset):
     def pixel_mask(self, tile_index):
         """Whether each pixel of a tile takes part, (H, W) bool."""
         return self._unpack(tile_index).astype(bool)
+
+    def describe(self):
+        """What is drawn from, to tell other data by: tiles, their pixels, and the statistics."""
+        counts = [int(np.bitwise_count(chosen).sum()) for chosen in self._chosen]
+        names = [tile.path.name for tile in self.tiles]
+        tiles = dict(zip(names, counts, strict=True))
+        return {"tiles": tiles, "mean": self.mean.tolist(), "std": self.std.tolist()}
 
     def set_steps(self, first, last):
         """Iterate the batches first .. last - 1 of training, over as many epochs as it takes."""
@@ -257,12 +276,22 @@ def iterate_batches(dataset, num_workers=0, pin_memory=False):
     Workers own shards, not batches: each gives its part of every batch, put together here. With
     `pin_memory` a batch lies in memory from which a GPU copies while it computes.
     """
+    num_workers = min(num_workers, SHARDS // dataset.world_size)  # each owns a shard at least
     ahead = {"prefetch_factor": 8} if num_workers else {}  # covers the time a chunk takes to read
-    parts = iter(DataLoader(dataset, None, num_workers=num_workers, **ahead))
+    loader = DataLoader(
+        dataset, None, num_workers=num_workers, worker_init_fn=_leave_signals_to_trainer, **ahead
+    )
+    parts = iter(loader)
     for first in parts:
         rest = [next(parts) for _ in range(num_workers - 1)]
         batch = dataset.merge([first, *rest]) if rest else first
         yield tuple(array.pin_memory() for array in batch) if pin_memory else batch
+
+
+def _leave_signals_to_trainer(_):
+    """A queue or a Ctrl-C signals all processes; the trainer saves first and ends its workers."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
 
 
 class SentinelTimeSeriesDataset(_PixelDataset):

@@ -68,7 +68,8 @@ def read_split(split, checkpoint, config, backbone, runtime, label_count=0, seed
         std=checkpoint["std"],
         **{key: checkpoint["config"][key] for key in keys},
     )
-    check_tile(dataset.tiles[0], checkpoint, config["checkpoint_path"])
+    for tile in dataset.tiles:
+        check_tile(tile, checkpoint, config["checkpoint_path"])
     days = torch.from_numpy(np.unique(np.concatenate([tile.doys for tile in dataset.tiles])))
     parts = []
     for x, doys, labels, _ in iterate_batches(dataset):

@@ -1,8 +1,11 @@
 """Where and how a script runs: overrides, process and device, output folder, log, checkpoints."""
 
+import errno
+import io
 import json
 import math
 import os
+import shutil
 import signal
 import sys
 import threading
@@ -19,6 +22,14 @@ FORMAT_VERSION = 1  # of checkpoints
 
 class InputError(ValueError):
     """A user's mistake (file, value or argument), told in one line."""
+
+
+class Stopped(Exception):
+    """A run that a signal ended, with all its work saved."""
+
+    def __init__(self, message, status):
+        super().__init__(message)
+        self.status = status
 
 
 # ---- command line ------------------------------------------------------------------------------
@@ -141,20 +152,43 @@ def run_script(main, run_config, docstring):
         # an error of a loader worker carries its traceback; the last line is the message
         line = str(error).strip().splitlines()[-1].removeprefix("runtime.InputError: ")
         raise SystemExit(f"error: {line}") from None
+    except Stopped as stop:
+        print(stop)
+        raise SystemExit(stop.status) from None
     except KeyboardInterrupt:
-        raise SystemExit("interrupted") from None
+        print("interrupted", file=sys.stderr)
+        raise SystemExit(128 + signal.SIGINT) from None
     finally:
         if dist.is_initialized():
             dist.destroy_process_group()
 
 
+class StopSignal:
+    """Whether Ctrl-C or SIGTERM came: then `status` is 130 or 143, the exit status, else 0."""
+
+    status = 0
+
+    def is_set(self):
+        return self.status > 0
+
+
 def stop_on_signals():
-    """An event set by Ctrl-C or SIGTERM, so that a run ends between two steps."""
-    stop = threading.Event()
+    """From now on Ctrl-C and SIGTERM set what is returned, so that a run ends between two steps."""
+    stop = StopSignal()
+
+    def note(number, _):
+        stop.status = 128 + number
+
     if threading.current_thread() is threading.main_thread():
-        for name in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(name, lambda *_: stop.set())
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, note)
     return stop
+
+
+def notice(text):
+    """Print a line once, not in every process."""
+    if os.environ.get("RANK", "0") == "0":
+        print(text)
 
 
 # ---- process and device --------------------------------------------------------------------------
@@ -198,7 +232,8 @@ class Runtime:
         """Loader processes; -1: none on the CPU, whose cores train, and up to 8 for a GPU."""
         if num_workers >= 0:
             return num_workers
-        return min(8, (os.cpu_count() or 1) // self.world_size) if self.on_gpu else 0
+        processes_here = int(os.environ.get("LOCAL_WORLD_SIZE", 1))  # of this node
+        return min(8, (os.cpu_count() or 1) // processes_here) if self.on_gpu else 0
 
     @property
     def block_pixels(self):
@@ -227,13 +262,13 @@ class Runtime:
             dist.broadcast_object_list(box)
         return box[0]
 
-    def any(self, flag, now=True):
-        """Whether the flag is set in any process; several processes ask only where `now`."""
+    def largest(self, value, now=True):
+        """The largest of all processes' values; where not `now`, several processes get 0."""
         if self.world_size == 1 or not now:
-            return flag and self.world_size == 1
-        answer = torch.tensor(float(flag), device=self.device)
+            return value if self.world_size == 1 else 0
+        answer = torch.tensor(float(value), device=self.device)
         dist.all_reduce(answer, dist.ReduceOp.MAX)
-        return bool(answer)
+        return int(answer)
 
 
 def start_runtime(device="auto"):
@@ -283,8 +318,19 @@ def atomic_write(path):
     try:
         yield part
         part.replace(path)
+    except OSError as error:
+        raise _write_error(path, error) from None
     finally:
         part.unlink(missing_ok=True)
+
+
+def _write_error(path, error, size=0):
+    """What to tell of a file that could not be written; size: bytes that it was to have."""
+    if error.errno != errno.ENOSPC:
+        return InputError(f"{path}: could not be written ({error.strerror or error})")
+    free = shutil.disk_usage(Path(path).parent).free
+    missing = f", {max(1, size - free)} bytes are missing" if size else ""
+    return InputError(f"{path}: could not be written: disk full ({free} bytes free{missing})")
 
 
 def write_json(path, content):
@@ -305,21 +351,39 @@ class RunLog:
     def line(self, metrics):
         """Log numbers; metrics["step"] counts up."""
         if self.file:
-            with open(self.file, "a") as lines:
-                lines.write(json.dumps(metrics) + "\n")
-        if self.run:
-            self.run.log(metrics, step=metrics["step"])
+            try:
+                with open(self.file, "a") as lines:
+                    lines.write(json.dumps(metrics) + "\n")
+            except OSError as error:
+                raise _write_error(self.file, error) from None
+        self._to_wandb(metrics, metrics["step"])
 
     def images(self, files, step=None):
         """Log pictures, {name: path of a PNG}."""
         if self.run:
             from wandb import Image
 
-            self.run.log({name: Image(str(file)) for name, file in files.items()}, step=step)
+            self._to_wandb({name: Image(str(file)) for name, file in files.items()}, step)
+
+    def _to_wandb(self, content, step):
+        """Log to wandb; a run goes on without it where it fails, which is said once."""
+        if self.run:
+            try:
+                self.run.log(content, step=step)
+            except Exception as error:  # whatever wandb raises, training does not end for it
+                self._drop_wandb(error)
+
+    def _drop_wandb(self, error):
+        line = (str(error).splitlines() or [type(error).__name__])[0]
+        print(f"wandb: logging failed ({line}); the run goes on, and {self.file} has its numbers")
+        self.run = None
 
     def finish(self):
         if self.run:
-            self.run.finish()
+            try:
+                self.run.finish()
+            except Exception as error:  # as in _to_wandb
+                self._drop_wandb(error)
 
 
 def start_log(config, job_type, output_dir, runtime, run_id=""):
@@ -363,10 +427,30 @@ def start_log(config, job_type, output_dir, runtime, run_id=""):
 # ---- checkpoints ---------------------------------------------------------------------------------
 
 
+def _is_statistic(value):
+    return isinstance(value, torch.Tensor) and value.ndim == 1 and bool(value.isfinite().all())
+
+
+CHECKPOINT_CONTENT = {  # what every checkpoint has, and how it is told from damage
+    "config": lambda value: isinstance(value, dict),
+    "backbone": lambda value: isinstance(value, dict) and "name" in value,
+    "backbone_state": lambda value: isinstance(value, dict),
+    "bands": lambda value: isinstance(value, list) and all(isinstance(n, str) for n in value),
+    "mean": _is_statistic,
+    "std": lambda value: _is_statistic(value) and bool((value > 0).all()),
+}
+
+
 def save_checkpoint(path, kind, **content):
     """Write a checkpoint atomically. kind: "pretrained" or "classifier"."""
+    buffer = io.BytesIO()  # its size is known before the disk is asked for space
+    torch.save({"format": FORMAT_VERSION, "kind": kind, **content}, buffer)
     with atomic_write(path) as part:
-        torch.save({"format": FORMAT_VERSION, "kind": kind, **content}, part)
+        try:
+            part.write_bytes(buffer.getbuffer())
+        except OSError as error:
+            part.unlink(missing_ok=True)
+            raise _write_error(path, error, len(buffer.getbuffer())) from None
 
 
 def load_checkpoint(path, kinds=("pretrained", "classifier")):
@@ -389,4 +473,7 @@ def load_checkpoint(path, kinds=("pretrained", "classifier")):
         raise InputError(
             f"{path}: found a {content['kind']} checkpoint, wanted a {' or '.join(kinds)} one"
         )
+    for key, is_right in CHECKPOINT_CONTENT.items():
+        if key not in content or not is_right(content[key]):
+            raise InputError(f"{path}: found no usable {key} in the checkpoint, wanted one of ours")
     return content

@@ -10,17 +10,20 @@ Shapes: H x W pixels, T dates, N chosen pixels, B bands.
 import contextlib
 import hashlib
 import json
+import math
 import os
+import re
+import tempfile
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from runtime import InputError
+from runtime import InputError, atomic_write, notice
 
 TRAIN, VALIDATION, TEST = 1, 2, 3  # codes of splits.npy; 0 is unused
 CACHE_PIXELS = 512  # pixels whose whole series fit into a core's own cache
-CACHE = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "pixel-series"
+CACHE_FILES = 2000  # most clear counts that are kept
 
 
 class Tile:
@@ -46,8 +49,9 @@ class Tile:
         if splits is not None and splits.max() > TEST:
             self._fail("splits.npy", f"value {splits.max()}", "0, 1, 2 or 3")
         self.has_labels = self.labels is not None
-        self.info = self._load_info()
+        self.info = read_tile_json(self.path / "tile.json", self.shape)
         self.band_names = self.info.get("bands", [])
+        self._check_constant_bands()
         self.title = f"{self.name} (simulated)" if self.info.get("simulated") else self.name
 
     @property
@@ -72,14 +76,9 @@ class Tile:
     def _load(self, name, shape, dtype, optional=False):
         """Memory-map a file and check it. shape: of numbers, or of names where any size is fine."""
         file = self.path / name
-        if optional and not file.exists():
+        if optional and not file.exists() and not file.is_symlink():
             return None
-        try:
-            array = np.load(file, mmap_mode="r", allow_pickle=False)
-        except FileNotFoundError:
-            self._fail(name, "no such file", f"an array of shape {shape}")
-        except (OSError, ValueError, EOFError) as error:
-            self._fail(name, f"no readable array ({error})", f"a .npy file of shape {shape}")
+        array = open_npy(file, f"an array ({', '.join(map(str, shape))})")
         fits = array.ndim == len(shape) and all(
             isinstance(wanted, str) or size == wanted
             for size, wanted in zip(array.shape, shape, strict=True)
@@ -104,18 +103,14 @@ class Tile:
             self._fail("doys.npy", f"{doys.tolist()}", "days of year 1..366 that do not decrease")
         return doys.astype(np.int16)
 
-    def _load_info(self):
-        try:
-            info = json.loads((self.path / "tile.json").read_text())
-        except FileNotFoundError:
-            return {}
-        except (OSError, ValueError) as error:
-            self._fail("tile.json", f"no readable JSON ({error})", "a JSON object")
-        if not isinstance(info, dict):
-            self._fail("tile.json", type(info).__name__, "a JSON object")
-        if len(info.get("bands", [])) not in (0, self.shape[3]):
-            self._fail("tile.json", f"bands {info['bands']}", f"{self.shape[3]} band names")
-        return info
+    def _check_constant_bands(self):
+        """A deviation of 0 would leave a band unscaled: refuse it where the band varies."""
+        constant = self.band_std == 0
+        if constant.any():
+            rows = self.row_blocks(1 << 12)[0][1]
+            clear = self.bands[:, :rows, :, constant][self.masks[:, :rows] == 1]
+            if len(clear) and (clear != clear[0]).any():
+                self._fail("band_std.npy", f"{self.band_std.tolist()}", "0 only for constant bands")
 
     def row_blocks(self, num_pixels):
         """(first row, last row + 1) of consecutive blocks of about `num_pixels` pixels."""
@@ -132,10 +127,10 @@ class Tile:
         file = self.path / "masks.npy"
         stat = file.stat()
         key = f"{file.resolve()} {stat.st_size} {stat.st_mtime_ns}"
-        cached = CACHE / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.npy"
+        cached = cache_folder() / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.npy"
         with contextlib.suppress(OSError, ValueError, EOFError):
             counts = np.load(cached, allow_pickle=False)
-            if counts.shape == self.shape[1:3]:
+            if counts.shape == self.shape[1:3] and counts.dtype == np.uint16:
                 return counts
         counts = np.empty(self.shape[1:3], np.uint16)
         for first, last in self.row_blocks(1 << 16):
@@ -143,11 +138,8 @@ class Tile:
             if block.max() > 1:
                 self._fail("masks.npy", f"value {block.max()}", "0 (not clear) or 1 (clear)")
             block.sum(0, dtype=np.uint16, out=counts[first:last])
-        with contextlib.suppress(OSError):  # a cache that cannot be written costs time alone
-            CACHE.mkdir(parents=True, exist_ok=True)
-            part = cached.with_suffix(f".{os.getpid()}.npy")
-            np.save(part, counts)
-            part.replace(cached)
+        with contextlib.suppress(OSError, InputError):  # without a cache only time is lost
+            _keep_counts(cached, counts)
         return counts
 
     def read_clear(self, pixels):
@@ -187,21 +179,188 @@ class Tile:
     def split_map(self, block_size=16, seed=0):
         """Split of each pixel, (H, W) uint8: 1 train, 2 validation, 3 test, 0 unused.
 
-        `splits.npy` where there is one. Else square blocks of `block_size` pixels, put in an order
-        that is drawn from the tile's name and the seed: a fifth is validation, a fifth is test, and
-        the rest train. A tile without labels needs no test split and trains on it.
+        `splits.npy` where there is one. Else square blocks of `block_size` pixels: about a fifth
+        is validation, a fifth is test, and the rest train. A tile without labels needs no test
+        split and trains on it. Where tile.json tells CRS and transform, blocks lie on a fixed grid
+        in map coordinates, so that the same ground has the same split in every tile and year of one
+        CRS and pixel size. Else they are drawn by the tile's name, and overlapping tiles differ.
         """
         if (splits := self.splits) is not None:
             return np.asarray(splits)
-        rows, columns = (-(-size // block_size) for size in self.shape[1:3])
+        block_size = min(block_size, max(self.shape[1:3]))
+        if self.has_grid:
+            rows, columns, split = self._split_by_place(block_size, seed)
+        else:
+            rows, columns = (np.arange(size) // block_size for size in self.shape[1:3])
+            split = self._split_by_name(rows[-1] + 1, columns[-1] + 1, seed)
+        if not self.has_labels:
+            split[split == TEST] = TRAIN
+        return split[rows][:, columns]
+
+    @property
+    def has_grid(self):
+        """Whether tile.json tells where the pixels lie, north up."""
+        return "crs" in self.info and self.info["transform"][1] == self.info["transform"][3] == 0
+
+    def _split_by_name(self, num_rows, num_columns, seed):
+        """Splits of blocks, in an order drawn from the tile's name: (num_rows, num_columns)."""
         rng = np.random.default_rng([seed, *self.name.encode()])
-        order = rng.permutation(rows * columns).reshape(rows, columns)
-        fifth = round(rows * columns / 5)
+        order = rng.permutation(num_rows * num_columns).reshape(num_rows, num_columns)
+        fifth = round(num_rows * num_columns / 5)
         split = np.full(order.shape, TRAIN, np.uint8)
         split[order < fifth] = VALIDATION
-        split[(order >= fifth) & (order < 2 * fifth)] = TEST if self.has_labels else TRAIN
-        split = split.repeat(block_size, 0).repeat(block_size, 1)
-        return split[: self.shape[1], : self.shape[2]]
+        split[(order >= fifth) & (order < 2 * fifth)] = TEST
+        return split
+
+    def _split_by_place(self, block_size, seed):
+        """Splits of the blocks of a fixed grid in map coordinates.
+
+        Of five neighbours from west to east one is validation and one is test, drawn from CRS,
+        place and seed. Returns the row and the column of blocks that each row (H,) and column (W,)
+        of pixels lies in, and the splits of the blocks.
+        """
+        (a, _, c, _, e, f), (height, width) = self.info["transform"], self.shape[1:3]
+        x = np.floor((c + a * (np.arange(width) + 0.5)) / abs(a * block_size)).astype(np.int64)
+        y = np.floor((f + e * (np.arange(height) + 0.5)) / abs(e * block_size)).astype(np.int64)
+        columns, rows = x - x.min(), y - y.min()
+        x = np.arange(x.min(), x.max() + 1)
+        y = np.arange(y.min(), y.max() + 1)[:, None]
+        crs = int.from_bytes(hashlib.sha256(self.info["crs"].encode()).digest()[:8], "little")
+        drawn = _scramble(_scramble(_scramble(np.uint64(crs ^ seed), x // 5), y), 0)
+        validation = drawn % 5
+        test = (validation + 1 + (drawn >> 32) % 4) % 5
+        split = np.full(drawn.shape, TRAIN, np.uint8)
+        split[x % 5 == validation] = VALIDATION
+        split[x % 5 == test] = TEST
+        return rows, columns, split
+
+
+def _scramble(state, value):
+    """A well-mixed 64-bit number of two (the finaliser of splitmix64), elementwise."""
+    z = np.asarray(state, np.uint64) ^ (np.asarray(value).astype(np.uint64) * _ODD[0])
+    z = (z ^ (z >> np.uint64(30))) * _ODD[1]
+    z = (z ^ (z >> np.uint64(27))) * _ODD[2]
+    return z ^ (z >> np.uint64(31))
+
+
+_ODD = np.array([0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB], np.uint64)
+
+
+# ---- files ---------------------------------------------------------------------------------------
+
+
+def open_npy(path, wanted):
+    """Memory-map a .npy file, never unpickled; InputError for anything else."""
+    try:
+        return np.load(path, mmap_mode="r", allow_pickle=False)
+    except FileNotFoundError:
+        raise InputError(f"{path}: found no such file, wanted {wanted}") from None
+    except (OSError, ValueError, EOFError, OverflowError, TypeError, SyntaxError) as error:
+        line = (str(error).splitlines() or [type(error).__name__])[0]
+        raise InputError(f"{path}: found no readable array ({line}), wanted {wanted}") from None
+
+
+def read_tile_json(path, shape):
+    """The content of a tile.json, checked against the tile's shape (T, H, W, B); {} for none.
+
+    A CRS is given back in the short form that GDAL has for it, such as EPSG:32633.
+    """
+    try:
+        info = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError, RecursionError) as error:
+        raise InputError(f"{path}: found no readable JSON ({error}), wanted an object") from None
+    if not isinstance(info, dict):
+        raise InputError(f"{path}: found {type(info).__name__}, wanted a JSON object")
+    for key, (is_right, wanted) in TILE_JSON.items():
+        if key in info and not is_right(info[key], shape):
+            raise InputError(f"{path}: found {key} {_short(info[key])}, wanted {wanted}")
+    if ("crs" in info) != ("transform" in info):
+        raise InputError(f"{path}: found one of crs and transform, wanted both or none")
+    if "crs" in info:
+        info["crs"] = _check_crs(path, info["crs"])
+    return info
+
+
+def _short(value):
+    text = json.dumps(value)
+    return text if len(text) <= 200 else f"{text[:200]}.."
+
+
+def _check_crs(path, text):
+    from rasterio.crs import CRS  # takes a while, and most unlabelled toys have none
+    from rasterio.errors import CRSError
+
+    try:
+        return CRS.from_user_input(text).to_string()
+    except (CRSError, ValueError) as error:
+        line = (str(error).splitlines() or ["unknown"])[0]
+        raise InputError(
+            f"{path}: found crs {text!r} ({line}), wanted one like EPSG:32633"
+        ) from None
+
+
+def _is_band_list(value, shape):
+    names = isinstance(value, list) and all(isinstance(name, str) and name for name in value)
+    return names and len(value) in (0, shape[3]) and len(set(value)) == len(value)
+
+
+def _is_date_list(value, shape):
+    return (
+        isinstance(value, list)
+        and len(value) == shape[0]
+        and all(isinstance(day, str) for day in value)
+    )
+
+
+def _is_transform(value, shape):
+    numbers = isinstance(value, list) and len(value) == 6
+    numbers = numbers and all(type(n) in (int, float) and math.isfinite(n) for n in value)
+    return numbers and abs(value[0] * value[4] - value[1] * value[3]) > 0
+
+
+def _is_class_table(value, shape):
+    return isinstance(value, dict) and all(
+        re.fullmatch(r"[1-9]\d{0,2}", code)
+        and int(code) <= 255
+        and isinstance(entry, dict)
+        and isinstance(entry.get("name"), str)
+        and re.fullmatch(r"#[0-9a-fA-F]{6}", str(entry.get("color", "#000000")))
+        for code, entry in value.items()
+    )
+
+
+TILE_JSON = {  # what is checked of tile.json, and how it is told; other keys may hold anything
+    "bands": (_is_band_list, "a list of as many different names as there are bands"),
+    "dates": (_is_date_list, "a list of as many dates as there are days"),
+    "crs": (lambda value, shape: isinstance(value, str), "text like EPSG:32633"),
+    "transform": (_is_transform, "six numbers a, b, c, d, e, f that span an area"),
+    "classes": (_is_class_table, 'codes 1 to 255 with "name" and a "color" like #00aa00'),
+    "simulated": (lambda value, shape: isinstance(value, bool), "true or false"),
+}
+
+
+def cache_folder():
+    """Where clear counts are kept: XDG_CACHE_HOME, ~/.cache or, without a home, /tmp."""
+    try:
+        home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    except RuntimeError:
+        home = Path(tempfile.gettempdir())
+    return home / "pixel-series"
+
+
+def _keep_counts(path, counts):
+    """Write clear counts to the cache, and remove the oldest where it has too many files."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with atomic_write(path) as part:
+        np.save(part, counts)
+    files = sorted(path.parent.glob("*.npy"), key=lambda file: file.stat().st_mtime_ns)
+    for file in files[:-CACHE_FILES]:
+        file.unlink(missing_ok=True)
+
+
+# ---- data sets -----------------------------------------------------------------------------------
 
 
 def tiles_folder(base_path, dataset_name):
@@ -218,8 +377,15 @@ def open_dataset(base_path, dataset_name):
     tiles = [Tile(path) for path in sorted(folder.glob("MGRS-*")) if path.is_dir()]
     if not tiles:
         raise InputError(f"{folder}: found no tile, wanted folders MGRS-*")
-    for tile in tiles[1:]:
-        check_bands(tile, tiles[0].band_names, tiles[0].shape[3], tiles[0].path)
+    named = next((tile for tile in tiles if tile.band_names), tiles[0])
+    for tile in tiles:
+        check_bands(tile, named.band_names, named.shape[3], named.path)
+    unnamed = [tile.name for tile in tiles if not tile.band_names]
+    if named.band_names and unnamed:
+        notice(
+            f"{folder}: {len(unnamed)} of {len(tiles)} tiles have no bands in tile.json (first "
+            f"{unnamed[0]}); taken to be {named.band_names} as in {named.name}"
+        )
     return tiles
 
 
@@ -235,6 +401,24 @@ def check_bands(tile, band_names, num_bands, origin):
 def check_tile(tile, checkpoint, checkpoint_path):
     """Refuse a tile whose bands are not those that the checkpoint was trained on."""
     check_bands(tile, checkpoint["bands"], len(checkpoint["mean"]), checkpoint_path)
+    if checkpoint["bands"] and not tile.band_names:
+        notice(f"{tile.path}: no bands in tile.json; taken to be {checkpoint['bands']}")
+
+
+def notice_splits(tiles):
+    """Say which tiles split by name, where the same ground may lie in several splits."""
+    by_name = [tile.name for tile in tiles if tile.splits is None and not tile.has_grid]
+    if by_name:
+        notice(
+            f"{len(by_name)} of {len(tiles)} tiles (first {by_name[0]}) have neither splits.npy "
+            "nor CRS and transform: their blocks are split by tile name, so where tiles overlap or "
+            "show one place in several years, the same ground can be in training and test"
+        )
+
+
+def find_band_names(tiles):
+    """The band names of the first tile that has any; else an empty list."""
+    return next((tile.band_names for tile in tiles if tile.band_names), [])
 
 
 def pool_statistics(tiles, weights):

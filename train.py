@@ -33,6 +33,7 @@ from distributed import BatchGenerator, gather, share
 from maps import apply_basis, fit_basis
 from runtime import (
     InputError,
+    Stopped,
     atomic_write,
     check,
     make_output_dir,
@@ -42,7 +43,7 @@ from runtime import (
     stop_on_signals,
     write_json,
 )
-from tiles import Tile, check_bands
+from tiles import Tile, check_bands, notice_splits
 from training import Run, cut_metrics, learning_rate, read_last, resume
 from transforms import AUGMENTATIONS, mix_up
 from utils import extract_representations, plot_cross_corr
@@ -140,9 +141,15 @@ def open_data(config, runtime):
             base_path, name, batch_size=config["val_pixels"], **keywords
         )
     picture = Tile(config["test_tile_path"]) if config["test_tile_path"] else train_set.tiles[0]
-    for tile in (val_set.tiles[0], picture):
-        first = train_set.tiles[0]
-        check_bands(tile, first.band_names, first.shape[3], first.path)
+    for tile in (*val_set.tiles, picture):
+        origin = train_set.tiles[0].path.parent
+        check_bands(tile, train_set.band_names, train_set.num_bands, origin)
+    if train_set.num_pixels < 2 * train_set.steps_per_epoch:
+        raise InputError(
+            f"batch_size={config['batch_size']}: cuts {train_set.num_pixels} training pixels into "
+            "batches of one, wanted two or more in each"
+        )
+    notice_splits(train_set.tiles)
     return train_set, val_set, labelled, picture
 
 
@@ -268,7 +275,7 @@ class RecentSteps:
 
 
 def train(run, batches, validate, total_steps, last_step):
-    """The loop, from the run's step to last_step or a signal."""
+    """The loop, from the run's step to last_step; raises Stopped after a signal."""
     config, runtime, optimiser, progress = run.config, run.runtime, run.optimiser, run.progress
     model, stop, recent = runtime.distribute(run.model), stop_on_signals(), RecentSteps()
     warmup_steps = min(config["warmup_steps"], math.ceil(total_steps / 10))
@@ -293,8 +300,8 @@ def train(run, batches, validate, total_steps, last_step):
             key: progress.step == last_step or progress.step % config[f"{key}_interval"] == 0
             for key in ("log", "val", "checkpoint")
         }
-        stopping = runtime.any(stop.is_set(), now=any(due.values()))
-        if not stopping and not any(due.values()):
+        stopped = runtime.largest(stop.status, now=any(due.values()))
+        if not stopped and not any(due.values()):
             continue
         line = {"step": progress.step, "epoch": progress.step * config["epochs"] / total_steps}
         line |= {"learning_rate": rate, **recent.summary(runtime.world_size)}
@@ -308,11 +315,13 @@ def train(run, batches, validate, total_steps, last_step):
         if due["val"] and line["score"] > progress.best_score:
             progress.best_score, progress.best_step = line["score"], progress.step
             run.save("best.pt")
-        if due["checkpoint"] or stopping:
+        if due["checkpoint"] or stopped:
             run.save("last.pt")
         recent.restart()
-        if stopping:
-            break
+        if stopped and progress.step < last_step:
+            bar.close()
+            run.log.finish()
+            raise Stopped(run.describe_stop(), stopped)
     bar.close()
 
 
@@ -342,11 +351,12 @@ def main(config):
         "mean": train_set.mean,
         "std": train_set.std,
         "classes": picture_tile.info.get("classes", {}),
+        "data": {"training": train_set.describe(), "validation": val_set.describe()},
     }
     modules = {"backbone": model.backbone, "projector": model.projector}
 
     # where an earlier run of this folder stopped
-    last = read_last(output_dir, "pretrained", config, run_config, FREE_KEYS)
+    last = read_last(output_dir, "pretrained", config, header["data"], run_config, FREE_KEYS)
     progress = resume(last, modules, optimiser)
     if runtime.is_main:
         cut_metrics(output_dir / "metrics.jsonl", progress.step if last else -1)
@@ -384,12 +394,7 @@ def main(config):
     train(run, batches, validate, total_steps, last_step)
 
     # wrap up
-    if runtime.is_main and progress.step < last_step:
-        print(
-            f"stopped at step {progress.step}; the same command with output_dir={output_dir} "
-            "goes on"
-        )
-    elif runtime.is_main:
+    if runtime.is_main:
         picture = output_dir / "false_color.png"
         if draw_false_color(model.backbone, picture_tile, train_set, config, runtime, picture):
             log.images({"false_color": picture}, progress.step)

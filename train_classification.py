@@ -11,8 +11,10 @@ at the end, by the model with the best validation macro-F1. Started again with t
 it goes on from last.pt as if it had never stopped.
 """
 
+import hashlib
 import math
 import time
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -33,6 +35,7 @@ from maps import class_legend
 from reports import score_classes, write_report
 from runtime import (
     InputError,
+    Stopped,
     check,
     load_checkpoint,
     make_output_dir,
@@ -42,7 +45,7 @@ from runtime import (
     stop_on_signals,
     write_json,
 )
-from tiles import check_tile
+from tiles import check_tile, notice_splits
 from training import Run, cut_metrics, learning_rate, read_last, resume
 from utils import encode_series
 
@@ -142,8 +145,14 @@ def open_splits(config, checkpoint, runtime):
         seed=config["seed"],
         **statistics,
     )
-    if checkpoint:
-        check_tile(train.tiles[0], checkpoint, config["checkpoint_path"])
+    for tile in train.tiles if checkpoint else ():
+        check_tile(tile, checkpoint, config["checkpoint_path"])
+    if train.num_pixels < 2 * train.steps_per_epoch:
+        raise InputError(
+            f"batch_size={config['batch_size']}: cuts {train.num_pixels} training pixels into "
+            "batches of one, wanted two or more in each"
+        )
+    notice_splits(train.tiles)
     fixed = {"mean": train.mean, "std": train.std}
     return train, open_split("validation", **fixed), open_split("test", **fixed)
 
@@ -227,7 +236,15 @@ def predict(classifier, dataset, class_index, runtime):
     """Labels and predicted class codes of a split, (N,) each, from all clear observations."""
     classifier.eval()
     labels, predicted = [], []
-    for x, doys, label, _ in iterate_batches(dataset):
+    batches = tqdm(
+        iterate_batches(dataset),
+        desc=dataset.split,
+        total=dataset.steps_per_epoch,
+        unit="batch",
+        leave=False,
+        disable=not runtime.is_main,
+    )
+    for x, doys, label, _ in batches:
         _, logits = encode_series(classifier, x, doys, runtime)
         labels.append(label.long())
         predicted.append(class_index.codes[logits.argmax(1)])
@@ -257,9 +274,9 @@ def training_step(run, model, batch, target, weight):
 
 
 def fit(run, train, validation, legend):
-    """The loop, from the run's step to the end, to early stopping or to a signal.
+    """The loop, from the run's step to the end or to early stopping; raises Stopped by a signal.
 
-    Saves best.pt after each best epoch, last.pt after every one. Returns whether it is finished.
+    Saves best.pt after each best epoch, last.pt after every one.
     """
     config, runtime, progress = run.config, run.runtime, run.progress
     class_index, epoch_steps = ClassIndex(legend), train.steps_per_epoch
@@ -282,14 +299,15 @@ def fit(run, train, validation, legend):
         end_of_epoch = progress.step % epoch_steps == 0
         if end_of_epoch:
             end_epoch(run, validation, class_index, legend, bar)
-        stopping = runtime.any(stop.is_set(), now=end_of_epoch)
-        if end_of_epoch or stopping:
+        stopped = runtime.largest(stop.status, now=end_of_epoch)
+        if end_of_epoch or stopped:
             progress.losses = [float(loss) for loss in progress.losses]
             run.save("last.pt")
-        if stopping:
-            break
+        if stopped:
+            bar.close()
+            run.log.finish()
+            raise Stopped(run.describe_stop(), stopped)
     bar.close()
-    return is_finished(progress, config, epoch_steps)
 
 
 def is_finished(progress, config, epoch_steps):
@@ -368,11 +386,18 @@ def main(config):
         "mean": train.mean,
         "std": train.std,
         "classes": {str(code): entry for code, entry in legend.items()},
+        "data": {
+            name: dataset.describe()
+            for name, dataset in (("training", train), ("validation", validation), ("test", test))
+        },
     }
+    if checkpoint:
+        content = Path(config["checkpoint_path"]).read_bytes()
+        header["data"]["checkpoint_sha256"] = hashlib.sha256(content).hexdigest()
 
     # where an earlier run of this folder stopped
     mend = "another output_dir or overwrite=true"
-    last = read_last(output_dir, "classifier", config, run_config, FREE_KEYS, mend)
+    last = read_last(output_dir, "classifier", config, header["data"], run_config, FREE_KEYS, mend)
     progress = resume(last, modules, optimiser)
 
     # log
@@ -400,14 +425,9 @@ def main(config):
         progress=progress,
         log=log,
     )
-    finished = fit(run, train, validation, legend)
+    fit(run, train, validation, legend)
     runtime.barrier()  # best.pt is written
-    scores = report_test(run, test, legend) if finished else {}
-    if not finished and runtime.is_main:
-        print(
-            f"stopped at step {progress.step}; the same command with output_dir={output_dir} "
-            "goes on"
-        )
+    scores = report_test(run, test, legend)
     log.finish()
     return scores
 

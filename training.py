@@ -61,6 +61,13 @@ class Run:
         path = self.output_dir / name
         save_checkpoint(path, self.kind, **self.header, **states, **asdict(self.progress))
 
+    def describe_stop(self):
+        """One line for the user after a signal."""
+        return (
+            f"stopped at step {self.progress.step}; the same command with "
+            f"output_dir={self.output_dir} goes on"
+        )
+
 
 def resume(last, modules, optimiser):
     """Put the weights of last.pt back. Returns its Progress, or that of a start for None."""
@@ -73,13 +80,13 @@ def resume(last, modules, optimiser):
     return Progress(**{name: last[name] for name in names if name in last})
 
 
-def read_last(output_dir, kind, config, run_config, free_keys, mend="another output_dir"):
+def read_last(output_dir, kind, config, data, run_config, free_keys, mend="another output_dir"):
     """The content of last.pt in a folder, or None where a run has to start.
 
-    Raises InputError where a checkpoint there is of another kind, or of a config that would give
-    another result. run_config: defaults, which stand for keys that an older checkpoint does not
-    have. free_keys: those that may differ, since the weights do not depend on them. mend: what a
-    message tells to change.
+    Raises InputError where a checkpoint there is of another kind, or of a config or of data that
+    would give another result. data: {what: description} of what is trained on. run_config:
+    defaults, which stand for keys that an older checkpoint does not have. free_keys: those that may
+    differ, since the weights do not depend on them. mend: what a message tells to change.
     """
     last = None
     for name in ("best.pt", "last.pt"):
@@ -95,15 +102,35 @@ def read_last(output_dir, kind, config, run_config, free_keys, mend="another out
         ]
         if differ:
             raise InputError(
-                f"{path}: found a run with another {', '.join(differ)}; "
-                f"wanted the same, or {mend}"
+                f"{path}: found a run with another {', '.join(differ)}; wanted the same, or {mend}"
             )
+        for key, description in data.items():
+            was = last.get("data", data).get(key)
+            if was != description:
+                raise InputError(
+                    f"{path}: found a run on other data ({key} {_shorten(was)}, now "
+                    f"{_shorten(description)}); wanted the same, or {mend}"
+                )
     return last if (output_dir / "last.pt").exists() else None
+
+
+def _shorten(description):
+    text = str(description)
+    return text if len(text) <= 300 else f"{text[:300]}.."
 
 
 def cut_metrics(path, step):
     """Drop the lines of metrics.jsonl after a step, which the continued run will write again."""
     if path.exists():
-        lines = [line for line in path.read_text().splitlines() if json.loads(line)["step"] <= step]
-        with atomic_write(path) as part:
-            part.write_text("".join(f"{line}\n" for line in lines))
+        with atomic_write(path) as part, open(part, "w") as kept:
+            for line in path.read_text(errors="replace").splitlines():
+                if _step_of(line) <= step:
+                    kept.write(line + "\n")
+
+
+def _step_of(line):
+    """The step of a line of metrics.jsonl; infinite for one that a crash or a full disk cut off."""
+    try:
+        return json.loads(line)["step"]
+    except (ValueError, KeyError, TypeError):
+        return math.inf

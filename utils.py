@@ -20,7 +20,7 @@ def rankme(representations):
     Returns rankme in 1 .. D and its normalised form, entropy / log D, in 0 .. 1.
     """
     singular = torch.linalg.svdvals(torch.as_tensor(representations).double())
-    shares = singular / singular.sum() + 1e-7
+    shares = singular / singular.sum().clamp(min=1e-12) + 1e-7
     entropy = float(-(shares * shares.log()).sum())
     return math.exp(entropy), entropy / math.log(representations.shape[1])
 

@@ -56,16 +56,16 @@ class Validation:
 class LinearProbe:
     """Macro-F1 of logistic regression on representations, cross-validated over blocks of pixels.
 
-    x (N, T, B), doys (N, T), labels (N,) and groups (N,), the block of each pixel, as a labelled
-    data set gives them; folds: of the cross-validation.
+    x (N, T, B), doys (N, T) and labels (N,) as a labelled data set gives them; folds: pairs of
+    indices of training and test pixels.
     """
 
-    def __init__(self, x, doys, labels, groups, folds):
-        self.x, self.doys, self.labels, self.groups, self.folds = x, doys, labels, groups, folds
+    def __init__(self, x, doys, labels, folds):
+        self.x, self.doys, self.labels, self.folds = x, doys, labels, folds
 
     @classmethod
     def open(cls, labelled):
-        """The first batch of a labelled data set; None where fewer than 2 classes can be scored.
+        """The first batch of a labelled data set; None where its classes cannot be told apart.
 
         Cross-validation needs each class in at least 2 blocks, so that others are left out.
         """
@@ -75,7 +75,9 @@ class LinearProbe:
         if len(counts) < 2:
             return None
         keep = torch.tensor([blocks[int(code)] > 1 for code in labels])
-        return cls(x[keep], doys[keep], labels[keep], groups[keep], min(5, *counts))
+        labels, groups = labels[keep], groups[keep]
+        folds = find_folds(labels.numpy(), groups.numpy(), min(5, *counts))
+        return cls(x[keep], doys[keep], labels, folds) if folds else None
 
     def score(self, backbone, runtime):
         """Macro-F1 over the classes, on representations of all clear observations."""
@@ -83,11 +85,17 @@ class LinearProbe:
         labels = self.labels.numpy()
         probe = make_pipeline(StandardScaler(), LogisticRegression(max_iter=500))
         with threadpool_limits(1):  # small products; more threads would wait for each other
-            predicted = cross_val_predict(
-                probe,
-                y.numpy(),
-                labels,
-                groups=self.groups,
-                cv=StratifiedGroupKFold(self.folds),
-            )
+            predicted = cross_val_predict(probe, y.numpy(), labels, cv=self.folds)
         return float(f1_score(labels, predicted, average="macro"))
+
+
+def find_folds(labels, groups, most):
+    """Folds of whole groups, at most so many, none of which trains on a single class.
+
+    labels, groups: (N,). Returns a list of (training indices, test indices), or [] for none.
+    """
+    for number in range(most, 1, -1):
+        folds = list(StratifiedGroupKFold(number).split(labels, labels, groups))
+        if all(len(train) and len(np.unique(labels[train])) > 1 for train, _ in folds):
+            return folds
+    return []
