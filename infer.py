@@ -18,18 +18,10 @@ import numpy as np
 from tqdm import tqdm
 
 from backbones import Classifier, load_backbone, load_classifier
+from files import atomic_write, load_checkpoint, make_output_dir, write_json
 from maps import is_georeferenced, plot_class_map, quantise, read_provenance, write_geotiff
-from runtime import (
-    InputError,
-    atomic_write,
-    check,
-    load_checkpoint,
-    make_output_dir,
-    run_script,
-    start_log,
-    start_runtime,
-    write_json,
-)
+from runlog import start_log
+from runtime import InputError, check, run_script, start_runtime
 from tiles import Tile, check_tile
 from utils import extract_representations
 

@@ -17,8 +17,9 @@ import numpy as np
 from scipy.ndimage import gaussian_filter
 from scipy.spatial import cKDTree
 
+from files import make_output_dir
 from maps import WORLDCOVER
-from runtime import InputError, check, make_output_dir, run_script
+from runtime import InputError, check, run_script
 
 run_config = {
     "base_path": ".",  # tiles go to <base_path>/data/<dataset_name>/processed/MGRS-SIM<n>

@@ -16,7 +16,8 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from sklearn.decomposition import PCA
 
-from runtime import InputError, atomic_write
+from files import atomic_write
+from runtime import InputError
 from utils import save_figure
 
 WORLDCOVER = {  # classes of ESA WorldCover and their official colours; 0, no data, is no class

@@ -16,9 +16,11 @@ from torch import nn
 from tqdm import trange
 
 from backbones import focal_loss
+from files import make_output_dir
 from maps import class_legend, read_map, read_representations
 from reports import score_classes, write_report
-from runtime import InputError, check, make_output_dir, run_script, start_log, start_runtime
+from runlog import start_log
+from runtime import InputError, check, run_script, start_runtime
 
 run_config = {
     "representation_path": "outputs/MGRS-SIM1/representation_map.npy",  # (H, W, D), of infer.py
