@@ -85,8 +85,8 @@ def test_a_job_that_its_queue_stops_goes_on_where_it_was(dataset, tmp_path):
 
 
 def slurm(folder, config, **keywords):
-    """Start the README's batch file where srun and scontrol are stand-ins, the rest is real."""
-    script = (ROOT / "README.md").read_text().split("```bash\n#!/bin/bash")[1].split("```")[0]
+    """Start the batch file of docs where srun and scontrol are stand-ins, the rest is real."""
+    script = (ROOT / "docs/slurm.sh").read_text()
     keys = " ".join(as_arguments(config))
     example = "base_path=/data dataset_name=austria_2022 output_dir=checkpoints/austria"
     assert example in script
