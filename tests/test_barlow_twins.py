@@ -91,8 +91,8 @@ def test_mix_up_loss_equals_the_paper_for_one_weight():
     for z in (z_a, z_b):
         target = a * z_a.T @ z / 32 + (1 - a) * z_b[order].T @ z / 32
         wanted += (z_m.T @ z / 32 - target).square().sum()
-    found = mix_up_loss(z_m, z_a, z_b[order], z_b, torch.full((32,), a))
-    torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-6)
+    loss = mix_up_loss(z_m, z_a, z_b[order], z_b, torch.full((32,), a))
+    torch.testing.assert_close(loss, wanted, rtol=1e-4, atol=1e-6)
 
 
 class FlattenBackbone(nn.Module):

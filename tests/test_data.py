@@ -62,11 +62,11 @@ def test_every_valid_pixel_once_an_epoch(tmp_path, batch_size):
         )
         steps = dataset.steps_per_epoch
         dataset.set_steps(epoch * steps, (epoch + 1) * steps)
-        found = [x for x, _ in iterate_batches(dataset)]
-        assert len(found) == steps
-        assert max(map(len, found)) <= batch_size
-        assert max(map(len, found)) - min(map(len, found)) <= 1
-        seen = torch.cat([pixel_ids(x) for x in found]).sort().values
+        drawn = [x for x, _ in iterate_batches(dataset)]
+        assert len(drawn) == steps
+        assert max(map(len, drawn)) <= batch_size
+        assert max(map(len, drawn)) - min(map(len, drawn)) <= 1
+        seen = torch.cat([pixel_ids(x) for x in drawn]).sort().values
         assert seen.tolist() == np.flatnonzero(valid).tolist()
 
 
@@ -192,8 +192,8 @@ def test_real_tiles(shared):
 
 
 def ids_of_split(base_path, split, kind=SentinelTimeSeriesDatasetForDownstreaming, **keywords):
-    found = batches(base_path, kind=kind, split=split, block_size=4, **keywords)
-    return set(torch.cat([pixel_ids(batch[0]) for batch in found]).tolist())
+    drawn = batches(base_path, kind=kind, split=split, block_size=4, **keywords)
+    return set(torch.cat([pixel_ids(batch[0]) for batch in drawn]).tolist())
 
 
 @pytest.mark.parametrize("splits_file", [True, False])
@@ -248,8 +248,8 @@ def test_all_clear_observations_in_order(dataset):
 def test_label_count_draws_so_many_by_seed(dataset):
     def draw(seed):
         kind = SentinelTimeSeriesDatasetForDownstreaming
-        found = batches(dataset, kind=kind, label_count=30, seed=seed, block_size=4)
-        return torch.cat([pixel_ids(batch[0]) for batch in found]).sort().values
+        drawn = batches(dataset, kind=kind, label_count=30, seed=seed, block_size=4)
+        return torch.cat([pixel_ids(batch[0]) for batch in drawn]).sort().values
 
     assert len(draw(0)) == 30
     assert draw(0).equal(draw(0))
