@@ -125,6 +125,7 @@ def check(config, **limits):
     limits: what this script takes for a key, in place of RANGES and CHOICES: a pair of numbers, or
     the words to choose from. Raises InputError that names the key, its value and what is wanted.
     """
+    config = {key: expand_home(key, value) for key, value in config.items()}
     limits = RANGES | CHOICES | limits
     for key, value in config.items():
         if isinstance(value, bool) or (isinstance(value, str) and key not in limits):
@@ -137,7 +138,21 @@ def check(config, **limits):
         if not (math.isfinite(value) and least <= value <= most):
             upto = "or more" if most == math.inf else f"to {most}"
             raise InputError(f"{key}={value}: wanted {least} {upto}")
-    return MappingProxyType(dict(config))
+    return MappingProxyType(config)
+
+
+def expand_home(key, value):
+    """A value of a config; in paths (one, or several divided by commas) ~ is the home folder."""
+    if not key.endswith(("_path", "_dir")):
+        return value
+    return ",".join(os.path.expanduser(path) for path in value.split(","))
+
+
+def refuse_torchrun():
+    """Raise InputError under torchrun, where every process would do all of a script's work."""
+    processes = os.environ.get("WORLD_SIZE", "1")
+    if processes != "1":
+        raise InputError(f"WORLD_SIZE={processes}: wanted one process (python, not torchrun)")
 
 
 def run_script(main, run_config, docstring):
@@ -319,12 +334,12 @@ def atomic_write(path):
         yield part
         part.replace(path)
     except OSError as error:
-        raise _write_error(path, error) from None
+        raise write_error(path, error) from None
     finally:
         part.unlink(missing_ok=True)
 
 
-def _write_error(path, error, size=0):
+def write_error(path, error, size=0):
     """What to tell of a file that could not be written; size: bytes that it was to have."""
     if error.errno != errno.ENOSPC:
         return InputError(f"{path}: could not be written ({error.strerror or error})")
@@ -355,7 +370,7 @@ class RunLog:
                 with open(self.file, "a") as lines:
                     lines.write(json.dumps(metrics) + "\n")
             except OSError as error:
-                raise _write_error(self.file, error) from None
+                raise write_error(self.file, error) from None
         self._to_wandb(metrics, metrics["step"])
 
     def images(self, files, step=None):
@@ -450,7 +465,7 @@ def save_checkpoint(path, kind, **content):
             part.write_bytes(buffer.getbuffer())
         except OSError as error:
             part.unlink(missing_ok=True)
-            raise _write_error(path, error, len(buffer.getbuffer())) from None
+            raise write_error(path, error, len(buffer.getbuffer())) from None
 
 
 def load_checkpoint(path, kinds=("pretrained", "classifier")):
