@@ -27,6 +27,7 @@ from runtime import (
     check,
     load_checkpoint,
     make_output_dir,
+    refuse_torchrun,
     run_script,
     start_log,
     start_runtime,
@@ -128,6 +129,7 @@ def plot(results, dataset_name, path):
 
 def main(config):
     """Score and draw. Returns a list of dicts: label_count, seed, model, the scores."""
+    refuse_torchrun()
     config = check(config)
     runtime = start_runtime(config["device"])
     checkpoint = load_checkpoint(config["checkpoint_path"])

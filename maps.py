@@ -21,7 +21,8 @@ from rasterio.warp import transform as transform_points
 from rasterio.windows import Window
 from sklearn.decomposition import PCA
 
-from runtime import InputError, atomic_write
+from runtime import InputError, atomic_write, notice
+from storage import describe_files
 from tiles import open_npy, read_tile_json
 from utils import save_figure
 
@@ -41,6 +42,7 @@ WORLDCOVER = {  # classes of ESA WorldCover and their official colours; 0, no da
 
 FIGURE_SIZE = (8.5, 6)  # inches, of a drawn class map
 PICTURE_PIXELS = 2000  # most pixels along a side of a class map that is drawn
+ROWS = 64  # of a representation map, in memory at a time
 BLOCK_PIXELS = 1 << 22  # of a class map, in memory at a time
 PRODUCTS = [  # all files that we write beside the maps of a tile, GDAL's sidecars aside
     *("representation_map.npy", "representation_map_scales.npy"),
@@ -57,7 +59,7 @@ PRODUCTS = [  # all files that we write beside the maps of a tile, GDAL's sideca
 def read_map(path, shape=()):
     """A (H, W) array of a .npy file, memory-mapped; InputError for another shape than wanted."""
     array = open_npy(path, "a map (.npy)")
-    if array.ndim != 2 or (shape and array.shape != shape):
+    if array.ndim != 2 or 0 in array.shape or (shape and array.shape != shape):
         raise InputError(f"{path}: found shape {array.shape}, wanted {shape or '(H, W)'}")
     return array
 
@@ -89,6 +91,12 @@ def read_representations(path, rows=slice(None)):
     return values if scales is None else values * scales[rows, :, None]
 
 
+def representation_blocks(path):
+    """Yield (first row, `read_representations` of some rows) from north to south."""
+    for first in range(0, len(open_representations(path)[0]), ROWS):
+        yield first, read_representations(path, slice(first, first + ROWS))
+
+
 def quantise(representations):
     """int8 values and the float32 scale of each pixel: value = int8 * scale; scale NaN: no data.
 
@@ -106,11 +114,40 @@ def read_provenance(map_path):
     Raises InputError for another file than infer.py writes.
     """
     path = Path(map_path).parent / "infer.json"
-    info = read_tile_json(path, (0, 0, 0, 0))  # has crs, transform and classes as a tile.json
+    info = read_tile_json(path)  # has crs, transform and classes as a tile.json
     for key in ("tile", "tile_path", "checkpoint_sha256"):
         if not isinstance(info.get(key, ""), str):
             raise InputError(f"{path}: found {key} {info[key]!r}, wanted text")
+    if not isinstance(info.get("tile_files", {}), dict):
+        raise InputError(f"{path}: found tile_files {info['tile_files']!r}, wanted an object")
     return info
+
+
+def find_labels(labels_path, info):
+    """Where labels lie, and the content of the tile.json beside them: (path or "", {..}).
+
+    labels_path: empty for labels.npy of the tile that infer.json, `info`, names, where it has one.
+    """
+    if not labels_path:
+        path = Path(info.get("tile_path", "")) / "labels.npy"
+        if not info.get("tile_path") or not path.exists():
+            return "", {}
+        files = info.get("tile_files", {})
+        if files != describe_files(path.parent, files):
+            notice(f"{path.parent}: has changed since it was mapped; its labels may not fit")
+        labels_path = str(path)
+    return labels_path, read_tile_json(Path(labels_path).parent / "tile.json")
+
+
+def read_labels(path, shape):
+    """Labels (H, W) of class codes, memory-mapped; InputError for another type or shape."""
+    labels = read_map(path, shape)
+    if not np.issubdtype(labels.dtype, np.integer):
+        raise InputError(f"{path}: found {labels.dtype}, wanted class codes (integers)")
+    for _, block in row_blocks(labels):
+        if block.min() < 0 or block.max() > 255:
+            raise InputError(f"{path}: found codes {block.min()} to {block.max()}, wanted 0 to 255")
+    return labels
 
 
 def remove_products(folder, kept=()):
@@ -205,7 +242,7 @@ def merge_classes(sources, refuse=True):
                 )
                 if key == "name" and refuse:
                     raise InputError(line)
-                print(f"{line}, which is used")
+                notice(f"{line}, which is used")
     return merged
 
 
