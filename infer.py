@@ -20,6 +20,7 @@ from tqdm import tqdm
 
 from backbones import Classifier, load_backbone, load_classifier
 from maps import (
+    class_legend,
     is_georeferenced,
     plot_class_map,
     quantise,
@@ -133,12 +134,19 @@ def open_tiles(config, checkpoint, bad):
 
 
 def load_module(config, checkpoint):
-    """Classifier or backbone, in eval mode, as `classify` says."""
-    if config["classify"] == "true" or (
-        config["classify"] == "auto" and checkpoint["kind"] == "classifier"
-    ):
-        return load_classifier(checkpoint)
-    return load_backbone(checkpoint)
+    """Classifier or backbone, in eval mode, as `classify` says.
+
+    Raises InputError for a classifier that does not tell of its classes.
+    """
+    if config["classify"] == "false" or checkpoint["kind"] != "classifier":
+        return load_backbone(checkpoint)
+    module, classes = load_classifier(checkpoint), checkpoint.get("classes")
+    if not isinstance(classes, dict) or len(classes) != checkpoint["head"]["num_classes"]:
+        raise InputError(
+            f"{config['checkpoint_path']}: found classes {classes}, wanted "
+            f"{checkpoint['head']['num_classes']}, as its head has"
+        )
+    return module
 
 
 def describe_source(tile):
@@ -227,9 +235,9 @@ def map_tile(tile, module, checkpoint, config, runtime, output_dir, made_by, sto
 
     Goes on where a run that was killed had come to. Raises Stopped by a signal.
     """
-    legend = {int(code): entry for code, entry in checkpoint.get("classes", {}).items()}
-    legend = legend if made_by["classify"] else {}
-    codes = np.array(list(legend), np.uint8)
+    classes = checkpoint["classes"] if made_by["classify"] else {}
+    legend = class_legend(classes, classes)
+    codes = np.array([int(code) for code in classes], np.uint8)  # in the order of the head
     size = (module.backbone if len(codes) else module).latent_dim
     height, width = shape = tile.shape[1:3]
     # the bytes of a map depend on how its pixels are put into batches
