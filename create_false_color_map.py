@@ -18,17 +18,9 @@ from matplotlib.image import imsave
 
 import maps
 from backbones import load_backbone
-from runtime import (
-    InputError,
-    atomic_write,
-    check,
-    load_checkpoint,
-    make_output_dir,
-    refuse_torchrun,
-    run_script,
-    start_log,
-    start_runtime,
-)
+from files import atomic_write, load_checkpoint, make_output_dir
+from runlog import start_log
+from runtime import InputError, check, refuse_torchrun, run_script, start_runtime
 from storage import file_hash
 from tiles import Tile, check_tile
 from utils import extract_representations

@@ -19,6 +19,7 @@ import numpy as np
 from tqdm import tqdm
 
 from backbones import Classifier, load_backbone, load_classifier
+from files import load_checkpoint, make_output_dir, remove_parts, write_json
 from maps import (
     class_legend,
     is_georeferenced,
@@ -28,20 +29,9 @@ from maps import (
     remove_products,
     write_geotiff,
 )
-from runtime import (
-    InputError,
-    Stopped,
-    check,
-    load_checkpoint,
-    make_output_dir,
-    notice,
-    run_script,
-    start_log,
-    start_runtime,
-    stop_on_signals,
-    write_json,
-)
-from storage import MapWriter, describe_files, file_hash, lock_folder, remove_parts
+from runlog import start_log
+from runtime import InputError, Stopped, check, notice, run_script, start_runtime, stop_on_signals
+from storage import MapWriter, describe_files, file_hash, lock_folder
 from tiles import Tile, check_tile
 from utils import extract_representations
 

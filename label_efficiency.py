@@ -1,38 +1,33 @@
 """How good are the embeddings: test scores against the number of labels, beside honest baselines.
 
 For each number of labels and each seed the same labelled pixels train three models, all scored on
-the whole test split: logistic regression on the frozen encoder's representations,
-logistic regression on the gap-filled raw series, and a random forest on the gap-filled raw series.
+the test split: logistic regression on the frozen encoder's representations, and logistic regression
+and a random forest on the gap-filled raw series.
 
     python label_efficiency.py checkpoint_path=checkpoints/arkansas/best.pt \\
         base_path=../shared dataset_name=arkansas_2021
 """
 
+import math
 from pathlib import Path
 
 import numpy as np
 import torch
 from matplotlib.figure import Figure
+from sklearn.dummy import DummyClassifier
 from sklearn.ensemble import RandomForestClassifier
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import accuracy_score, f1_score
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from threadpoolctl import threadpool_limits
+from tqdm import tqdm
 
 from backbones import load_backbone
 from data import SentinelTimeSeriesDatasetForDownstreaming, iterate_batches
-from runtime import (
-    InputError,
-    check,
-    load_checkpoint,
-    make_output_dir,
-    refuse_torchrun,
-    run_script,
-    start_log,
-    start_runtime,
-    write_json,
-)
+from files import load_checkpoint, make_output_dir, write_json
+from runlog import start_log
+from runtime import InputError, check, refuse_torchrun, run_script, start_runtime
 from tiles import check_tile
 from transforms import gap_fill
 from utils import encode_series, save_figure
@@ -45,6 +40,7 @@ run_config = {
     "output_dir": "",  # empty: beside the checkpoint, <its folder>/label_efficiency
     # labels
     "label_counts": "50,100,500,2000",  # drawn at random from the training split; 0: all of it
+    "most_pixels": 100_000,  # of a split that are held in memory; of more, so many at random
     "seeds": 3,  # draws of labels for each count; the mean is reported
     "draws": 0,  # representations from 0: all clear observations; else the mean of so many draws
     # running
@@ -53,27 +49,40 @@ run_config = {
 }
 
 
-def read_split(split, checkpoint, config, backbone, runtime, label_count=0, seed=0):
-    """Representations (N, D), gap-filled raw series (N, features) and labels (N,) of a split.
+def open_split(split, checkpoint, config, label_count=0, seed=0):
+    """Labelled pixels of a split, at most `most_pixels`.
 
     The labels that label_count and seed draw are those of train_classification.py.
     """
     keys = ("min_valid", "block_size", "split_seed")
-    dataset = SentinelTimeSeriesDatasetForDownstreaming(
-        config["base_path"],
-        config["dataset_name"],
-        split=split,
-        label_count=label_count,
-        seed=seed,
-        mean=checkpoint["mean"],
-        std=checkpoint["std"],
-        **{key: checkpoint["config"][key] for key in keys},
-    )
+    keywords = {key: checkpoint["config"][key] for key in keys}
+    keywords |= {key: checkpoint[key] for key in ("mean", "std")} | {"split": split, "seed": seed}
+
+    def open_data(label_count):
+        return SentinelTimeSeriesDatasetForDownstreaming(
+            config["base_path"], config["dataset_name"], label_count=label_count, **keywords
+        )
+
+    dataset = open_data(label_count)
     for tile in dataset.tiles:
         check_tile(tile, checkpoint, config["checkpoint_path"])
+    if dataset.num_pixels > config["most_pixels"]:
+        dataset = open_data(config["most_pixels"])
+    return dataset
+
+
+def read_split(dataset, config, backbone, runtime):
+    """Representations (N, D), gap-filled raw series (N, features) and labels (N,) of a split."""
     days = torch.from_numpy(np.unique(np.concatenate([tile.doys for tile in dataset.tiles])))
     parts = []
-    for x, doys, labels, _ in iterate_batches(dataset):
+    batches = tqdm(
+        iterate_batches(dataset),
+        desc=f"{dataset.split}, {dataset.num_pixels} pixels",
+        total=dataset.steps_per_epoch,
+        unit="batch",
+        leave=False,
+    )
+    for x, doys, labels, _ in batches:
         y, _ = encode_series(backbone, x, doys, runtime, config["draws"])
         parts.append((y, gap_fill(x, doys, days).flatten(1), labels))
     return [torch.cat(arrays).numpy() for arrays in zip(*parts, strict=True)]
@@ -100,7 +109,9 @@ def models(seed):
 def score(train, test, seed):
     """Test scores of each model fitted to the training pixels."""
     scores = {}
+    only_one_class = len(np.unique(train[2])) == 1  # then that class is all that can be predicted
     for name, (model, on_representations) in models(seed).items():
+        model = DummyClassifier() if only_one_class else model
         which = 0 if on_representations else 1
         with threadpool_limits(1):  # small products; more threads would wait for each other
             predicted = model.fit(train[which], train[2]).predict(test[which])
@@ -127,43 +138,63 @@ def plot(results, dataset_name, path):
     save_figure(figure, path)
 
 
+def read_counts(config):
+    """The numbers of labels, ascending, 0 (all) last."""
+    text = config["label_counts"]
+    try:
+        counts = {int(count) for count in text.split(",")}
+    except ValueError:
+        raise InputError(f"label_counts={text}: wanted 50,100,..") from None
+    if min(counts) < 0 or 1 in counts:
+        raise InputError(f"label_counts={text}: wanted 0 (all) or 2 or more each")
+    return sorted(counts, key=lambda count: count or math.inf)
+
+
+def print_means(rows, count):
+    """Print the mean scores of each model over the seeds. Returns them, for the log."""
+    means = {}
+    for name in models(0):
+        here = [row for row in rows if row["model"] == name]
+        mean = {k: float(np.mean([r[k] for r in here])) for k in ("macro_f1", "overall_accuracy")}
+        print(
+            f"{count:6d} labels  {name:34s} macro-F1 {mean['macro_f1']:.3f}  "
+            f"overall accuracy {mean['overall_accuracy']:.3f}"
+        )
+        means |= {f"{name}/{key}": value for key, value in mean.items()}
+    return means
+
+
 def main(config):
     """Score and draw. Returns a list of dicts: label_count, seed, model, the scores."""
     refuse_torchrun()
     config = check(config)
+    counts = read_counts(config)
     runtime = start_runtime(config["device"])
     checkpoint = load_checkpoint(config["checkpoint_path"])
     backbone = load_backbone(checkpoint).to(runtime.device)
+    for count in counts:  # too few labels for one of them is told before hours of work
+        open_split("train", checkpoint, config, count)
+    test_set = open_split("test", checkpoint, config)
     folder = config["output_dir"] or Path(config["checkpoint_path"]).parent / "label_efficiency"
     output_dir = make_output_dir(folder)
-    try:
-        counts = [int(text) for text in config["label_counts"].split(",")]
-    except ValueError:
-        raise InputError(f"label_counts={config['label_counts']}: wanted 50,100,..") from None
-
-    if min(counts) < 0 or 1 in counts:
-        raise InputError(f"label_counts={config['label_counts']}: wanted 0 (all) or 2 or more each")
-    test = read_split("test", checkpoint, config, backbone, runtime)
+    (output_dir / "metrics.jsonl").unlink(missing_ok=True)
     log = start_log(config, "label_efficiency", output_dir, runtime)
-    results = []
+
+    # each count is written when it is done
+    test = read_split(test_set, config, backbone, runtime)
+    results, picture = [], output_dir / "label_efficiency.png"
     for count in counts:
+        rows = []
         for seed in range(config["seeds"]):
-            train = read_split("train", checkpoint, config, backbone, runtime, count, seed)
+            dataset = open_split("train", checkpoint, config, count, seed)
+            train = read_split(dataset, config, backbone, runtime)
             for name, scores in score(train, test, seed).items():
-                results.append({"label_count": count, "seed": seed, "model": name, **scores})
-        for name in models(0):
-            rows = [r for r in results if r["model"] == name and r["label_count"] == count]
-            mean = {
-                key: np.mean([row[key] for row in rows]) for key in ("macro_f1", "overall_accuracy")
-            }
-            print(
-                f"{count:6d} labels  {name:34s} macro-F1 {mean['macro_f1']:.3f}  "
-                f"overall accuracy {mean['overall_accuracy']:.3f}"
-            )
-            log.line({"step": count, **{f"{name}/{key}": float(v) for key, v in mean.items()}})
-    write_json(output_dir / "label_efficiency.json", results)
-    picture = output_dir / "label_efficiency.png"
-    plot(results, config["dataset_name"], picture)
+                label_count = dataset.num_pixels  # of 0, all, how many that is
+                rows.append({"label_count": label_count, "seed": seed, "model": name, **scores})
+        results += rows
+        write_json(output_dir / "label_efficiency.json", results)
+        plot(results, config["dataset_name"], picture)
+        log.line({"step": dataset.num_pixels, **print_means(rows, dataset.num_pixels)})
     log.images({"label_efficiency": picture})
     log.finish()
     print(f"{picture}: macro-F1 against the number of labels")

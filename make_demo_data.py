@@ -17,15 +17,9 @@ import numpy as np
 from scipy.ndimage import gaussian_filter
 from scipy.spatial import cKDTree
 
+from files import make_output_dir, write_error
 from maps import WORLDCOVER
-from runtime import (
-    InputError,
-    check,
-    make_output_dir,
-    refuse_torchrun,
-    run_script,
-    write_error,
-)
+from runtime import InputError, check, refuse_torchrun, run_script
 from storage import create_npy
 
 run_config = {

@@ -21,7 +21,8 @@ from rasterio.warp import transform as transform_points
 from rasterio.windows import Window
 from sklearn.decomposition import PCA
 
-from runtime import InputError, atomic_write, notice
+from files import atomic_write
+from runtime import InputError, notice
 from storage import describe_files
 from tiles import open_npy, read_tile_json
 from utils import save_figure

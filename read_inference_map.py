@@ -10,6 +10,7 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 import numpy as np
 
+from files import make_output_dir, write_json
 from maps import (
     FIGURE_SIZE,
     class_areas,
@@ -25,16 +26,8 @@ from maps import (
     row_blocks,
 )
 from reports import plot_confusion, print_scores, score_classes
-from runtime import (
-    InputError,
-    check,
-    make_output_dir,
-    refuse_torchrun,
-    run_script,
-    start_log,
-    start_runtime,
-    write_json,
-)
+from runlog import start_log
+from runtime import InputError, check, refuse_torchrun, run_script, start_runtime
 
 run_config = {
     "map_path": "outputs/MGRS-SIM1/classification_map.npy",  # of infer.py

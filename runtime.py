@@ -1,23 +1,15 @@
-"""Where and how a script runs: overrides, process and device, output folder, log, checkpoints."""
+"""How a script is started, checked and stopped: overrides, process and device, signals."""
 
-import errno
-import io
-import json
 import math
 import os
-import shutil
 import signal
 import sys
 import threading
-from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from types import MappingProxyType
 
 import torch
 import torch.distributed as dist
-
-FORMAT_VERSION = 1  # of checkpoints
 
 
 class InputError(ValueError):
@@ -45,7 +37,7 @@ def override(run_config, arguments):
         key, equals, text = argument.partition("=")
         if not equals or key not in config:
             raise InputError(f"{argument}: wanted key=value with key one of {', '.join(config)}")
-        config[key] = _parse(key, text, run_config[key])
+        config[key] = expand_home(key, _parse(key, text, run_config[key]))
     return config
 
 
@@ -102,6 +94,7 @@ RANGES = {
     "seed": (0, 2**31 - 1),
     "split_seed": (0, 2**31 - 1),
     "seeds": (1, 1000),
+    "most_pixels": (2, math.inf),
     # running and logging
     "num_workers": (-1, 64),
     "log_interval": (1, math.inf),
@@ -307,189 +300,3 @@ def start_runtime(device="auto"):
     return Runtime(
         torch.device("cuda", local_rank) if use_gpu else torch.device("cpu"), rank, world_size
     )
-
-
-# ---- output folder -------------------------------------------------------------------------------
-
-
-def make_output_dir(path):
-    """Make the folder and see that files can be written there; else InputError."""
-    path = Path(path)
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-        probe = path / f".writable-{os.getpid()}"
-        probe.touch()
-        probe.unlink()
-    except OSError as error:
-        raise InputError(f"output_dir={path}: not writable ({error.strerror})") from None
-    return path
-
-
-@contextmanager
-def atomic_write(path):
-    """Yield a temporary path to write to; on success it replaces `path`, which is never half."""
-    path = Path(path)
-    part = path.with_name(f".{path.stem}.{os.getpid()}.part{path.suffix}")
-    try:
-        yield part
-        part.replace(path)
-    except OSError as error:
-        raise write_error(path, error) from None
-    finally:
-        part.unlink(missing_ok=True)
-
-
-def write_error(path, error, size=0):
-    """What to tell of a file that could not be written; size: bytes that it was to have."""
-    if error.errno != errno.ENOSPC:
-        reason = error.strerror or error.__cause__ or error  # GDAL tells in the cause
-        return InputError(f"{path}: could not be written ({reason})")
-    free = shutil.disk_usage(Path(path).parent).free
-    missing = f", {max(1, size - free)} bytes are missing" if size else ""
-    return InputError(f"{path}: could not be written: disk full ({free} bytes free{missing})")
-
-
-def write_json(path, content):
-    with atomic_write(path) as part:
-        part.write_text(json.dumps(content, indent=1) + "\n")
-
-
-# ---- log -----------------------------------------------------------------------------------------
-
-
-class RunLog:
-    """metrics.jsonl and the wandb run of a script; silent on all processes but the first."""
-
-    def __init__(self, file=None, run=None):
-        self.file, self.run = file, run
-        self.run_id = run.id if run else ""
-
-    def line(self, metrics):
-        """Log numbers; metrics["step"] counts up."""
-        if self.file:
-            try:
-                with open(self.file, "a") as lines:
-                    lines.write(json.dumps(metrics) + "\n")
-            except OSError as error:
-                raise write_error(self.file, error) from None
-        self._to_wandb(metrics, metrics["step"])
-
-    def images(self, files, step=None):
-        """Log pictures, {name: path of a PNG}."""
-        if self.run:
-            from wandb import Image
-
-            self._to_wandb({name: Image(str(file)) for name, file in files.items()}, step)
-
-    def _to_wandb(self, content, step):
-        """Log to wandb; a run goes on without it where it fails, which is said once."""
-        if self.run:
-            try:
-                self.run.log(content, step=step)
-            except Exception as error:  # whatever wandb raises, training does not end for it
-                self._drop_wandb(error)
-
-    def _drop_wandb(self, error):
-        line = (str(error).splitlines() or [type(error).__name__])[0]
-        print(f"wandb: logging failed ({line}); the run goes on, and {self.file} has its numbers")
-        self.run = None
-
-    def finish(self):
-        if self.run:
-            try:
-                self.run.finish()
-            except Exception as error:  # as in _to_wandb
-                self._drop_wandb(error)
-
-
-def start_log(config, job_type, output_dir, runtime, run_id=""):
-    """Begin the log of a script in output_dir.
-
-    config["wandb_mode"]: auto (online where the user is logged in, else offline), online, offline,
-    disabled. Where the server cannot be reached the run is logged offline. run_id: of a wandb run
-    to go on with.
-    """
-    if not runtime.is_main:
-        return RunLog()
-    file, mode = output_dir / "metrics.jsonl", config["wandb_mode"]
-    if mode == "auto" and os.environ.get("WANDB_MODE") in ("online", "offline", "disabled"):
-        mode = os.environ["WANDB_MODE"]
-    if mode == "disabled":
-        return RunLog(file)
-    import wandb  # takes seconds, so only where a log starts
-
-    if mode == "auto":
-        mode = "online" if wandb.api.api_key else "offline"
-        if mode == "offline":
-            print("wandb: not logged in, so the run is logged offline (wandb sync uploads it)")
-    options = {
-        "project": "barlow-twins-sentinel-2",
-        "job_type": job_type,
-        "config": dict(config),
-        "dir": str(output_dir),
-        "id": run_id or None,
-        "resume": "allow" if run_id else None,
-        "reinit": "finish_previous",
-        "settings": wandb.Settings(silent=True, console="off", init_timeout=30),
-    }
-    for attempt in dict.fromkeys((mode, "offline")):
-        try:
-            return RunLog(file, wandb.init(mode=attempt, **options))
-        except (wandb.errors.Error, OSError, TimeoutError) as error:
-            print(f"wandb: {attempt} logging failed ({str(error).splitlines()[0]})")
-    return RunLog(file)
-
-
-# ---- checkpoints ---------------------------------------------------------------------------------
-
-
-def _is_statistic(value):
-    return isinstance(value, torch.Tensor) and value.ndim == 1 and bool(value.isfinite().all())
-
-
-CHECKPOINT_CONTENT = {  # what every checkpoint has, and how it is told from damage
-    "config": lambda value: isinstance(value, dict),
-    "backbone": lambda value: isinstance(value, dict) and "name" in value,
-    "backbone_state": lambda value: isinstance(value, dict),
-    "bands": lambda value: isinstance(value, list) and all(isinstance(n, str) for n in value),
-    "mean": _is_statistic,
-    "std": lambda value: _is_statistic(value) and bool((value > 0).all()),
-}
-
-
-def save_checkpoint(path, kind, **content):
-    """Write a checkpoint atomically. kind: "pretrained" or "classifier"."""
-    buffer = io.BytesIO()  # its size is known before the disk is asked for space
-    torch.save({"format": FORMAT_VERSION, "kind": kind, **content}, buffer)
-    with atomic_write(path) as part:
-        try:
-            part.write_bytes(buffer.getbuffer())
-        except OSError as error:
-            part.unlink(missing_ok=True)
-            raise write_error(path, error, len(buffer.getbuffer())) from None
-
-
-def load_checkpoint(path, kinds=("pretrained", "classifier")):
-    """Read a checkpoint of one of the kinds onto the CPU; raises InputError for anything else."""
-    if not path:
-        raise InputError(f"checkpoint_path: wanted a {' or '.join(kinds)} checkpoint, found none")
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError:
-        raise InputError(f"{path}: found no file, wanted a checkpoint") from None
-    except Exception as error:  # torch.load raises many kinds for a file that is cut off or foreign
-        raise InputError(
-            f"{path}: found no whole checkpoint ({type(error).__name__}), wanted one of ours"
-        ) from None
-    if not isinstance(content, dict) or "format" not in content or "kind" not in content:
-        raise InputError(f"{path}: found a file of another program, wanted a checkpoint of ours")
-    if content["format"] != FORMAT_VERSION:
-        raise InputError(f"{path}: found format {content['format']}, wanted {FORMAT_VERSION}")
-    if content["kind"] not in kinds:
-        raise InputError(
-            f"{path}: found a {content['kind']} checkpoint, wanted a {' or '.join(kinds)} one"
-        )
-    for key, is_right in CHECKPOINT_CONTENT.items():
-        if key not in content or not is_right(content[key]):
-            raise InputError(f"{path}: found no usable {key} in the checkpoint, wanted one of ours")
-    return content

@@ -11,7 +11,8 @@ from pathlib import Path
 
 import numpy as np
 
-from runtime import InputError, write_error, write_json
+from files import remove_parts, write_error, write_json
+from runtime import InputError
 
 PROGRESS = ".progress.part.json"
 
@@ -180,10 +181,3 @@ class MapWriter:
         for name in self.arrays:
             if not self.is_published(name):
                 self._part(name).replace(self.folder / f"{name}.npy")
-
-
-def remove_parts(folder, kept=()):
-    """Remove what runs that were killed left in a folder, but for the names in `kept`."""
-    for part in Path(folder).glob(".*.part.*"):
-        if part.name not in kept:
-            part.unlink()

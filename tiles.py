@@ -19,7 +19,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from runtime import InputError, atomic_write, notice
+from files import atomic_write
+from runtime import InputError, notice
 
 TRAIN, VALIDATION, TEST = 1, 2, 3  # codes of splits.npy; 0 is unused
 CACHE_PIXELS = 512  # pixels whose whole series fit into a core's own cache

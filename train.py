@@ -30,19 +30,10 @@ from data import (
     iterate_batches,
 )
 from distributed import BatchGenerator, gather, share
+from files import atomic_write, make_output_dir, remove_parts, write_json
 from maps import apply_basis, fit_basis
-from runtime import (
-    InputError,
-    Stopped,
-    atomic_write,
-    check,
-    make_output_dir,
-    run_script,
-    start_log,
-    start_runtime,
-    stop_on_signals,
-    write_json,
-)
+from runlog import start_log
+from runtime import InputError, Stopped, check, run_script, start_runtime, stop_on_signals
 from tiles import Tile, check_bands, notice_splits
 from training import Run, cut_metrics, learning_rate, read_last, resume
 from transforms import AUGMENTATIONS, mix_up
@@ -359,6 +350,7 @@ def main(config):
     last = read_last(output_dir, "pretrained", config, header["data"], run_config, FREE_KEYS)
     progress = resume(last, modules, optimiser)
     if runtime.is_main:
+        remove_parts(output_dir)
         cut_metrics(output_dir / "metrics.jsonl", progress.step if last else -1)
 
     # log

@@ -31,20 +31,18 @@ from backbones import (
 )
 from data import SentinelTimeSeriesDatasetForDownstreaming, iterate_batches
 from distributed import gather
+from files import load_checkpoint, make_output_dir, remove_parts, write_json
 from maps import class_legend, merge_classes
 from reports import score_classes, write_report
+from runlog import start_log
 from runtime import (
     InputError,
     Stopped,
     check,
-    load_checkpoint,
-    make_output_dir,
     notice,
     run_script,
-    start_log,
     start_runtime,
     stop_on_signals,
-    write_json,
 )
 from tiles import check_tile, notice_splits
 from training import Run, cut_metrics, learning_rate, read_last, resume
@@ -412,6 +410,7 @@ def main(config):
     log = start_log(config, "train_classification", output_dir, runtime, header["wandb_id"])
     header["wandb_id"] = log.run_id or header["wandb_id"]
     if runtime.is_main:
+        remove_parts(output_dir)
         cut_metrics(output_dir / "metrics.jsonl", progress.line["step"] if last else -1)
         write_json(output_dir / "config.json", dict(config))
         print(

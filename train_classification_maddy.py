@@ -15,6 +15,7 @@ from torch import nn
 from tqdm import trange
 
 from backbones import focal_loss
+from files import make_output_dir
 from maps import (
     class_legend,
     find_labels,
@@ -25,15 +26,8 @@ from maps import (
     representation_blocks,
 )
 from reports import score_classes, write_report
-from runtime import (
-    InputError,
-    check,
-    make_output_dir,
-    refuse_torchrun,
-    run_script,
-    start_log,
-    start_runtime,
-)
+from runlog import start_log
+from runtime import InputError, check, refuse_torchrun, run_script, start_runtime
 
 run_config = {
     "representation_path": "outputs/MGRS-SIM1/representation_map.npy",  # (H, W, D), of infer.py

@@ -7,7 +7,9 @@ from pathlib import Path
 
 import torch
 
-from runtime import InputError, RunLog, Runtime, atomic_write, load_checkpoint, save_checkpoint
+from files import atomic_write, load_checkpoint, save_checkpoint
+from runlog import RunLog
+from runtime import InputError, Runtime
 
 
 def learning_rate(peak, step, total_steps, warmup_steps, hold_fraction=0.0):

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from matplotlib.figure import Figure
 
-from runtime import atomic_write
+from files import atomic_write
 from transforms import clear_dates, even_draws, standardise
 
 

@@ -31,16 +31,9 @@ import train  # noqa: E402
 from backbones import build_backbone  # noqa: E402
 from barlow_twins import BarlowTwins, Projector  # noqa: E402
 from data import SentinelTimeSeriesDataset, iterate_batches  # noqa: E402
-from runtime import (  # noqa: E402
-    InputError,
-    Runtime,
-    check,
-    make_output_dir,
-    run_script,
-    start_log,
-    start_runtime,
-    write_json,
-)
+from files import make_output_dir, write_json  # noqa: E402
+from runlog import start_log  # noqa: E402
+from runtime import InputError, Runtime, check, run_script, start_runtime  # noqa: E402
 from tiles import Tile  # noqa: E402
 from utils import encode_series  # noqa: E402
 

@@ -1,9 +1,10 @@
-"""Every backbone: shapes, dependence on the day of year, masks, batches of one."""
+"""Every backbone: shapes, dependence on the day of year, masks, batches of one; heads; loss."""
 
 import pytest
 import torch
+import torch.nn.functional as F
 
-from backbones import BACKBONES, build_backbone, encode_days
+from backbones import BACKBONES, Classifier, build_backbone, encode_days, focal_loss
 
 SIZES = {"num_bands": 4, "sample_size": 6, "latent_dim": 10, "width": 16, "depth": 2}
 
@@ -14,10 +15,10 @@ def backbone(request):
     return build_backbone(request.param, **SIZES).eval()
 
 
-def batch(pixels=5, steps=6):
+def batch(pixels=5, dates=6):
     generator = torch.Generator().manual_seed(1)
-    x = torch.randn(pixels, steps, 4, generator=generator)
-    doys = torch.randint(1, 366, (pixels, steps), generator=generator).sort(1).values
+    x = torch.randn(pixels, dates, 4, generator=generator)
+    doys = torch.randint(1, 366, (pixels, dates), generator=generator).sort(1).values
     return x, doys
 
 
@@ -27,7 +28,7 @@ def test_gives_one_representation_a_pixel(backbone):
 
 
 def test_depends_on_the_day_of_year(backbone):
-    """Defect 2: the day dropped on the way to the model, position by index."""
+    """The day of year must reach the model; a date's position in the series is no substitute."""
     x, doys = batch()
     moved = (backbone(x, doys) - backbone(x, doys + 60)).abs().max(1).values
     assert (moved > 1e-3).all()
@@ -40,7 +41,7 @@ def test_days_may_be_of_any_number_type(backbone):
 
 
 def test_a_batch_of_one_is_like_a_row_of_many(backbone):
-    """Defect 10: squeeze() on a batch of one."""
+    """Guards against a squeeze() that removes the batch dimension of a single pixel."""
     x, doys = batch()
     alone = backbone(x[:1], doys[:1])
     assert alone.shape == (1, 10)
@@ -68,12 +69,12 @@ def test_transformer_ignores_padding_of_any_length():
     torch.manual_seed(0)
     encoder = build_backbone("transformer", **SIZES).eval()
     x, doys = batch()
-    for steps in (1, 4, 6):
-        padded = torch.cat([x[:, :steps], 1e6 * torch.ones(5, 9, 4)], 1)
-        days = torch.cat([doys[:, :steps], torch.zeros(5, 9)], 1)
+    for dates in (1, 4, 6):
+        padded = torch.cat([x[:, :dates], 1e6 * torch.ones(5, 9, 4)], 1)
+        days = torch.cat([doys[:, :dates], torch.zeros(5, 9)], 1)
         torch.testing.assert_close(
             encoder(padded, days, days == 0),
-            encoder(x[:, :steps], doys[:, :steps]),
+            encoder(x[:, :dates], doys[:, :dates]),
             atol=1e-5,
             rtol=1e-4,
         )
@@ -95,3 +96,23 @@ def test_a_misspelt_knob_is_not_swallowed():
         build_backbone("transformer", **SIZES, dropuot=0.1)
     with pytest.raises(ValueError, match="wanted one of mlp, cnn, transformer"):
         build_backbone("transfomer", **SIZES)
+
+
+def test_attention_head_needs_features_of_dates():
+    backbone = build_backbone("mlp", num_bands=4, sample_size=6, latent_dim=8, width=16, depth=1)
+    with pytest.raises(ValueError, match="not mlp"):
+        Classifier(backbone, head="attention", num_classes=2, dropout=0.0)
+
+
+def test_focal_loss_is_cross_entropy_at_gamma_0_and_smaller_above():
+    logits, target = torch.randn(50, 3), torch.randint(3, (50,))
+    plain = F.cross_entropy(logits, target)
+    torch.testing.assert_close(focal_loss(logits, target, 0.0), plain)
+    probability = logits.softmax(1)[torch.arange(50), target]
+    wanted = -((1 - probability) ** 2 * probability.log()).mean()
+    torch.testing.assert_close(focal_loss(logits, target, 2.0), wanted)
+    weight = torch.tensor([1.0, 2.0, 0.5])
+    torch.testing.assert_close(
+        focal_loss(logits, target, 0.0, weight),
+        F.cross_entropy(logits, target, weight=weight),
+    )

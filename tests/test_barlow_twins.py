@@ -53,14 +53,14 @@ def test_equals_the_reference_formula_and_its_gradient():
 
 
 def test_diagonal_reaches_one():
-    """Defect 5: unbiased deviation with / N, whose diagonal stays at (N - 1) / N."""
+    """With the unbiased deviation and a mean over N the diagonal would end at (N - 1) / N."""
     z = torch.randn(8, 5)
     c = cross_correlation(normalise(z), normalise(z))
     torch.testing.assert_close(c.diagonal(), torch.ones(5), atol=1e-4, rtol=0)
 
 
 def test_a_dead_dimension_gives_finite_loss_and_gradient():
-    """Defect 5: a deviation without epsilon."""
+    """Without an epsilon under the root, a dimension that never varies gives NaN."""
     z = torch.randn(16, 4)
     z[:, 2] = 3.0
     z.requires_grad_()
@@ -91,8 +91,8 @@ def test_mix_up_loss_equals_the_paper_for_one_weight():
     for z in (z_a, z_b):
         target = a * z_a.T @ z / 32 + (1 - a) * z_b[order].T @ z / 32
         wanted += (z_m.T @ z / 32 - target).square().sum()
-    found = mix_up_loss(z_m, z_a, z_b[order], z_b, torch.full((32,), a))
-    torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-6)
+    loss = mix_up_loss(z_m, z_a, z_b[order], z_b, torch.full((32,), a))
+    torch.testing.assert_close(loss, wanted, rtol=1e-4, atol=1e-6)
 
 
 class FlattenBackbone(nn.Module):
@@ -116,7 +116,7 @@ def test_views_are_normalised_each_on_its_own():
 
 
 def test_batches_of_other_sizes_follow_each_other():
-    """Defect 10: batch_size frozen inside the loss."""
+    """Guards against a batch size fixed in the loss: the last batch of an epoch may be shorter."""
     for pixels in (32, 5):
         z = torch.randn(pixels, 3)
         c = cross_correlation(normalise(z), normalise(z))

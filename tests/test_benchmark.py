@@ -7,7 +7,7 @@ import sys
 
 import pytest
 import torch
-from conftest import ROOT, make_tile
+from helpers import ROOT, make_tile
 
 from backbones import build_backbone
 from runtime import start_runtime

@@ -1,15 +1,11 @@
-"""The tile contract, and the stream of batches that is drawn from it."""
-
-import json
-import shutil
+"""The stream of batches that is drawn from tiles, and the splits and labels in it."""
 
 import numpy as np
 import pytest
 import torch
-from conftest import make_dataset, make_tile
+from helpers import make_dataset, pixel_ids, save
 
 import data
-import tiles
 from data import (
     SentinelTimeSeriesDataset,
     SentinelTimeSeriesDatasetForDownstreaming,
@@ -22,108 +18,9 @@ ZERO, ONE = np.zeros(10, np.float32), np.ones(10, np.float32)  # leave the value
 RAW = {"mean": ZERO, "std": ONE}
 
 
-def pixel_ids(x):
-    """The pixel that each value came from, by the marker that make_tile leaves."""
-    return x[..., -1].reshape(len(x), -1)[:, 0].long() - 1
-
-
 def batches(base_path, name="toy", workers=0, kind=SentinelTimeSeriesDataset, **keywords):
     dataset = kind(base_path, name, **{"min_valid": 5, "sample_size": 8, **RAW, **keywords})
     return list(iterate_batches(dataset, workers))
-
-
-# ---- contract ----------------------------------------------------------------------------------
-
-
-def test_opens_without_reading_the_bands(dataset):
-    tile = open_dataset(dataset, "toy")[0]
-    assert tile.name == "MGRS-0"
-    assert isinstance(tile.bands, np.memmap)
-    assert tile.shape == (20, 16, 16, 10)
-
-
-def save(tile, name, array):
-    np.save(tile / f"{name}.npy", array)
-
-
-def cut(tile, name):
-    file = tile / f"{name}.npy"
-    file.write_bytes(file.read_bytes()[:-100])
-
-
-BREAK = {
-    "masks.npy: found no such file": lambda t: (t / "masks.npy").unlink(),
-    "bands.npy: found no readable array": lambda t: cut(t, "bands"),
-    "bands.npy: found shape (3, 4)": lambda t: save(t, "bands", np.zeros((3, 4), np.uint16)),
-    "bands.npy: found dtype float32": lambda t: save(
-        t, "bands", np.zeros((20, 16, 16, 10), np.float32)
-    ),
-    "masks.npy: found shape (1, 16, 16)": lambda t: save(
-        t, "masks", np.ones((1, 16, 16), np.uint8)
-    ),
-    "doys.npy: found [": lambda t: save(t, "doys", np.arange(20, 0, -1)),
-    "doys.npy: found [0,": lambda t: save(t, "doys", np.arange(20)),
-    "doys.npy: found dtype float64": lambda t: save(t, "doys", np.arange(1.0, 21)),
-    "band_std.npy: found [nan": lambda t: save(t, "band_std", np.full(10, np.nan, np.float32)),
-    "labels.npy: found shape (16, 15)": lambda t: save(t, "labels", np.zeros((16, 15), np.uint8)),
-    "splits.npy: found value 7": lambda t: save(t, "splits", np.full((16, 16), 7, np.uint8)),
-    "tile.json: found no readable JSON": lambda t: (t / "tile.json").write_text("{"),
-    "tile.json: found bands": lambda t: (t / "tile.json").write_text('{"bands": ["B02"]}'),
-    "masks.npy: found no readable array": lambda t: np.save(
-        t / "masks.npy", np.array([{}]), allow_pickle=True
-    ),
-}
-
-
-@pytest.mark.parametrize("message", BREAK)
-def test_a_tile_out_of_contract_is_refused_in_one_line(dataset, message):
-    """Defect 12: a missing mask taken for all clear; also cut, foreign and pickled files."""
-    tile = dataset / "data/toy/processed/MGRS-1"
-    BREAK[message](tile)
-    with pytest.raises(InputError) as error:
-        open_dataset(dataset, "toy")
-    assert message in str(error.value)
-    assert str(tile) in str(error.value)
-    assert "wanted" in str(error.value)
-    assert "\n" not in str(error.value)
-
-
-def test_a_mask_of_other_values_is_refused(dataset):
-    save(dataset / "data/toy/processed/MGRS-0", "masks", np.full((20, 16, 16), 255, np.uint8))
-    with pytest.raises(InputError, match=r"masks.npy: found value 255, wanted 0"):
-        batches(dataset)
-
-
-def test_tiles_of_other_bands_are_refused_with_both_lists(tmp_path):
-    base_path = make_dataset(tmp_path, tiles=1)
-    make_tile(base_path / "data/toy/processed/MGRS-9", (20, 16, 16, 6))
-    with pytest.raises(InputError, match=r"X5'\], wanted \['X0'.*X9"):
-        open_dataset(base_path, "toy")
-
-
-def test_an_empty_data_set_says_where_it_looked(tmp_path):
-    with pytest.raises(InputError, match="data/nowhere/processed: found no tile"):
-        open_dataset(tmp_path, "nowhere")
-
-
-def test_statistics_are_pooled_over_clear_observations(tmp_path):
-    base_path = make_dataset(tmp_path, tiles=1)
-    make_tile(base_path / "data/toy/processed/MGRS-9", (30, 8, 24, 10), clear=0.3, seed=4)
-    dataset = SentinelTimeSeriesDataset(base_path, "toy", min_valid=1)
-    observed = np.concatenate(
-        [tile.bands[tile.masks == 1] for tile in open_dataset(base_path, "toy")]
-    ).astype(float)
-    np.testing.assert_allclose(dataset.mean, observed.mean(0), rtol=1e-5)
-    np.testing.assert_allclose(dataset.std, observed.std(0), rtol=1e-4)
-
-
-def test_clear_counts_are_kept_until_the_masks_change(dataset):
-    tile = Tile(dataset / "data/toy/processed/MGRS-0")
-    counts = tile.clear_counts()
-    np.testing.assert_array_equal(counts, tile.masks.sum(0))
-    np.testing.assert_array_equal(tile.clear_counts(), counts)
-    save(tile.path, "masks", np.ones((20, 16, 16), np.uint8))
-    assert (Tile(tile.path).clear_counts() == 20).all()
 
 
 # ---- stream --------------------------------------------------------------------------------------
@@ -142,7 +39,7 @@ def test_values_belong_to_clear_observations_of_one_pixel_and_their_days(dataset
     for x, doys in batches(dataset, batch_size=100):
         date = (x[..., 0] - 1000).long()  # (N, 2, S)
         pixel = pixel_ids(x)
-        assert (x[..., -1] == x[..., :1, :1, -1]).all(), "steps of several pixels in one series"
+        assert (x[..., -1] == x[..., :1, :1, -1]).all(), "dates of several pixels in one series"
         for n in range(0, len(x), 7):
             matches = [
                 tile
@@ -155,7 +52,7 @@ def test_values_belong_to_clear_observations_of_one_pixel_and_their_days(dataset
 
 @pytest.mark.parametrize("batch_size", [7, 100, 512, 10_000])
 def test_every_valid_pixel_once_an_epoch(tmp_path, batch_size):
-    """Defect 6: a sample dropped at every full buffer."""
+    """Guards against samples lost where a buffer is full or an epoch ends."""
     base_path = make_dataset(tmp_path, tiles=1, clear=0.4)
     valid = open_dataset(base_path, "toy")[0].masks.sum(0).ravel() >= 8
     assert 0 < valid.sum() < valid.size
@@ -165,11 +62,11 @@ def test_every_valid_pixel_once_an_epoch(tmp_path, batch_size):
         )
         steps = dataset.steps_per_epoch
         dataset.set_steps(epoch * steps, (epoch + 1) * steps)
-        found = [x for x, _ in iterate_batches(dataset)]
-        assert len(found) == steps
-        assert max(map(len, found)) <= batch_size
-        assert max(map(len, found)) - min(map(len, found)) <= 1
-        seen = torch.cat([pixel_ids(x) for x in found]).sort().values
+        drawn = [x for x, _ in iterate_batches(dataset)]
+        assert len(drawn) == steps
+        assert max(map(len, drawn)) <= batch_size
+        assert max(map(len, drawn)) - min(map(len, drawn)) <= 1
+        seen = torch.cat([pixel_ids(x) for x in drawn]).sort().values
         assert seen.tolist() == np.flatnonzero(valid).tolist()
 
 
@@ -205,7 +102,7 @@ def test_batches_are_a_function_of_seed_epoch_and_step(dataset, monkeypatch):
 
 
 def test_epochs_seeds_and_views_differ(tmp_path):
-    """Defect 6: all workers and all epochs draw the same views."""
+    """Guards against one seed for all, so that every worker and epoch draws the same views."""
     base_path = make_dataset(tmp_path, tiles=1)
     keywords = {"batch_size": 1000, "min_valid": 10, "sample_size": 5}
     stream = SentinelTimeSeriesDataset(base_path, "toy", **keywords, **RAW)
@@ -248,9 +145,9 @@ def test_no_whole_tile_in_memory(tmp_path, monkeypatch):
     monkeypatch.setattr(data, "DRAW_PIXELS", 64)
     sizes, read_dates = [], Tile.read_dates
 
-    def read(tile, pixels, steps):
+    def read(tile, pixels, dates):
         sizes.append(len(pixels))
-        return read_dates(tile, pixels, steps)
+        return read_dates(tile, pixels, dates)
 
     monkeypatch.setattr(Tile, "read_dates", read)
     assert sum(len(x) for x, _ in batches(base_path, batch_size=200)) > 500
@@ -291,49 +188,37 @@ def test_real_tiles(shared):
         assert 0.4 < float(x.std()) < 1.5
 
 
-# ---- sides and labels ----------------------------------------------------------------------------
+# ---- splits and labels ---------------------------------------------------------------------------
 
 
-def ids_of_side(base_path, split, kind=SentinelTimeSeriesDatasetForDownstreaming, **keywords):
-    found = batches(base_path, kind=kind, split=split, block_size=4, **keywords)
-    return set(torch.cat([pixel_ids(batch[0]) for batch in found]).tolist())
+def ids_of_split(base_path, split, kind=SentinelTimeSeriesDatasetForDownstreaming, **keywords):
+    drawn = batches(base_path, kind=kind, split=split, block_size=4, **keywords)
+    return set(torch.cat([pixel_ids(batch[0]) for batch in drawn]).tolist())
 
 
 @pytest.mark.parametrize("splits_file", [True, False])
-def test_sides_are_disjoint(tmp_path, splits_file):
-    """Defect 8: validation on training tiles; the final score from the split used to select."""
+def test_splits_are_disjoint(tmp_path, splits_file):
+    """Validation must not see training pixels, nor the test split those that chose the model."""
     base_path = make_dataset(tmp_path, tiles=1, clear=1.0)
     if splits_file:
         splits = np.random.default_rng(0).integers(0, 4, (16, 16)).astype(np.uint8)
         save(base_path / "data/toy/processed/MGRS-0", "splits", splits)
-    train, validation, test = (ids_of_side(base_path, s) for s in ("train", "validation", "test"))
+    train, validation, test = (ids_of_split(base_path, s) for s in ("train", "validation", "test"))
     assert len(train) + len(validation) + len(test) == len(train | validation | test)
-    unlabelled = ids_of_side(base_path, "train", SentinelTimeSeriesDataset)
+    unlabelled = ids_of_split(base_path, "train", SentinelTimeSeriesDataset)
     assert unlabelled.isdisjoint(validation | test)
     assert train <= unlabelled
     assert min(len(train), len(validation), len(test)) > 10
 
 
-def test_blocks_are_square_and_depend_on_name_and_seed(dataset):
-    one, other = open_dataset(dataset, "toy")
-    side = one.split_map(block_size=4)
-    blocks = side.reshape(4, 4, 4, 4).swapaxes(1, 2).reshape(16, 16)
-    assert (blocks == blocks[:, :1]).all()
-    assert (one.split_map(4) == side).all()
-    assert (other.split_map(4) != side).any()
-    assert (one.split_map(4, seed=1) != side).any()
-
-
-def test_unlabelled_tiles_need_no_test_side(tmp_path):
+def test_the_labelled_data_set_needs_labels(tmp_path):
     base_path = make_dataset(tmp_path, labels=False)
-    sides = np.unique(open_dataset(base_path, "toy")[0].split_map(4))
-    assert sides.tolist() == [tiles.TRAIN, tiles.VALIDATION]
     with pytest.raises(InputError, match=r"no labels.npy"):
-        ids_of_side(base_path, "train")
+        ids_of_split(base_path, "train")
 
 
 def test_labels_are_the_codes_of_the_tile(tmp_path):
-    """Defect 7: label 0 trained as a class; codes such as 95 mapped to something else."""
+    """Label 0 means no label and is no class; a code such as 95 stays itself."""
     base_path = make_dataset(tmp_path, tiles=1, clear=1.0)
     tile = base_path / "data/toy/processed/MGRS-0"
     labels = np.load(tile / "labels.npy")
@@ -363,8 +248,8 @@ def test_all_clear_observations_in_order(dataset):
 def test_label_count_draws_so_many_by_seed(dataset):
     def draw(seed):
         kind = SentinelTimeSeriesDatasetForDownstreaming
-        found = batches(dataset, kind=kind, label_count=30, seed=seed, block_size=4)
-        return torch.cat([pixel_ids(batch[0]) for batch in found]).sort().values
+        drawn = batches(dataset, kind=kind, label_count=30, seed=seed, block_size=4)
+        return torch.cat([pixel_ids(batch[0]) for batch in drawn]).sort().values
 
     assert len(draw(0)) == 30
     assert draw(0).equal(draw(0))
@@ -373,11 +258,3 @@ def test_label_count_draws_so_many_by_seed(dataset):
         batches(
             dataset, kind=SentinelTimeSeriesDatasetForDownstreaming, label_count=9999, block_size=4
         )
-
-
-def test_bands_are_optional_in_tile_json(dataset):
-    tile = dataset / "data/toy/processed/MGRS-0"
-    (tile / "tile.json").unlink()
-    assert Tile(tile).band_names == []
-    shutil.copy(dataset / "data/toy/processed/MGRS-1/tile.json", tile)
-    assert Tile(tile).band_names == json.loads((tile / "tile.json").read_text())["bands"]

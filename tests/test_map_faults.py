@@ -31,8 +31,9 @@ import storage
 import train_classification
 import train_classification_maddy
 from backbones import Classifier, build_backbone
+from files import save_checkpoint
 from reports import score_classes
-from runtime import InputError, Runtime, Stopped, check, save_checkpoint
+from runtime import InputError, Runtime, Stopped, check, override
 from utils import extract_representations
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -787,6 +788,9 @@ def test_the_wave_is_the_home_folder(place, tmp_path, monkeypatch):
     run(create_false_color_map, representation_path=path, basis_path="~/basis.npz")
     assert (tmp_path / "basis.npz").exists()
     assert not (tmp_path / "~").exists()
+    # train_classification.py reads its checkpoint before it checks the other keys
+    config = override(train_classification.run_config, ["checkpoint_path=~/best.pt"])
+    assert config["checkpoint_path"] == f"{tmp_path}/best.pt"
     assert check({"representation_path": "~/a,~/b"})["representation_path"] == (
         f"{tmp_path}/a,{tmp_path}/b"
     )

@@ -3,32 +3,23 @@
 import os
 import subprocess
 import sys
-import time
 
 import pytest
-from conftest import ROOT
-from test_train import as_arguments, assert_same_weights, lines, tiny, weights
+from helpers import (
+    ENVIRONMENT,
+    ROOT,
+    as_arguments,
+    assert_same_weights,
+    lines,
+    tiny,
+    torchrun,
+    torchrun_command,
+    wait_for_lines,
+    weights,
+)
 
 from backbones import BACKBONES
 from train import main
-
-ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
-
-
-def torchrun_command(config, processes=2):
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-    return [*command, f"--nproc-per-node={processes}", ROOT / "train.py", *as_arguments(config)]
-
-
-def torchrun(config, processes=2, cwd=ROOT):
-    return subprocess.run(
-        torchrun_command(config, processes),
-        cwd=cwd,
-        env=ENVIRONMENT,
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
 
 
 @pytest.mark.parametrize("workers", [0, 2])
@@ -63,7 +54,7 @@ def test_a_run_of_one_process_goes_on_with_two(dataset, tmp_path):
     )
 
 
-def test_processes_agree_on_the_folder_that_the_time_names(dataset, tmp_path):
+def test_all_processes_write_to_the_folder_that_is_named_by_the_time(dataset, tmp_path):
     done = torchrun(tiny(dataset, "", max_steps=2), cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     (folder,) = (tmp_path / "checkpoints").iterdir()
@@ -81,11 +72,9 @@ def test_a_job_that_its_queue_stops_goes_on_where_it_was(dataset, tmp_path):
         env=ENVIRONMENT,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
+        text=True,
     ) as job:
-        metrics = tmp_path / "stopped" / "metrics.jsonl"
-        while not (metrics.exists() and len(metrics.read_text().splitlines()) > 2):
-            assert job.poll() is None, job.stderr.read().decode()
-            time.sleep(0.01)
+        wait_for_lines(tmp_path / "stopped", 3, job)
         job.terminate()
     stopped = lines(tmp_path / "stopped")[-1]["step"]
     assert 0 < stopped < lines(tmp_path / "whole")[-1]["step"]
@@ -96,8 +85,8 @@ def test_a_job_that_its_queue_stops_goes_on_where_it_was(dataset, tmp_path):
 
 
 def slurm(folder, config, **keywords):
-    """Start the README's batch file where srun and scontrol are stand-ins, the rest is real."""
-    script = (ROOT / "README.md").read_text().split("```bash\n#!/bin/bash")[1].split("```")[0]
+    """Start the batch file of docs where srun and scontrol are stand-ins, the rest is real."""
+    script = (ROOT / "docs/slurm.sh").read_text()
     keys = " ".join(as_arguments(config))
     example = "base_path=/data dataset_name=austria_2022 output_dir=checkpoints/austria"
     assert example in script
@@ -120,10 +109,7 @@ def test_the_slurm_example_queues_a_stopped_job_again_and_ends_a_finished_one(da
     config = tiny(dataset, tmp_path / "run", epochs=20)
     silent = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
     with slurm(tmp_path, config, **silent) as job:
-        metrics = tmp_path / "run" / "metrics.jsonl"
-        while not (metrics.exists() and len(metrics.read_text().splitlines()) > 2):
-            assert job.poll() is None
-            time.sleep(0.01)
+        wait_for_lines(tmp_path / "run", 3, job)
         job.terminate()
     stopped = lines(tmp_path / "run")[-1]["step"]
     assert (tmp_path / "requeued").read_text() == f"requeue {os.getpid()}\n"

@@ -1,83 +1,33 @@
 """train.py as a user runs it: on tiles, stopped and continued, with mistakes, logged to wandb."""
 
 import json
-import os
 import signal
-import subprocess
 import sys
-import time
 
+import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, make_dataset, make_tile
+from helpers import (
+    as_arguments,
+    assert_same_weights,
+    lines,
+    make_dataset,
+    make_tile,
+    read_wandb,
+    start,
+    tiny,
+    wait_for_lines,
+    weights,
+)
 
 import train
 from backbones import BACKBONES, load_backbone
 from barlow_twins import LOSSES
-from runtime import InputError, load_checkpoint, run_script, start_runtime
+from files import load_checkpoint
+from runtime import InputError, run_script
 from tiles import Tile
-from train import main, open_data, run_config
-from training import learning_rate
-from validation import Validation
-
-TINY = {
-    **run_config,
-    "dataset_name": "toy",
-    "sample_size": 6,
-    "min_valid": 5,
-    "block_size": 4,
-    "latent_dim": 16,
-    "width": 16,
-    "depth": 1,
-    "projector_dim": 32,
-    "batch_size": 64,
-    "epochs": 4,
-    "log_interval": 1,
-    "val_interval": 8,
-    "checkpoint_interval": 4,
-    "device": "cpu",
-    "wandb_mode": "disabled",
-}
-
-
-def tiny(base_path, output_dir, **keywords):
-    return {**TINY, "base_path": str(base_path), "output_dir": str(output_dir), **keywords}
-
-
-def lines(output_dir):
-    return [json.loads(line) for line in (output_dir / "metrics.jsonl").read_text().splitlines()]
-
-
-def weights(output_dir, name="last.pt"):
-    content = load_checkpoint(output_dir / name)
-    return {**content["backbone_state"], **content["projector_state"]}
-
-
-def assert_same_weights(one, other, **tolerance):
-    assert one.keys() == other.keys()
-    for key, value in one.items():
-        if tolerance:
-            torch.testing.assert_close(value, other[key], **tolerance)
-        else:
-            assert value.equal(other[key]), key
-
-
-def start(*arguments, **environment):
-    """train.py in a process of its own."""
-    return subprocess.Popen(
-        [sys.executable, str(ROOT / "train.py"), *arguments],
-        cwd=ROOT,
-        env={**os.environ, "OMP_NUM_THREADS": "1", **environment},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-
-
-def as_arguments(config):
-    return [f"{key}={value}" for key, value in config.items() if value != run_config[key]]
-
+from train import main, run_config
 
 # ---- a run -------------------------------------------------------------------------------------
 
@@ -86,12 +36,12 @@ def as_arguments(config):
 def test_trains_and_leaves_its_files(dataset, tmp_path, backbone):
     out = tmp_path / "out"
     result = main(tiny(dataset, out, backbone=backbone, learning_rate=3e-3, epochs=8))
-    found = lines(out)
-    assert [line["step"] for line in found] == list(range(result["step"] + 1))
+    logged = lines(out)
+    assert [line["step"] for line in logged] == list(range(result["step"] + 1))
     for key in ("loss", "loss_per_dim", "on_diag", "off_diag", "learning_rate", "grad_norm"):
-        assert all(np.isfinite(line[key]) for line in found[1:])
-    assert found[-1]["samples_per_second"] > 0
-    untrained, *_, trained = [line for line in found if "val_loss" in line]
+        assert all(np.isfinite(line[key]) for line in logged[1:])
+    assert logged[-1]["samples_per_second"] > 0
+    untrained, *_, trained = [line for line in logged if "val_loss" in line]
     assert untrained["step"] == 0
     assert trained["val_loss"] < 0.5 * untrained["val_loss"]
     assert 1 <= trained["rankme"] <= 16
@@ -104,7 +54,7 @@ def test_trains_and_leaves_its_files(dataset, tmp_path, backbone):
 
 
 def test_checkpoint_holds_all_that_later_scripts_need(dataset, tmp_path):
-    """Defect 1: keys with prefixes of wrappers, loaded with strict=False into a bare backbone."""
+    """Wrappers (compile, DDP) must not leave prefixes in the keys, and loading must be strict."""
     main(tiny(dataset, tmp_path / "out", max_steps=2))
     content = load_checkpoint(tmp_path / "out/last.pt", ("pretrained",))
     assert content["bands"] == [f"X{i}" for i in range(10)]
@@ -116,7 +66,7 @@ def test_checkpoint_holds_all_that_later_scripts_need(dataset, tmp_path):
     content["backbone_state"]["_orig_mod.score.weight"] = content["backbone_state"].pop(
         "score.weight"
     )
-    with pytest.raises(RuntimeError, match="score.weight"):
+    with pytest.raises(InputError, match="score.weight"):
         load_backbone(content)
 
 
@@ -128,6 +78,33 @@ def test_mix_up_takes_part_where_it_is_asked_for(dataset, tmp_path):
     assert mixed["loss"] == pytest.approx(first["loss"] + 0.005 * mixed["mix_up_loss"], rel=1e-3)
     one, other = (weights(tmp_path / name) for name in ("0.0", "1.0"))
     assert not all(value.equal(other[key]) for key, value in one.items())
+
+
+def test_another_loss_is_used_by_training_and_validation_alike(dataset, tmp_path, monkeypatch):
+    """A loss is one entry of LOSSES; nothing else has to know of it."""
+    training = []
+
+    def loss_of_seven(z, config, mixture=None):
+        training.append(torch.is_grad_enabled())
+        assert len(z) == 2 + bool(mixture)
+        return 7 + 0 * z[0].sum(), {"part_of_seven": z[0].new_tensor(3.0)}
+
+    monkeypatch.setitem(LOSSES, "seven", loss_of_seven)
+    main(tiny(dataset, tmp_path / "out", loss="seven", max_steps=2))
+    untrained, first, last = lines(tmp_path / "out")
+    assert untrained["val_loss"] == last["val_loss"] == 7
+    assert first["loss"] == last["loss"] == 7
+    assert first["part_of_seven"] == 3
+    assert training.count(True) == 2
+    assert training.count(False) > 0
+
+
+def test_an_augmentation_changes_the_views_that_train(dataset, tmp_path):
+    for name in ("none", "jitter_bands"):
+        main(tiny(dataset, tmp_path / name, augment=name, max_steps=2))
+    plain, jittered = (lines(tmp_path / name) for name in ("none", "jitter_bands"))
+    assert plain[0] == jittered[0], "validation looks at the views as they were drawn"
+    assert plain[1]["loss"] != jittered[1]["loss"]
 
 
 def test_best_checkpoint_is_the_best_validated(dataset, tmp_path):
@@ -146,66 +123,12 @@ def test_without_labels_the_validation_loss_chooses(tmp_path):
 
 
 def test_validation_tiles_of_their_own(dataset, tmp_path):
-    """Defect 8: validation on training tiles."""
+    """A tile that trains must not validate."""
     make_dataset(tmp_path, name="other", tiles=1, clear=0.9)
     result = main(tiny(dataset, tmp_path / "out", val_dataset_name="other", max_steps=1))
     assert result["val_loss"] > 0
     with pytest.raises(InputError, match="is a training tile"):
         main(tiny(dataset, tmp_path / "out2", val_dataset_name="toy"))
-
-
-def test_validation_loss_is_the_mean_over_pixels(dataset, tmp_path):
-    """Defect 8: n + 1 batches summed up and divided by n."""
-    config = tiny(dataset, tmp_path / "out", batch_size=30)
-    runtime = start_runtime("cpu")
-    train_set, val_set, labelled, _ = open_data(config, runtime)
-    validate = Validation(val_set, labelled, config, runtime)
-    torch.manual_seed(0)
-    model = train.build_model(config, train_set.num_bands)
-    found = validate(model)["val_loss"]
-    assert model.training, "validation must give the model back in train mode"
-    model.eval()
-    assert len(validate.batches) > 2
-    sizes, losses = [], []
-    for x, doys in validate.batches:
-        with torch.no_grad():
-            loss, _ = LOSSES["barlow_twins"](model(x, doys), config)
-        losses.append(float(loss))
-        sizes.append(len(x))
-    assert found == pytest.approx(np.average(losses, weights=sizes), rel=1e-5)
-    assert validate(model)["val_loss"] == pytest.approx(found, rel=1e-6), "the views are fixed"
-
-
-def test_validation_never_sees_training_or_test_pixels(dataset, tmp_path):
-    config = tiny(dataset, tmp_path / "out")
-    train_set, val_set, labelled, _ = open_data(config, start_runtime("cpu"))
-    for index in range(2):
-        taken = train_set.pixel_mask(index)
-        test = train_set.tiles[index].split_map(4) == 3
-        for other in (val_set, labelled):
-            assert not (other.pixel_mask(index) & (taken | test)).any()
-        assert not (taken & test).any()
-
-
-# ---- schedule ------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("total", [1, 5, 40, 1000, 20_000])
-def test_learning_rate_warms_up_holds_and_decays(total):
-    """Defect 4: 1e-10 mid-run, no warm-up on short runs, two warm-ups."""
-    top, warmup = run_config["learning_rate"], min(run_config["warmup_steps"], -(-total // 10))
-    hold = run_config["hold_fraction"]
-    rates = np.array([learning_rate(top, step, total, warmup, hold) for step in range(total)])
-    assert (rates > 0).all()
-    assert rates.max() == pytest.approx(top, rel=0.02 if total > 5 else 0.6)
-    peak = int(rates.argmax())
-    assert (np.diff(rates[: peak + 1]) >= 0).all()
-    assert (np.diff(rates[peak:]) <= 1e-12).all(), "rises again"
-    if total >= 40:
-        assert rates[0] < 0.5 * top, "no warm-up"
-        assert peak <= total / 9
-        assert rates[total // 2] > 0.5 * top, "dropped mid-run"
-        assert rates[-1] < 0.05 * top
 
 
 # ---- stopped and continued -----------------------------------------------------------------------
@@ -223,7 +146,7 @@ def test_continues_as_if_it_had_never_stopped(dataset, tmp_path, backbone, worke
     assert steps == [line["step"] for line in lines(tmp_path / "whole")]
 
 
-def test_lines_behind_the_checkpoint_are_written_again(dataset, tmp_path):
+def test_lines_after_the_checkpoint_are_written_again(dataset, tmp_path):
     main(tiny(dataset, tmp_path / "out", max_steps=6))
     with open(tmp_path / "out/metrics.jsonl", "a") as file:
         file.write(json.dumps({"step": 7, "loss": 1.0}) + "\n")
@@ -236,15 +159,12 @@ def test_a_signal_loses_nothing(dataset, tmp_path, sent):
     """SIGTERM and Ctrl-C save the step they come in; after a kill the last checkpoint is whole."""
     config = tiny(dataset, tmp_path / "stopped", epochs=30, val_interval=1000)
     process = start(*as_arguments(config))
-    metrics = tmp_path / "stopped/metrics.jsonl"
-    while not metrics.exists() or len(metrics.read_text().splitlines()) < 15:
-        assert process.poll() is None, process.communicate()[1]
-        time.sleep(0.05)
+    wait_for_lines(tmp_path / "stopped", 15, process)
     process.send_signal(sent)
     out, err = process.communicate(timeout=60)
     assert "Traceback" not in err
     if sent != signal.SIGKILL:
-        assert process.returncode == 0, err
+        assert process.returncode == 128 + sent, err
         assert "goes on" in out
         assert (
             lines(tmp_path / "stopped")[-1]["step"]
@@ -294,6 +214,10 @@ MISTAKES = {
     "backbone=resnet": "error: backbone=resnet: wanted one of mlp, cnn, transformer",
     "width=20": "error: width=20: wanted a multiple of 16 for the transformer",
     "batch_size=0": "error: batch_size=0: wanted 2 or more",
+    "clip_norm=0": "error: clip_norm=0.0: wanted ",
+    "clip_norm=-1": "error: clip_norm=-1.0: wanted ",
+    "loss=vicreg": "error: loss=vicreg: wanted one of barlow_twins",
+    "augment=flip": "error: augment=flip: wanted one of none, ",
     "device=tpu": "error: device=tpu: wanted one of auto, cpu, cuda",
     "wandb_mode=on": "error: wandb_mode=on: wanted one of auto, online, offline, disabled",
     "dataset_name=nowhere": "processed: found no tile, wanted folders MGRS-*",
@@ -346,27 +270,6 @@ def test_too_many_observations_wanted_of_real_tiles(shared, tmp_path):
 # ---- wandb ---------------------------------------------------------------------------------------
 
 
-def read_wandb(output_dir):
-    """History rows and logged files of the one offline run in a folder, by wandb's own reader."""
-    from wandb.proto import wandb_internal_pb2
-    from wandb.sdk.internal.datastore import DataStore
-
-    (file,) = (output_dir / "wandb").glob("offline-run-*/*.wandb")
-    store = DataStore()
-    store.open_for_scan(str(file))
-    history, files = [], []
-    while (content := store.scan_data()) is not None:
-        record = wandb_internal_pb2.Record()
-        record.ParseFromString(content)
-        kind = record.WhichOneof("record_type")
-        if kind == "history":
-            items = record.history.item
-            history.append({i.key or i.nested_key[0]: i.value_json for i in items})
-        elif kind == "files":
-            files += [item.path for item in record.files.files]
-    return history, [file.parent / "files" / name for name in files]
-
-
 def test_wandb_holds_metrics_and_images_with_no_network_and_no_key(dataset, tmp_path, capsys):
     config = tiny(dataset, tmp_path / "out", wandb_mode="auto", epochs=2)
     main(config)
@@ -409,9 +312,7 @@ def test_learns_on_real_tiles(shared, tmp_path, name):
 
 
 def test_picture_shows_only_valid_pixels(dataset, tmp_path):
-    """Defect 11: pixels without observations drawn as if they had an embedding."""
-    import matplotlib.pyplot as plt
-
+    """Pixels without enough observations must not be drawn as if they had an embedding."""
     tile = make_tile(tmp_path / "MGRS-holes", clear=0.9)
     masks = np.load(tile / "masks.npy")
     masks[:, :8, :8] = 0

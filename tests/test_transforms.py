@@ -3,12 +3,21 @@
 import numpy as np
 import pytest
 import torch
-from conftest import make_tile
+from helpers import make_tile
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from distributed import BatchGenerator
 from tiles import Tile
-from transforms import clear_dates, draw_dates, even_draws, gap_fill, mix_up, standardise
+from transforms import (
+    AUGMENTATIONS,
+    clear_dates,
+    draw_dates,
+    even_draws,
+    gap_fill,
+    mix_up,
+    standardise,
+)
 
 
 def random_clear(pixels, dates, seed):
@@ -18,17 +27,18 @@ def random_clear(pixels, dates, seed):
     return clear
 
 
-def draw(clear, steps, views=1, seed=0):
+def draw(clear, num_drawn, views=1, seed=0):
     generator = torch.Generator().manual_seed(seed)
-    return draw_dates(clear, steps, torch.rand(steps, clear.shape[1], views, generator=generator))
+    random = torch.rand(num_drawn, clear.shape[1], views, generator=generator)
+    return draw_dates(clear, num_drawn, random)
 
 
 @settings(max_examples=60, deadline=None)
 @given(st.integers(0, 40), st.integers(1, 30), st.integers(1, 24), st.integers(1, 3), st.integers())
-def test_draw_is_clear_ordered_and_without_replacement(pixels, dates, steps, views, seed):
+def test_draw_is_clear_ordered_and_without_replacement(pixels, dates, num_drawn, views, seed):
     clear = random_clear(pixels, dates, seed % 1000)
-    drawn = draw(clear, steps, views, seed % 1000)
-    assert drawn.shape == (pixels, views, steps)
+    drawn = draw(clear, num_drawn, views, seed % 1000)
+    assert drawn.shape == (pixels, views, num_drawn)
     assert clear.T.gather(1, drawn.flatten(1)).all(), "a cloudy date was drawn"
     assert (drawn.diff(dim=-1) >= 0).all(), "days must ascend"
     for pixel in range(pixels):
@@ -36,13 +46,13 @@ def test_draw_is_clear_ordered_and_without_replacement(pixels, dates, steps, vie
         for view in drawn[pixel]:
             times = torch.bincount(view, minlength=dates)[clear[:, pixel]]
             assert times.max() - times.min() <= 1, "as even as can be, so distinct where enough"
-            assert int(times.count_nonzero()) == min(have, steps)
+            assert int(times.count_nonzero()) == min(have, num_drawn)
 
 
-@pytest.mark.parametrize("steps", [2, 6])  # of 4 clear dates: a subset; all once and a pair twice
-def test_every_subset_is_equally_likely(steps):
+@pytest.mark.parametrize("num_drawn", [2, 6])  # of 4 dates: a subset; all, two of them twice
+def test_every_subset_is_equally_likely(num_drawn):
     clear = torch.tensor([True, False, True, True, False, True])[:, None].expand(-1, 30_000)
-    drawn = draw(clear.contiguous(), steps)[:, 0]
+    drawn = draw(clear.contiguous(), num_drawn)[:, 0]
     times = torch.stack([(drawn == date).sum(1) for date in range(6)], 1)
     subset = (times == times.amax(1, keepdim=True)).long() @ 2 ** torch.arange(6)
     counts = torch.bincount(subset)
@@ -53,7 +63,7 @@ def test_every_subset_is_equally_likely(steps):
 
 
 def test_views_differ_from_each_other_and_between_seeds():
-    """Defect 6: one seed for all, so that every view and epoch is the same."""
+    """Guards against one seed for all, so that every view and epoch is the same."""
     clear = torch.ones(40, 500, dtype=bool)
     first, again, other = (draw(clear, 8, 2, seed) for seed in (0, 0, 1))
     assert first.equal(again)
@@ -74,21 +84,21 @@ def test_read_dates_brings_bands_and_days_of_the_same_date_and_pixel(tmp_path, p
     tile = Tile(make_tile(tmp_path / "MGRS-0", (20, 16, 16, 3)))
     clear = tile.read_clear(pixels)
     assert clear.equal(torch.from_numpy(tile.masks.reshape(20, -1)[:, pixels] == 1))
-    steps = draw(clear, 4, 2)
-    bands, doys = tile.read_dates(pixels, steps)
-    for pixel, view, step in np.ndindex(*steps.shape):
-        date = int(steps[pixel, view, step])
-        row, column = divmod(pixels[pixel], 16)
-        assert bands[pixel, view, step].tolist() == tile.bands[date, row, column].tolist()
-        assert doys[pixel, view, step] == tile.doys[date]
+    drawn = draw(clear, 4, 2)
+    bands, doys = tile.read_dates(pixels, drawn)
+    for place in np.ndindex(*drawn.shape):
+        date = int(drawn[place])
+        row, column = divmod(pixels[place[0]], 16)
+        assert bands[place].tolist() == tile.bands[date, row, column].tolist()
+        assert doys[place] == tile.doys[date]
 
 
 def test_clear_dates_keep_order_and_mark_padding(tmp_path):
     clear = torch.tensor([[1, 0], [0, 0], [1, 1], [1, 0]], dtype=bool)  # (T, N)
-    steps = clear_dates(clear)
-    assert steps.tolist() == [[0, 2, 3], [2, -1, -1]]
+    dates = clear_dates(clear)
+    assert dates.tolist() == [[0, 2, 3], [2, -1, -1]]
     tile = Tile(make_tile(tmp_path / "MGRS-0", (4, 1, 2, 3)))
-    bands, doys = tile.read_dates(np.array([0, 1]), steps)
+    bands, doys = tile.read_dates(np.array([0, 1]), dates)
     assert doys.tolist() == [[*tile.doys[[0, 2, 3]]], [tile.doys[2], 0, 0]]
     assert bands[1, 0].tolist() == tile.bands[2, 0, 1].tolist()
 
@@ -100,10 +110,10 @@ def test_standardise_agrees_with_the_formula():
 
 
 def padded(pixels, dates, bands, seed):
-    """Series (N, T, B) and days (N, T), padded with doy 0 behind the clear observations."""
+    """Series (N, T, B) and days (N, T), padded with doy 0 after the clear observations."""
     clear = random_clear(pixels, dates, seed)
-    steps = clear_dates(clear)
-    return torch.rand(*steps.shape, bands), (steps + 1) * 25
+    drawn = clear_dates(clear)
+    return torch.rand(*drawn.shape, bands), (drawn + 1) * 25
 
 
 def test_even_draws_are_ordered_whole_and_alike_in_any_batch():
@@ -135,3 +145,39 @@ def test_mix_up_is_linear_in_bands_and_days():
     torch.testing.assert_close(x[3], a[3])
     torch.testing.assert_close(x[1], 0.25 * a[1] + 0.75 * b[1])
     assert doys[1].tolist() == [85, 95, 105]
+
+
+def augmented(name, x, doys, rows=slice(None), seed=0):
+    """Some rows of a batch as an augmentation leaves them."""
+    generator = BatchGenerator(rows, len(x), seed, x.device)
+    return AUGMENTATIONS[name](x[rows], doys[rows], generator)
+
+
+@pytest.mark.parametrize("name", AUGMENTATIONS)
+def test_an_augmentation_changes_a_pixel_alike_in_whole_and_divided_batches(name):
+    """So that one process and several train on the same views."""
+    x, doys = torch.rand(10, 2, 5, 3), torch.arange(5).expand(10, 2, 5)
+    whole_x, whole_doys = augmented(name, x, doys)
+    assert whole_x.shape == x.shape
+    assert whole_doys.shape == doys.shape
+    parts = [augmented(name, x, doys, rows) for rows in (slice(0, 7), slice(7, 10))]
+    assert torch.cat([part for part, _ in parts]).equal(whole_x)
+    assert torch.cat([days for _, days in parts]).equal(whole_doys)
+
+
+def test_jitter_shifts_each_band_of_each_view_by_the_same_on_all_dates():
+    x, doys = torch.rand(400, 2, 5, 3), torch.arange(5).expand(400, 2, 5)
+    moved, same_doys = augmented("jitter_bands", x, doys)
+    shift = moved - x
+    torch.testing.assert_close(shift, shift[:, :, :1].expand_as(x), atol=1e-6, rtol=0)
+    assert float(shift[:, :, 0].std()) == pytest.approx(0.1, rel=0.1)
+    assert (shift[:, 0, 0] - shift[:, 1, 0]).abs().min(1).values.median() > 1e-3, "views differ"
+    assert same_doys.equal(doys)
+    assert not moved.equal(augmented("jitter_bands", x, doys, seed=1)[0])
+
+
+def test_no_augmentation_leaves_the_views():
+    x, doys = torch.rand(4, 2, 5, 3), torch.arange(5).expand(4, 2, 5)
+    same_x, same_doys = augmented("none", x, doys)
+    assert same_x.equal(x)
+    assert same_doys.equal(doys)

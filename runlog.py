@@ -1,0 +1,89 @@
+"""The log of a run: metrics.jsonl and wandb."""
+
+import json
+import os
+
+from files import write_error
+
+
+class RunLog:
+    """metrics.jsonl and the wandb run of a script; silent on all processes but the first."""
+
+    def __init__(self, file=None, run=None):
+        self.file, self.run = file, run
+        self.run_id = run.id if run else ""
+
+    def line(self, metrics):
+        """Log numbers; metrics["step"] counts up."""
+        if self.file:
+            try:
+                with open(self.file, "a") as lines:
+                    lines.write(json.dumps(metrics) + "\n")
+            except OSError as error:
+                raise write_error(self.file, error) from None
+        self._to_wandb(metrics, metrics["step"])
+
+    def images(self, files, step=None):
+        """Log pictures, {name: path of a PNG}."""
+        if self.run:
+            from wandb import Image
+
+            self._to_wandb({name: Image(str(file)) for name, file in files.items()}, step)
+
+    def _to_wandb(self, content, step):
+        """Log to wandb; a run goes on without it where it fails, which is said once."""
+        if self.run:
+            try:
+                self.run.log(content, step=step)
+            except Exception as error:  # whatever wandb raises, training does not end for it
+                self._drop_wandb(error)
+
+    def _drop_wandb(self, error):
+        line = (str(error).splitlines() or [type(error).__name__])[0]
+        print(f"wandb: logging failed ({line}); the run goes on, and {self.file} has its numbers")
+        self.run = None
+
+    def finish(self):
+        if self.run:
+            try:
+                self.run.finish()
+            except Exception as error:  # as in _to_wandb
+                self._drop_wandb(error)
+
+
+def start_log(config, job_type, output_dir, runtime, run_id=""):
+    """Begin the log of a script in output_dir.
+
+    config["wandb_mode"]: auto (online where the user is logged in, else offline), online, offline,
+    disabled. Where the server cannot be reached the run is logged offline. run_id: of a wandb run
+    to go on with.
+    """
+    if not runtime.is_main:
+        return RunLog()
+    file, mode = output_dir / "metrics.jsonl", config["wandb_mode"]
+    if mode == "auto" and os.environ.get("WANDB_MODE") in ("online", "offline", "disabled"):
+        mode = os.environ["WANDB_MODE"]
+    if mode == "disabled":
+        return RunLog(file)
+    import wandb  # takes seconds, so only where a log starts
+
+    if mode == "auto":
+        mode = "online" if wandb.api.api_key else "offline"
+        if mode == "offline":
+            print("wandb: not logged in, so the run is logged offline (wandb sync uploads it)")
+    options = {
+        "project": "barlow-twins-sentinel-2",
+        "job_type": job_type,
+        "config": dict(config),
+        "dir": str(output_dir),
+        "id": run_id or None,
+        "resume": "allow" if run_id else None,
+        "reinit": "finish_previous",
+        "settings": wandb.Settings(silent=True, console="off", init_timeout=30),
+    }
+    for attempt in dict.fromkeys((mode, "offline")):
+        try:
+            return RunLog(file, wandb.init(mode=attempt, **options))
+        except (wandb.errors.Error, OSError, TimeoutError) as error:
+            print(f"wandb: {attempt} logging failed ({str(error).splitlines()[0]})")
+    return RunLog(file)

@@ -1,0 +1,240 @@
+"""What the test files share: tiles, small configs, runs of scripts, and readers of what they leave.
+
+No test file imports from another one; what two of them need is here.
+"""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+
+import infer
+import train
+import train_classification
+from files import load_checkpoint, save_checkpoint
+
+ROOT = Path(__file__).resolve().parent.parent
+SHARED = Path(os.environ.get("TILES_DIR", ROOT.parent / "shared"))
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}  # of processes that tests start
+GEOREFERENCE = {"crs": "EPSG:32631", "transform": [10, 0, 500000, 0, -10, 5400000]}
+
+
+# ---- tiles ---------------------------------------------------------------------------------------
+
+
+def make_tile(folder, shape=(20, 16, 16, 10), clear=0.7, seed=0, labels=True, **info):
+    """Write a tile whose pixels have one of two seasonal curves; returns its folder.
+
+    Reflectance encodes the place: band 0 of a clear observation is 1000 + date, and the last band
+    holds the flat index of the pixel plus 1, so that a test can tell where a value came from.
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True)
+    dates, height, width, num_bands = shape
+    rng = np.random.default_rng(seed)
+    doys = np.sort(rng.choice(np.arange(1, 366), dates, replace=False)).astype(np.int16)
+    kind = (np.add.outer(np.arange(height) // 4, np.arange(width) // 4) % 2).astype(np.uint8)
+    season = np.cos(2 * np.pi * (doys[:, None, None] - 200 * kind) / 365)[..., None]
+    bands = 3000 + 1500 * season + rng.normal(0, 100, shape)
+    bands[..., 0] = 1000 + np.arange(dates)[:, None, None]
+    bands[..., -1] = 1 + np.arange(height * width).reshape(height, width)
+    masks = (rng.random(shape[:3]) < clear).astype(np.uint8)
+    bands[masks == 0] = rng.choice([0, 60000], (masks == 0).sum())[:, None]  # clouds, nodata
+    bands = bands.astype(np.uint16)
+    observed = bands[masks == 1].astype(np.float64)
+    save(folder, "bands", bands)
+    save(folder, "masks", masks)
+    save(folder, "doys", doys)
+    save(folder, "band_mean", observed.mean(0).astype(np.float32))
+    save(folder, "band_std", observed.std(0).astype(np.float32))
+    if labels:
+        save(folder, "labels", np.where(kind == 1, 95, 40).astype(np.uint8))
+    content = {"bands": [f"X{i}" for i in range(num_bands)], **info}
+    (folder / "tile.json").write_text(json.dumps(content))
+    return folder
+
+
+def make_dataset(base_path, name="toy", tiles=2, **keywords):
+    """Write `tiles` tiles MGRS-0, MGRS-1, ..; returns base_path."""
+    for number in range(tiles):
+        make_tile(tile_of(base_path, number, name), seed=number, **keywords)
+    return Path(base_path)
+
+
+def tile_of(base_path, number=0, name="toy"):
+    """The folder of a tile of `make_dataset`."""
+    return Path(base_path) / "data" / name / "processed" / f"MGRS-{number}"
+
+
+def save(tile, name, array):
+    """Write one array of a tile."""
+    np.save(tile / f"{name}.npy", array)
+
+
+def pixel_ids(x):
+    """The pixel that each value came from, by the marker that make_tile leaves."""
+    return x[..., -1].reshape(len(x), -1)[:, 0].long() - 1
+
+
+# ---- running scripts -----------------------------------------------------------------------------
+
+
+TINY = {
+    **train.run_config,
+    "dataset_name": "toy",
+    "sample_size": 6,
+    "min_valid": 5,
+    "block_size": 4,
+    "latent_dim": 16,
+    "width": 16,
+    "depth": 1,
+    "projector_dim": 32,
+    "batch_size": 64,
+    "epochs": 4,
+    "log_interval": 1,
+    "val_interval": 8,
+    "checkpoint_interval": 4,
+    "device": "cpu",
+    "wandb_mode": "disabled",
+}
+
+
+def tiny(base_path, output_dir, **keywords):
+    """A config of train.py that runs in a second on tiles of `make_dataset`."""
+    return {**TINY, "base_path": str(base_path), "output_dir": str(output_dir), **keywords}
+
+
+def run(script, **keywords):
+    """What main of a script returns, with some keys of its run_config; on the CPU, no wandb."""
+    quiet = {"device": "cpu", "wandb_mode": "disabled"}
+    config = script.run_config | {k: v for k, v in quiet.items() if k in script.run_config}
+    unknown = set(keywords) - set(config)
+    assert not unknown, unknown
+    paths_as_text = {k: str(v) if isinstance(v, os.PathLike) else v for k, v in keywords.items()}
+    return script.main(config | paths_as_text)
+
+
+def fine_tune(workplace, output_dir, **keywords):
+    """Fine-tune the pretrained encoder of the fixture `workplace` on its tiles: test scores."""
+    keywords = {
+        "checkpoint_path": workplace / "pretrained/best.pt",
+        "base_path": workplace,
+        "dataset_name": "toy",
+        **keywords,
+    }
+    return run(train_classification, output_dir=output_dir, **keywords)
+
+
+def map_tile(workplace, output_dir, checkpoint="classifier", **keywords):
+    """Map a tile with a checkpoint of the fixture `workplace`: the folders of the maps."""
+    keywords = {"tile_path": tile_of(workplace), **keywords}
+    path = workplace / checkpoint / "best.pt"
+    return run(infer, checkpoint_path=path, output_dir=output_dir, **keywords)
+
+
+def as_arguments(config, script=train):
+    """The command-line arguments that make a config of a script."""
+    return [f"{key}={value}" for key, value in config.items() if value != script.run_config[key]]
+
+
+def start(*arguments, script=train, **environment):
+    """A script in a process of its own."""
+    return subprocess.Popen(
+        [sys.executable, script.__file__, *arguments],
+        cwd=ROOT,
+        env=ENVIRONMENT | environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def torchrun_command(config, processes=2, script=train):
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    command += [f"--nproc-per-node={processes}", script.__file__]
+    return [*command, *as_arguments(config, script)]
+
+
+def torchrun(config, processes=2, script=train, cwd=ROOT):
+    """Run a script in several processes until it ends."""
+    return subprocess.run(
+        torchrun_command(config, processes, script),
+        cwd=cwd,
+        env=ENVIRONMENT,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+
+
+def wait_for_lines(output_dir, count, process):
+    """Wait until a running script has logged so many lines of metrics."""
+    metrics = output_dir / "metrics.jsonl"
+    while not (metrics.exists() and len(metrics.read_text().splitlines()) >= count):
+        assert process.poll() is None, process.communicate()[1]
+        time.sleep(0.01)
+
+
+# ---- what a run leaves ---------------------------------------------------------------------------
+
+
+def lines(output_dir):
+    """The lines of metrics.jsonl, a dict each."""
+    return [json.loads(line) for line in (output_dir / "metrics.jsonl").read_text().splitlines()]
+
+
+def weights(output_dir, name="last.pt"):
+    """All weights of a checkpoint of train.py."""
+    content = load_checkpoint(output_dir / name)
+    return {**content["backbone_state"], **content["projector_state"]}
+
+
+def save_small_checkpoint(path, kind="pretrained", **content):
+    """A checkpoint with all that is checked of one, and no network in it."""
+    standard = {"config": {}, "backbone": {"name": "mlp"}, "backbone_state": {}, "bands": []}
+    standard |= {"mean": torch.zeros(3), "std": torch.ones(3)}
+    save_checkpoint(path, kind, **standard | content)
+
+
+def assert_same_weights(one, other, **tolerance):
+    """Equal bit for bit, or within a tolerance (atol=, rtol=)."""
+    assert one.keys() == other.keys()
+    for key, value in one.items():
+        if tolerance:
+            torch.testing.assert_close(value, other[key], **tolerance)
+        else:
+            assert value.equal(other[key]), key
+
+
+def read_wandb(output_dir):
+    """History rows and logged files of the one offline run in a folder, by wandb's own reader."""
+    from wandb.proto import wandb_internal_pb2
+    from wandb.sdk.internal.datastore import DataStore
+
+    (file,) = (output_dir / "wandb").glob("offline-run-*/*.wandb")
+    store = DataStore()
+    store.open_for_scan(str(file))
+    history, files = [], []
+    while (content := store.scan_data()) is not None:
+        record = wandb_internal_pb2.Record()
+        record.ParseFromString(content)
+        kind = record.WhichOneof("record_type")
+        if kind == "history":
+            items = record.history.item
+            history.append({i.key or i.nested_key[0]: i.value_json for i in items})
+        elif kind == "files":
+            files += [item.path for item in record.files.files]
+    return history, [file.parent / "files" / name for name in files]
+
+
+def assert_pictures_logged(output_dir):
+    """The offline wandb run of a folder holds pictures, and their files are there."""
+    _, files = read_wandb(output_dir)
+    pictures = [file for file in files if file.suffix == ".png"]
+    assert pictures
+    assert all(file.exists() for file in pictures)

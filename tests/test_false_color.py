@@ -1,0 +1,60 @@
+"""create_false_color_map.py: equal colours for equal representations, from maps and checkpoints."""
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pytest
+from helpers import assert_pictures_logged, make_tile, map_tile, run, tile_of
+
+import create_false_color_map
+from runtime import InputError
+
+
+def test_tiles_that_share_pixels_get_equal_colours_there(workplace, tmp_path):
+    whole = make_tile(tmp_path / "tiles/MGRS-whole", (20, 24, 24, 10))
+    for name, columns in (("west", slice(0, 16)), ("east", slice(8, 24))):
+        part = make_tile(tmp_path / f"tiles/MGRS-{name}", (20, 24, 16, 10))
+        for file in ("bands", "masks"):
+            np.save(part / f"{file}.npy", np.load(whole / f"{file}.npy")[:, :, columns])
+        np.save(part / "doys.npy", np.load(whole / "doys.npy"))
+    map_tile(workplace, tmp_path / "seam", tile_path=tmp_path / "tiles", checkpoint="pretrained")
+    maps = {
+        name: tmp_path / f"seam/MGRS-{name}/representation_map.npy" for name in ("west", "east")
+    }
+    basis = tmp_path / "basis.npz"
+    run(create_false_color_map, representation_path=maps["west"], basis_path=basis)
+    assert basis.exists()
+    run(create_false_color_map, representation_path=maps["east"], basis_path=basis)
+    west, east = (plt.imread(path.parent / "false_color.png") for path in maps.values())
+    np.testing.assert_allclose(west[:, 8:], east[:, :8], atol=1.01 / 255)
+    assert west[..., :3].std() > 0.1
+
+
+def test_false_colour_straight_from_a_checkpoint_and_from_int8(workplace, tmp_path):
+    (full,) = map_tile(workplace, tmp_path / "fc", checkpoint="pretrained")
+    (small,) = map_tile(
+        workplace, tmp_path / "fc8", checkpoint="pretrained", representation_format="int8"
+    )
+    basis = tmp_path / "basis.npz"
+    pictures = []
+    for name, keywords in {
+        "map": {"representation_path": full / "representation_map.npy"},
+        "int8": {"representation_path": small / "representation_map.npy"},
+        "tile": {
+            "checkpoint_path": workplace / "pretrained/best.pt",
+            "tile_path": tile_of(workplace),
+        },
+    }.items():
+        out = tmp_path / name
+        run(create_false_color_map, basis_path=basis, output_dir=out, **keywords)
+        pictures.append(plt.imread(out / "false_color.png"))
+    np.testing.assert_allclose(pictures[0], pictures[2], atol=1.01 / 255)
+    assert np.abs(pictures[0] - pictures[1]).mean() < 0.02
+    with pytest.raises(InputError, match="wanted representation_path=, or checkpoint_path="):
+        run(create_false_color_map)
+
+
+def test_the_picture_is_logged_to_wandb(workplace, tmp_path):
+    (folder,) = map_tile(workplace, tmp_path / "maps")
+    path, out = folder / "representation_map.npy", tmp_path / "out"
+    run(create_false_color_map, representation_path=path, output_dir=out, wandb_mode="offline")
+    assert_pictures_logged(out)

@@ -1,0 +1,168 @@
+"""From a checkpoint to maps: what they hold, and that nothing but tile and checkpoint matters."""
+
+import signal
+import time
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pytest
+import torch
+from helpers import assert_pictures_logged, make_tile, map_tile, run, start, tile_of, torchrun
+
+import create_false_color_map
+import infer
+from runtime import InputError, Runtime
+
+
+def test_maps_of_a_tile(workplace, tmp_path):
+    (folder,) = map_tile(workplace, tmp_path / "maps")
+    valid = np.load(folder / "valid_count.npy")
+    representations = np.load(folder / "representation_map.npy")
+    class_map, confidence = (
+        np.load(folder / f"{name}.npy") for name in ("classification_map", "confidence")
+    )
+    assert representations.shape == (24, 16, 16)
+    covered = valid >= 5
+    assert (np.isfinite(representations).all(-1) == covered).all()
+    assert ((class_map > 0) == covered).all()
+    assert set(np.unique(class_map[covered])) <= {40, 95}
+    assert (np.isfinite(confidence) == covered).all()
+    assert 0.5 <= confidence[covered].min() <= confidence[covered].max() <= 1
+    assert not list(folder.glob(".*"))
+
+
+def test_too_few_observations_are_no_data(workplace, tmp_path):
+    """No data is NaN in the representations, class 0 in the map and transparent in the picture."""
+    tile = make_tile(tmp_path / "MGRS-holes", (20, 24, 16, 10), clear=0.9)
+    masks = np.load(tile / "masks.npy")
+    masks[:, 12:] = 0
+    masks[4:, :, :3] = 0
+    np.save(tile / "masks.npy", masks)
+    (folder,) = map_tile(workplace, tmp_path / "holes", tile_path=tile)
+    missing = masks.sum(0) < 5
+    assert missing[12:].all()
+    assert (np.load(folder / "classification_map.npy")[missing] == 0).all()
+    assert np.isnan(np.load(folder / "representation_map.npy")[missing]).all()
+    run(create_false_color_map, representation_path=folder / "representation_map.npy")
+    assert ((plt.imread(folder / "false_color.png")[..., 3] == 0) == missing).all()
+
+
+def test_the_same_map_whatever_the_blocks(workplace, tmp_path, monkeypatch):
+    """Blocks of rows, batches of series and their padding are matters of speed alone."""
+    (one,) = map_tile(workplace, tmp_path / "blocks1")
+    for name, value in {"block_pixels": 48, "batch_dates": 40, "pad_dates": 8}.items():
+        monkeypatch.setattr(Runtime, name, value)
+    (other,) = map_tile(workplace, tmp_path / "blocks2")
+    np.testing.assert_allclose(
+        np.load(one / "representation_map.npy"),
+        np.load(other / "representation_map.npy"),
+        atol=1e-5,
+    )
+    (again,) = map_tile(workplace, tmp_path / "blocks3")
+    for name in ("representation_map", "classification_map"):
+        assert (other / f"{name}.npy").read_bytes() == (again / f"{name}.npy").read_bytes()
+
+
+def test_all_clear_observations_or_averaged_draws(workplace, tmp_path):
+    """Both ways at inference give maps of the same tile that agree on most pixels."""
+    (every,) = map_tile(workplace, tmp_path / "every")
+    (drawn,) = map_tile(workplace, tmp_path / "drawn", draws=4)
+    a, b = (np.load(folder / "classification_map.npy") for folder in (every, drawn))
+    assert ((a == 0) == (b == 0)).all()
+    assert (a == b).mean() > 0.8
+
+
+def test_folders_of_tiles_and_tiles_already_done(workplace, tmp_path, capsys):
+    folders = map_tile(workplace, tmp_path / "all", tile_path=tile_of(workplace).parent)
+    assert [folder.name for folder in folders] == ["MGRS-0", "MGRS-1"]
+    before = {f: (f / "representation_map.npy").stat().st_mtime_ns for f in folders}
+    map_tile(workplace, tmp_path / "all", tile_path=tile_of(workplace).parent)
+    assert capsys.readouterr().out.count("done already") == 2
+    assert before == {f: (f / "representation_map.npy").stat().st_mtime_ns for f in folders}
+    with pytest.raises(InputError, match="made with another representation_format"):
+        map_tile(
+            workplace,
+            tmp_path / "all",
+            tile_path=tile_of(workplace).parent,
+            representation_format="int8",
+        )
+    map_tile(workplace, tmp_path / "all", tile_path=tile_of(workplace).parent, overwrite=True)
+    assert before != {f: (f / "representation_map.npy").stat().st_mtime_ns for f in folders}
+
+
+def test_bad_tiles_are_skipped_when_asked(workplace, tmp_path, capsys):
+    for number in (0, 1):
+        make_tile(tmp_path / f"tiles/MGRS-{number}", (20, 8, 8, 10 if number else 6))
+    with pytest.raises(InputError, match="MGRS-0: found"):
+        map_tile(workplace, tmp_path / "bad", tile_path=tmp_path / "tiles")
+    (done,) = map_tile(
+        workplace, tmp_path / "bad", tile_path=tmp_path / "tiles", skip_bad_tiles=True
+    )
+    assert done.name == "MGRS-1"
+    assert "skipped" in capsys.readouterr().out
+
+
+def test_a_killed_run_leaves_nothing_that_looks_finished(workplace, tmp_path):
+    tile = make_tile(tmp_path / "MGRS-big", (20, 400, 200, 10), labels=False)
+    arguments = [f"tile_path={tile}", f"checkpoint_path={workplace / 'classifier/best.pt'}"]
+    arguments += [f"output_dir={tmp_path / 'out'}", "device=cpu", "wandb_mode=disabled"]
+    process = start(*arguments, script=infer)
+    while not list((tmp_path / "out").glob(".valid_count*")):
+        assert process.poll() is None
+        time.sleep(0.02)
+    time.sleep(0.5)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    assert process.returncode != 0
+    assert not list((tmp_path / "out").glob("[!.]*.npy"))
+    assert not (tmp_path / "out/infer.json").exists()
+    map_tile(workplace, tmp_path / "killed", tile_path=tile)
+
+
+def test_torchrun_divides_a_folder_of_tiles(workplace, tmp_path):
+    map_tile(workplace, tmp_path / "one", tile_path=tile_of(workplace).parent)
+    config = infer.run_config | {
+        "checkpoint_path": str(workplace / "classifier/best.pt"),
+        "tile_path": str(tile_of(workplace).parent),
+        "output_dir": str(tmp_path / "two"),
+        "device": "cpu",
+        "wandb_mode": "disabled",
+    }
+    done = torchrun(config, script=infer)
+    assert done.returncode == 0, done.stderr
+    for number in (0, 1):
+        name = f"MGRS-{number}/representation_map.npy"
+        np.testing.assert_allclose(
+            np.load(tmp_path / "two" / name), np.load(tmp_path / "one" / name), atol=1e-5
+        )
+
+
+def test_mistakes_of_inference(workplace, tmp_path):
+    cut = tmp_path / "cut.pt"
+    cut.write_bytes((workplace / "classifier/best.pt").read_bytes()[:5000])
+    foreign = tmp_path / "foreign.pt"
+    torch.save({"weights": torch.ones(2)}, foreign)
+    pretrained = workplace / "pretrained/best.pt"
+    for keywords, message in [
+        ({"checkpoint_path": cut}, "cut.pt: found no whole checkpoint"),
+        ({"checkpoint_path": foreign}, "of another program"),
+        (
+            {"checkpoint_path": pretrained, "classify": "true"},
+            "found a pretrained checkpoint, wanted a classifier one",
+        ),
+        ({"tile_path": tmp_path}, "found no tile"),
+        ({"output_dir": "/proc/no"}, "not writable"),
+    ]:
+        standard = {
+            "checkpoint_path": workplace / "classifier/best.pt",
+            "tile_path": tile_of(workplace),
+            "output_dir": tmp_path / "out",
+        }
+        with pytest.raises(InputError, match=message) as error:
+            run(infer, **standard | keywords)
+        assert "\n" not in str(error.value)
+
+
+def test_pictures_are_logged_to_wandb(workplace, tmp_path):
+    map_tile(workplace, tmp_path / "out", wandb_mode="offline")
+    assert_pictures_logged(tmp_path / "out")

@@ -1,0 +1,60 @@
+"""Manners of all modules and scripts: what importing them does, and what they may contain."""
+
+import ast
+import importlib
+import subprocess
+import sys
+
+import pytest
+from helpers import ROOT
+
+from runtime import InputError
+
+PYTHON_FILES = sorted(ROOT.glob("*.py"))
+SCRIPTS = [file.stem for file in PYTHON_FILES if "\nif __name__ ==" in file.read_text()]
+
+
+@pytest.mark.parametrize("path", PYTHON_FILES, ids=lambda path: path.name)
+def test_importing_does_no_work(path, tmp_path):
+    """Guards against work done at import, which makes a module impossible to test."""
+    code = f"import sys; sys.path.insert(0, {str(ROOT)!r}); import {path.stem}"
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True
+    )
+    assert done.stdout + done.stderr == ""
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("path", PYTHON_FILES, ids=lambda path: path.name)
+def test_manners(path):
+    """No hard-coded device or absolute path; and scripts import no scripts."""
+    tree = ast.parse(path.read_text())
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import | ast.ImportFrom):
+            names = {alias.name for alias in node.names} | {getattr(node, "module", None)}
+            assert not names & set(SCRIPTS)
+        if isinstance(node, ast.Attribute) and path.name != "runtime.py":
+            assert node.attr != "cuda"
+        if isinstance(node, ast.Constant) and isinstance(node.value, str):
+            assert not node.value.startswith(("/home", "/mnt", "/data/", "cuda:"))
+
+
+def numeric_keys():
+    """(script, key) of every number in a run_config."""
+    return [
+        (name, key)
+        for name in [*SCRIPTS, "bench"]
+        for key, value in importlib.import_module(name).run_config.items()
+        if isinstance(value, int | float) and not isinstance(value, bool)
+    ]
+
+
+@pytest.mark.parametrize(("name", "key"), numeric_keys())
+def test_every_number_has_a_range(name, key):
+    """A value out of range ends in one line that names the key, before any work is done."""
+    script = importlib.import_module(name)
+    value = type(script.run_config[key])(-(10**9))
+    with pytest.raises(InputError) as error:
+        script.main({**script.run_config, key: value, "wandb_mode": "disabled"})
+    assert str(error.value).startswith(f"{key}={value}: wanted ")
+    assert "\n" not in str(error.value)

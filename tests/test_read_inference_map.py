@@ -1,0 +1,45 @@
+"""read_inference_map.py: class areas, and agreement with labels."""
+
+import numpy as np
+import pytest
+from helpers import assert_pictures_logged, map_tile, run, tile_of
+
+import read_inference_map
+from runtime import InputError
+
+
+def test_areas_and_agreement(workplace, tmp_path, capsys):
+    (folder,) = map_tile(workplace, tmp_path / "read")
+    result = run(read_inference_map, map_path=folder / "classification_map.npy", show=True)
+    class_map = np.load(folder / "classification_map.npy")
+    assert result["areas"]["95"]["hectares"] == pytest.approx((class_map == 95).sum() * 0.01)
+    labels = np.load(tile_of(workplace) / "labels.npy")
+    both = class_map > 0
+    accuracy = (labels == class_map)[both].mean()
+    assert result["agreement"]["overall_accuracy"] == pytest.approx(accuracy)
+    out = capsys.readouterr().out
+    assert "no display to open a window on" in out
+    assert " ha" in out
+    np.save(folder / "wrong.npy", labels[:5])
+    with pytest.raises(InputError, match=r"wrong.npy: found shape \(5, 16\), wanted \(24, 16\)"):
+        run(
+            read_inference_map,
+            map_path=folder / "classification_map.npy",
+            labels_path=folder / "wrong.npy",
+        )
+
+
+def test_areas_are_pixels_where_the_size_is_unknown(tmp_path, capsys):
+    np.save(tmp_path / "map.npy", np.array([[0, 10], [10, 3]], np.uint8))
+    result = run(read_inference_map, map_path=tmp_path / "map.npy")
+    assert result["areas"]["10"]["pixels"] == 2
+    assert result["areas"]["10"]["hectares"] is None
+    assert result["areas"]["3"]["name"] == "class 3"
+    assert "2 pixels" in capsys.readouterr().out
+
+
+def test_the_pictures_are_logged_to_wandb(workplace, tmp_path):
+    (folder,) = map_tile(workplace, tmp_path / "maps")
+    path, out = folder / "classification_map.npy", tmp_path / "out"
+    run(read_inference_map, map_path=path, output_dir=out, wandb_mode="offline")
+    assert_pictures_logged(out)

@@ -1,0 +1,23 @@
+"""Scores of a classification."""
+
+import numpy as np
+import pytest
+
+from maps import class_legend
+from reports import score_classes
+
+
+def test_scores_agree_with_counting():
+    labels, predicted = np.array([1, 1, 1, 2, 2, 5]), np.array([1, 1, 2, 2, 2, 1])
+    scores = score_classes(labels, predicted, class_legend([1, 2, 5], {}))
+    assert scores["overall_accuracy"] == pytest.approx(4 / 6)
+    assert scores["confusion_matrix"] == [[2, 1, 0], [0, 2, 0], [1, 0, 0]]
+    assert scores["per_class"]["1"]["precision"] == pytest.approx(2 / 3)
+    assert scores["per_class"]["5"] == {
+        "name": "class 5",
+        "precision": 0.0,
+        "recall": 0.0,
+        "f1": 0.0,
+        "support": 1,
+    }
+    assert scores["macro_f1"] == pytest.approx((2 / 3 + 0.8 + 0) / 3)

@@ -1,0 +1,121 @@
+"""Fine-tuning: what it starts from, what it learns, reports and refuses."""
+
+import json
+
+import numpy as np
+import pytest
+from helpers import fine_tune, make_dataset, run, tile_of
+
+import infer
+import train_classification
+from backbones import BACKBONES, HEADS, Classifier, load_backbone
+from files import load_checkpoint
+from runtime import InputError
+
+
+def test_fine_tuning_starts_from_the_pretrained_weights(workplace, tmp_path, monkeypatch):
+    """Guards against pretrained weights that are silently not loaded (strict=False)."""
+    content = load_checkpoint(workplace / "pretrained/best.pt")
+    started = {}
+    fit = train_classification.fit
+
+    def spy(run, *rest):
+        started.update({k: v.clone() for k, v in run.model.backbone.state_dict().items()})
+        return fit(run, *rest)
+
+    monkeypatch.setattr(train_classification, "fit", spy)
+    fine_tune(workplace, tmp_path / "start", epochs=1)
+    assert started.keys() == content["backbone_state"].keys()
+    assert all(started[key].equal(value) for key, value in content["backbone_state"].items())
+    tuned = load_checkpoint(tmp_path / "start/best.pt")["backbone_state"]
+    assert not all(tuned[key].equal(value) for key, value in started.items())
+
+
+def test_a_frozen_backbone_stays_as_it_is(workplace, tmp_path):
+    """A frozen backbone in train mode would drop units and move its BatchNorm statistics."""
+    fine_tune(workplace, tmp_path / "frozen", freeze_backbone=True, epochs=2, label_count=40)
+    before = load_checkpoint(workplace / "pretrained/best.pt")["backbone_state"]
+    after = load_checkpoint(tmp_path / "frozen/best.pt")["backbone_state"]
+    assert all(after[key].equal(value) for key, value in before.items())
+    backbone = load_backbone(load_checkpoint(workplace / "pretrained/best.pt"))
+    classifier = Classifier(
+        backbone, head="linear", num_classes=2, dropout=0.1, freeze_backbone=True
+    )
+    classifier.train()
+    assert classifier.head.training
+    assert not any(module.training for module in backbone.modules())
+
+
+@pytest.mark.parametrize("head", HEADS)
+@pytest.mark.parametrize("loss", ["cross_entropy", "focal"])
+def test_learns_and_reports(workplace, tmp_path, head, loss):
+    keywords = {"head": head, "loss": loss, "class_weights": loss == "focal", "epochs": 12}
+    scores = fine_tune(workplace, tmp_path / "out", backbone_learning_rate=3e-3, **keywords)
+    assert scores["overall_accuracy"] > 0.7, "two classes, half of the pixels each"
+    saved = json.loads((tmp_path / "out/metrics.json").read_text())
+    assert saved == json.loads(json.dumps(scores))
+    assert saved["split"] == "test"
+    assert list(saved["classes"]) == ["40", "95"], "95 is a class of its own"
+    assert saved["classes"]["95"]["name"] == "Mangroves"
+    matrix = np.array(saved["confusion_matrix"])
+    assert matrix.trace() / matrix.sum() == pytest.approx(saved["overall_accuracy"])
+    assert [row["support"] for row in saved["per_class"].values()] == matrix.sum(1).tolist()
+    assert (tmp_path / "out/confusion_matrix.png").read_bytes()[:4] == b"\x89PNG"
+
+
+@pytest.mark.parametrize("backbone", BACKBONES)
+def test_from_scratch_with_every_backbone(workplace, tmp_path, backbone):
+    keywords = {"backbone": backbone, "width": 16, "depth": 1, "latent_dim": 8, "block_size": 4}
+    scores = fine_tune(
+        workplace, tmp_path / "out", checkpoint_path="", epochs=1, min_valid=5, **keywords
+    )
+    assert 0 <= scores["macro_f1"] <= 1
+    folder = tmp_path / "maps"
+    run(
+        infer,
+        checkpoint_path=tmp_path / "out/best.pt",
+        tile_path=tile_of(workplace),
+        output_dir=folder,
+    )
+    assert set(np.unique(np.load(folder / "classification_map.npy"))) <= {0, 40, 95}
+
+
+def test_the_test_split_is_scored_once_and_chooses_nothing(workplace, tmp_path, monkeypatch):
+    """The final score must not come from a split that helped to choose the model."""
+    seen = []
+    predict = train_classification.predict
+
+    def spy(classifier, dataset, *rest):
+        seen.append(dataset.split)
+        return predict(classifier, dataset, *rest)
+
+    monkeypatch.setattr(train_classification, "predict", spy)
+    fine_tune(workplace, tmp_path / "once", epochs=3, patience=0)
+    assert seen == ["validation"] * 3 + ["test"]
+
+
+@pytest.mark.parametrize(
+    ("keywords", "message"),
+    [
+        ({"checkpoint_path": ""}, "freeze_backbone=true: wanted a checkpoint_path"),
+        ({"head": "tree"}, "head=tree: wanted one of linear, mlp, attention"),
+        ({"label_count": 99999}, "labelled pixels .*wanted label_count=99999"),
+        ({"dataset_name": "other"}, r"MGRS-0: found \['X0'.*X5'\], wanted \['X0'"),
+        ({"dataset_name": "bare"}, "found no labels.npy"),
+        ({"output_dir": "/proc/no"}, "output_dir=/proc/no: not writable"),
+    ],
+)
+def test_mistakes_of_fine_tuning(workplace, tmp_path, keywords, message):
+    make_dataset(tmp_path, name="toy")
+    make_dataset(tmp_path, name="bare", labels=False)
+    make_dataset(tmp_path, name="other", shape=(20, 16, 16, 6))
+    standard = {"base_path": tmp_path, "freeze_backbone": True, "output_dir": tmp_path / "out"}
+    with pytest.raises(InputError, match=message) as error:
+        fine_tune(workplace, **standard | keywords)
+    assert "\n" not in str(error.value)
+
+
+def test_a_finished_run_is_not_overwritten(workplace):
+    message = "wanted the same, or another output_dir or overwrite=true"
+    with pytest.raises(InputError, match=message):
+        fine_tune(workplace, workplace / "classifier", epochs=1)
