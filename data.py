@@ -302,15 +302,18 @@ class SentinelTimeSeriesDataset(_PixelDataset):
 
     split: "all"; "train", which leaves out the validation and the test split; "validation";
         "train+validation". Code 0 of a splits.npy, unused for labels, is trained on.
+    skip_bad_tiles: leave tiles out that are out of contract, and say so, in place of an error.
     Keywords, order and errors as in `_PixelDataset`.
     """
 
     labelled, num_views = False, 2
     SPLITS = _PixelDataset.SPLITS | {"train": (0, TRAIN)}
 
-    def __init__(self, base_path, dataset_name, *, sample_size=16, **keywords):
+    def __init__(
+        self, base_path, dataset_name, *, sample_size=16, skip_bad_tiles=False, **keywords
+    ):
         self.sample_size = sample_size
-        super().__init__(open_dataset(base_path, dataset_name), **keywords)
+        super().__init__(open_dataset(base_path, dataset_name, skip_bad_tiles), **keywords)
 
     def _draw(self, tiles, pixels, random):
         dates = draw_dates(self._read_clear(tiles, pixels), self.sample_size, random)
@@ -339,8 +342,18 @@ class SentinelTimeSeriesDatasetForDownstreaming(_PixelDataset):
 
     labelled, num_views = True, 1
 
-    def __init__(self, base_path, dataset_name, *, sample_size=0, split="train", **keywords):
-        tiles = [tile for tile in open_dataset(base_path, dataset_name) if tile.has_labels]
+    def __init__(
+        self,
+        base_path,
+        dataset_name,
+        *,
+        sample_size=0,
+        split="train",
+        skip_bad_tiles=False,
+        **keywords,
+    ):
+        tiles = open_dataset(base_path, dataset_name, skip_bad_tiles)
+        tiles = [tile for tile in tiles if tile.has_labels]
         if not tiles:
             folder = tiles_folder(base_path, dataset_name)
             raise InputError(f"{folder}: found no labels.npy, wanted at least one labelled tile")

@@ -371,18 +371,31 @@ def tiles_folder(base_path, dataset_name):
     return Path(base_path) / "data" / dataset_name / "processed"
 
 
-def open_dataset(base_path, dataset_name):
+def open_dataset(base_path, dataset_name, skip_bad_tiles=False):
     """The tiles of a data set, in order of name.
 
-    Raises InputError where there is none, or where two tiles differ in their bands.
+    Raises InputError where there is none, where one is out of contract, or where two differ in
+    their bands. skip_bad_tiles: leave such a tile out, and say so.
     """
     folder = tiles_folder(base_path, dataset_name)
-    tiles = [Tile(path) for path in sorted(folder.glob("MGRS-*")) if path.is_dir()]
+    paths = [path for path in sorted(folder.glob("MGRS-*")) if path.is_dir()]
+    tiles = []
+    for path in paths:
+        try:
+            tile = Tile(path)
+            named = next((one for one in tiles if one.band_names), tiles[0] if tiles else tile)
+            check_bands(tile, named.band_names, named.shape[3], named.path)
+            tile.clear_counts()  # reads the masks, or the cache
+            tiles.append(tile)
+        except InputError as error:
+            if not skip_bad_tiles:
+                raise
+            notice(f"left out: {error}")
     if not tiles:
         raise InputError(f"{folder}: found no tile, wanted folders MGRS-*")
+    if len(tiles) < len(paths):
+        notice(f"{folder}: {len(paths) - len(tiles)} of {len(paths)} tiles left out")
     named = next((tile for tile in tiles if tile.band_names), tiles[0])
-    for tile in tiles:
-        check_bands(tile, named.band_names, named.shape[3], named.path)
     unnamed = [tile.name for tile in tiles if not tile.band_names]
     if named.band_names and unnamed:
         notice(

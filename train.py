@@ -46,6 +46,7 @@ run_config = {
     "dataset_name": "simulated",  # tiles in <base_path>/data/<dataset_name>/processed/MGRS-*
     "val_dataset_name": "",  # validation tiles; empty: blocks held out of dataset_name
     "test_tile_path": "",  # tile of the false-colour picture; empty: the first training tile
+    "skip_bad_tiles": False,  # leave tiles out that are out of contract, in place of an error
     "output_dir": "",  # receives all files; empty: checkpoints/<time>
     "sample_size": 16,  # clear dates drawn for a view; repeated where a pixel has fewer
     "min_valid": 10,  # clear observations that a pixel needs to take part
@@ -85,7 +86,7 @@ run_config = {
 
 # what may differ between a run and its continuation, since the weights do not depend on it
 FREE_KEYS = {"output_dir", "test_tile_path", "max_steps", "device", "num_workers", "log_interval"}
-FREE_KEYS |= {"checkpoint_interval", "wandb_mode", "base_path"}
+FREE_KEYS |= {"checkpoint_interval", "wandb_mode", "base_path", "skip_bad_tiles"}
 
 
 def check_config(config):
@@ -112,7 +113,8 @@ def make_simulated_tiles(config, runtime):
 def open_data(config, runtime):
     """Training data, validation data, its labelled pixels or None, and the tile to draw."""
     base_path, name = config["base_path"], config["val_dataset_name"] or config["dataset_name"]
-    keywords = {key: config[key] for key in ("min_valid", "block_size", "split_seed", "seed")}
+    keys = ("min_valid", "block_size", "split_seed", "seed", "skip_bad_tiles")
+    keywords = {key: config[key] for key in keys}
     views = {key: config[key] for key in ("sample_size", "batch_size")}
     views |= {"rank": runtime.rank, "world_size": runtime.world_size}
     train_set = SentinelTimeSeriesDataset(

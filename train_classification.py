@@ -53,6 +53,7 @@ run_config = {
     "checkpoint_path": "",  # of train.py; empty: train from scratch with the keys under "scratch"
     "base_path": ".",  # folder above data/
     "dataset_name": "simulated",  # labelled tiles
+    "skip_bad_tiles": False,  # leave tiles out that are out of contract, in place of an error
     "output_dir": "",  # receives all files; empty: checkpoints/<time>
     "overwrite": False,  # remove an earlier run of another config from output_dir
     "label_count": 0,  # so many labelled pixels of the training split, at random; 0: all
@@ -92,6 +93,7 @@ run_config = {
 INHERITED = ("backbone", "latent_dim", "width", "depth", "min_valid", "block_size", "split_seed")
 # what may differ between a run and its continuation, since the weights do not depend on it
 FREE_KEYS = {"output_dir", "overwrite", "device", "num_workers", "wandb_mode", "base_path"}
+FREE_KEYS |= {"skip_bad_tiles"}
 
 
 def check_config(config):
@@ -129,7 +131,8 @@ def inherit(config):
 def open_splits(config, checkpoint, runtime):
     """Training, validation and test pixels. Raises InputError where one is missing, or a band."""
     statistics = {key: checkpoint[key] for key in ("mean", "std")} if checkpoint else {}
-    keywords = {key: config[key] for key in ("batch_size", "min_valid", "block_size", "split_seed")}
+    keys = ("batch_size", "min_valid", "block_size", "split_seed", "skip_bad_tiles")
+    keywords = {key: config[key] for key in keys}
     keywords |= {"rank": runtime.rank, "world_size": runtime.world_size}
 
     def open_split(split, **more):

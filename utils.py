@@ -78,7 +78,7 @@ def _split_by_length(lengths, module, runtime, draws):
     padded = -(-lengths // runtime.pad_dates) * runtime.pad_dates
     if draws:  # every draw costs the same, however long its series
         padded = np.full(len(lengths), lengths.max(initial=1))
-    batches = []
+    batches = [] if len(lengths) else [(np.empty(0, np.int64), 1)]  # its outputs are empty, too
     for length in np.unique(padded).tolist():
         pixels = np.flatnonzero(padded == length)
         size = max(1, runtime.batch_dates // (draws * module.sample_size or length))

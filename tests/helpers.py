@@ -3,15 +3,19 @@
 No test file imports from another one; what two of them need is here.
 """
 
+import contextlib
 import json
 import os
+import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
 import numpy as np
 import torch
+from tqdm import tqdm
 
 import infer
 import train
@@ -142,8 +146,8 @@ def as_arguments(config, script=train):
     return [f"{key}={value}" for key, value in config.items() if value != script.run_config[key]]
 
 
-def start(*arguments, script=train, **environment):
-    """A script in a process of its own."""
+def start(*arguments, script=train, start_new_session=False, **environment):
+    """A script in a process of its own; start_new_session: in a process group of its own, too."""
     return subprocess.Popen(
         [sys.executable, script.__file__, *arguments],
         cwd=ROOT,
@@ -151,7 +155,32 @@ def start(*arguments, script=train, **environment):
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
+        start_new_session=start_new_session,
     )
+
+
+def in_child(function, kill_after=0.0):
+    """Call a function in a forked process, which has everything imported; returns its exit status.
+
+    kill_after: seconds after which the process and all its children get SIGKILL; 0: never. The
+    status of a killed process is -9.
+    """
+    pid = os.fork()
+    if pid == 0:
+        status = 1
+        try:
+            os.setpgid(0, 0)
+            signal.alarm(100)  # a test that hangs ends all the same
+            tqdm.set_lock(threading.RLock())  # the one of before the fork may be held for ever
+            function()
+            status = 0
+        finally:
+            os._exit(status)
+    if kill_after:
+        time.sleep(kill_after)
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(pid, signal.SIGKILL)
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
 
 
 def torchrun_command(config, processes=2, script=train):

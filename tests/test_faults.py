@@ -1,0 +1,465 @@
+"""Faults of a long run on a shared cluster: nothing is lost, and nothing goes wrong in silence."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from helpers import (
+    ENVIRONMENT,
+    GEOREFERENCE,
+    ROOT,
+    as_arguments,
+    assert_same_weights,
+    fine_tune,
+    lines,
+    make_dataset,
+    make_tile,
+    run,
+    save,
+    start,
+    tile_of,
+    tiny,
+    torchrun,
+    wait_for_lines,
+    weights,
+)
+
+import label_efficiency
+import runlog
+import tiles
+import train
+import train_classification
+from data import SHARDS, SentinelTimeSeriesDataset, iterate_batches
+from files import load_checkpoint, save_checkpoint
+from runtime import InputError, Runtime, Stopped
+from tiles import Tile, open_dataset
+from training import cut_metrics
+from validation import find_folds
+
+
+@contextmanager
+def small_disk(folder, size):
+    """A disk of its own at `folder`, of so many bytes."""
+    folder.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(folder)]
+    if subprocess.run(mount, capture_output=True, check=False).returncode:
+        pytest.skip("this user may not mount a small disk")
+    try:
+        yield folder
+    finally:
+        subprocess.run(["umount", "-l", str(folder)], check=True)
+
+
+# ---- silent wrong results ------------------------------------------------------------------------
+
+
+def write_tile_json(tile, **content):
+    (tile / "tile.json").write_text(json.dumps(content))
+
+
+def test_bands_are_checked_though_the_first_tile_has_no_names(tmp_path):
+    """Tiles A0..A9 and A9..A0 trained together where the first tile had no band names."""
+    base_path = make_dataset(tmp_path, tiles=3)
+    names = [f"A{i}" for i in range(10)]
+    (tile_of(base_path, 0) / "tile.json").unlink()
+    write_tile_json(tile_of(base_path, 1), bands=names)
+    write_tile_json(tile_of(base_path, 2), bands=names[::-1])
+    with pytest.raises(InputError, match=r"MGRS-2: found \['A9'.*wanted \['A0'"):
+        open_dataset(base_path, "toy")
+
+
+def test_unnamed_bands_among_named_ones_are_said_and_the_names_are_kept(tmp_path, capsys):
+    base_path = make_dataset(tmp_path)
+    (tile_of(base_path, 0) / "tile.json").unlink()
+    train.main(tiny(base_path, tmp_path / "out", max_steps=1))
+    assert "1 of 2 tiles have no bands in tile.json (first MGRS-0)" in capsys.readouterr().out
+    assert load_checkpoint(tmp_path / "out/last.pt")["bands"][0] == "X0"
+
+
+def test_every_tile_is_checked_against_the_checkpoint(workplace, tmp_path):
+    """Only the first tile was, so that others with another band order were fine-tuned on."""
+    make_dataset(tmp_path)
+    (tile_of(tmp_path, 0) / "tile.json").unlink()
+    write_tile_json(tile_of(tmp_path, 1), bands=[f"Z{i}" for i in range(10)])
+    with pytest.raises(InputError, match=r"MGRS-1: found \['Z0'"):
+        fine_tune(workplace, tmp_path / "out", base_path=tmp_path)
+
+
+def test_a_resumed_run_refuses_other_data(tmp_path):
+    """A tile added, changed or exchanged between stop and start changed steps and statistics."""
+    base_path = make_dataset(tmp_path)
+    config = tiny(base_path, tmp_path / "out", max_steps=4)
+    train.main(config)
+    before = (tmp_path / "out/last.pt").read_bytes()
+    make_tile(tile_of(base_path, 2))
+    with pytest.raises(InputError, match=r"found a run on other data \(training .*MGRS-2"):
+        train.main({**config, "max_steps": 8})
+    other = make_dataset(tmp_path / "other", clear=0.6)
+    with pytest.raises(InputError, match="found a run on other data"):
+        train.main({**config, "base_path": str(other), "max_steps": 8})
+    assert (tmp_path / "out/last.pt").read_bytes() == before
+    same = make_dataset(tmp_path / "moved")
+    assert train.main({**config, "base_path": str(same), "max_steps": 8})["step"] == 8
+
+
+def test_fine_tuning_refuses_to_go_on_from_another_encoder(workplace, tmp_path):
+    fine_tune(workplace, tmp_path / "out", epochs=1)
+    path = tmp_path / "encoder.pt"
+    path.write_bytes((workplace / "pretrained/last.pt").read_bytes())
+    with pytest.raises(InputError, match="checkpoint_path=.*encoder.pt"):
+        fine_tune(workplace, tmp_path / "out", epochs=1, checkpoint_path=path)
+
+
+def geotile(folder, name, x, shape=(20, 24, 40, 10), **keywords):
+    transform = [10, 0, 500_000 + 10 * x, 0, -10, 5_400_000]
+    info = {"crs": "EPSG:32631", "transform": transform}
+    return Tile(make_tile(folder / name, shape, **{**info, **keywords}))
+
+
+def test_the_same_ground_has_the_same_split_in_every_tile_and_year(tmp_path):
+    """Blocks drawn by tile name put 0.7 of one year's test pixels into the other's training."""
+    one = geotile(tmp_path, "MGRS-2020", 0)
+    year = geotile(tmp_path, "MGRS-2021", 0, seed=1, crs="epsg:32631")
+    east = geotile(tmp_path, "MGRS-east", 17)
+    other = geotile(tmp_path, "MGRS-other-zone", 0, crs="EPSG:32632")
+    split = one.split_map(4)
+    assert (split == year.split_map(4)).all()
+    assert (split[:, 17:] == east.split_map(4)[:, :-17]).all()
+    assert (split != other.split_map(4)).any()
+    assert (split != one.split_map(4, seed=1)).any()
+    assert not np.array_equal(split, geotile(tmp_path, "MGRS-far", 40).split_map(4))
+
+
+@pytest.mark.parametrize("block_size", [1, 3, 4, 16, 1_000_000])
+def test_about_a_fifth_of_the_blocks_validates_and_a_fifth_tests(tmp_path, block_size):
+    """block_size=1000000 asked for 931 GiB."""
+    shape = (2, 160, 160, 1)
+    split = geotile(tmp_path, "MGRS-0", 3, shape=shape, bands=["B04"]).split_map(block_size)
+    shares = [(split == code).mean() for code in (tiles.VALIDATION, tiles.TEST)]
+    if block_size < 16:
+        assert shares == pytest.approx([0.2, 0.2], abs=0.03)
+    assert set(np.unique(split)) <= {tiles.TRAIN, tiles.VALIDATION, tiles.TEST}
+
+
+def test_tiles_that_split_by_name_are_said(tmp_path, capsys):
+    for number, info in enumerate(({}, GEOREFERENCE)):
+        make_tile(tile_of(tmp_path, number), **info)
+    train.main(tiny(tmp_path, tmp_path / "out", max_steps=1))
+    assert "1 of 2 tiles (first MGRS-0) have neither splits.npy" in capsys.readouterr().out
+
+
+def test_all_labels_are_counted_drawn_and_logged_in_order(workplace, tmp_path):
+    """label_counts=0 stood at 0 on a log axis, and wandb dropped it because its step went back."""
+    keywords = {"checkpoint_path": workplace / "pretrained/best.pt", "base_path": workplace}
+    keywords |= {"dataset_name": "toy", "output_dir": tmp_path / "out", "seeds": 1}
+    results = run(label_efficiency, label_counts="0,20", **keywords)
+    counts = sorted({row["label_count"] for row in results})
+    assert counts[0] == 20
+    assert counts[1] > 100
+    assert [line["step"] for line in lines(tmp_path / "out")] == counts
+
+
+def test_a_band_that_varies_needs_its_deviation(dataset):
+    """A deviation of 0 for a band that varies trained on unscaled values."""
+    tile = tile_of(dataset)
+    std = np.load(tile / "band_std.npy")
+    std[3] = 0
+    save(tile, "band_std", std)
+    with pytest.raises(InputError, match="band_std.npy: found .*wanted 0 only for constant bands"):
+        Tile(tile)
+    bands = np.load(tile / "bands.npy")
+    bands[..., 3] = 77
+    save(tile, "bands", bands)
+    assert Tile(tile).band_std[3] == 0
+
+
+# ---- lost work -----------------------------------------------------------------------------------
+
+
+def start_and_wait(config, number):
+    """train.py in a process group of its own, once `number` lines are logged."""
+    process = start(*as_arguments(config), start_new_session=True)
+    wait_for_lines(Path(config["output_dir"]), number, process)
+    return process
+
+
+@pytest.mark.parametrize("workers", [0, 1, 2])
+def test_a_signal_to_all_processes_of_a_job_loses_nothing(dataset, tmp_path, workers):
+    """The loader workers died first, and with them everything since the last checkpoint."""
+    config = tiny(dataset, tmp_path / "stopped", epochs=30, num_workers=workers)
+    config |= {"checkpoint_interval": 1000, "val_interval": 1000}
+    process = start_and_wait(config, 10)
+    os.killpg(process.pid, signal.SIGTERM)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 143, err
+    assert "goes on" in out
+    assert "Traceback" not in err
+    step = lines(tmp_path / "stopped")[-1]["step"]
+    assert load_checkpoint(tmp_path / "stopped/last.pt")["step"] == step > 8
+    train.main(config)
+    train.main({**config, "output_dir": str(tmp_path / "whole"), "num_workers": 0})
+    assert_same_weights(weights(tmp_path / "whole"), weights(tmp_path / "stopped"))
+
+
+def test_fine_tuning_stops_in_the_middle_of_an_epoch_and_goes_on(workplace, tmp_path):
+    """It could not be continued at all."""
+    config = {**train_classification.run_config, "checkpoint_path": "", "dataset_name": "toy"}
+    config |= {"base_path": str(workplace), "output_dir": str(tmp_path / "whole"), "epochs": 6}
+    config |= {"device": "cpu", "wandb_mode": "disabled", "width": 16, "latent_dim": 8, "depth": 1}
+    config |= {"min_valid": 5, "block_size": 4, "batch_size": 16, "patience": 0}
+    scores = train_classification.main(config)
+    stop_at = {7, 40, 41}
+    step = train_classification.training_step
+
+    def interrupted(run, *rest):
+        if run.progress.step + 1 in stop_at:
+            stop_at.discard(run.progress.step + 1)
+            os.kill(os.getpid(), signal.SIGTERM)
+        return step(run, *rest)
+
+    stopped = {**config, "output_dir": str(tmp_path / "stopped")}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(train_classification, "training_step", interrupted)
+        for _ in range(3):
+            with pytest.raises(Stopped) as error:
+                train_classification.main(stopped)
+            assert error.value.status == 143
+        assert not stop_at
+        assert train_classification.main(stopped) == scores
+    assert lines(tmp_path / "stopped") == lines(tmp_path / "whole")
+    for name in ("last.pt", "best.pt"):
+        one, other = (load_checkpoint(tmp_path / run / name) for run in ("whole", "stopped"))
+        for state in ("backbone_state", "head_state"):
+            assert_same_weights(one[state], other[state])
+
+
+def test_two_processes_fine_tune_the_weights_of_one(workplace, tmp_path):
+    """Under torchrun the same job ran in every process, over the same files."""
+    keywords = {"checkpoint_path": str(workplace / "pretrained/best.pt"), "epochs": 3}
+    keywords |= {"base_path": str(workplace), "dataset_name": "toy", "batch_size": 29}
+    keywords |= {"device": "cpu", "wandb_mode": "disabled", "dropout": 0.3, "head": "attention"}
+    config = {**train_classification.run_config, **keywords, "output_dir": str(tmp_path / "one")}
+    one = train_classification.main(config)
+    done = torchrun({**config, "output_dir": str(tmp_path / "two")}, script=train_classification)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("overall accuracy") == 1, "one report"
+    contents = [load_checkpoint(tmp_path / name / "last.pt") for name in ("one", "two")]
+    for state in ("backbone_state", "head_state"):
+        assert_same_weights(*(c[state] for c in contents), atol=1e-5, rtol=1e-5)
+    two = json.loads((tmp_path / "two/metrics.json").read_text())
+    assert two["confusion_matrix"] == one["confusion_matrix"]
+
+
+def test_a_full_disk_keeps_the_old_checkpoint_and_says_what_is_missing(tmp_path):
+    """torch.save ended in a traceback, or left half a file."""
+    content = {"config": {}, "backbone": {"name": "mlp"}, "backbone_state": {}, "bands": []}
+    content |= {"mean": torch.zeros(2), "std": torch.ones(2)}
+    with small_disk(tmp_path / "disk", 1 << 20) as disk:
+        save_checkpoint(disk / "last.pt", "pretrained", **content, step=1)
+        with pytest.raises(InputError, match=r"last.pt: could not be written: disk full .*missing"):
+            save_checkpoint(disk / "last.pt", "pretrained", **content, more=torch.zeros(1 << 20))
+        assert load_checkpoint(disk / "last.pt")["step"] == 1
+        assert [file.name for file in disk.iterdir()] == ["last.pt"]
+
+
+def test_a_disk_that_fills_during_training_ends_in_one_line(dataset, tmp_path):
+    with small_disk(tmp_path / "disk", 100_000) as disk:
+        config = tiny(dataset, disk / "out", epochs=30)
+        process = start(*as_arguments(config))
+        _, err = process.communicate(timeout=60)
+        assert process.returncode == 1
+        assert "Traceback" not in err
+        assert "disk full" in err.strip().splitlines()[-1]
+        assert not list((disk / "out").glob(".*"))
+
+
+def test_a_log_line_that_was_cut_off_is_written_again(dataset, tmp_path):
+    """A half-written last line of metrics.jsonl made the next start crash."""
+    train.main(tiny(dataset, tmp_path / "out", max_steps=4))
+    with open(tmp_path / "out/metrics.jsonl", "a") as file:
+        file.write('{"step": 5, "lo')
+    train.main(tiny(dataset, tmp_path / "out", max_steps=8))
+    assert [line["step"] for line in lines(tmp_path / "out")] == list(range(9))
+    (tmp_path / "log").write_bytes(b'{"step": 1}\n\xff\xfe\n[]\n{"st')
+    cut_metrics(tmp_path / "log", 3)
+    assert (tmp_path / "log").read_text() == '{"step": 1}\n'
+
+
+def test_pretraining_leaves_a_fine_tuned_folder_alone(workplace, dataset, tmp_path):
+    """best.pt of a fine-tuned model was overwritten, and its metrics appended to."""
+    fine_tune(workplace, tmp_path / "out", epochs=1)
+    (tmp_path / "out/last.pt").unlink()
+    before = {path: path.read_bytes() for path in (tmp_path / "out").iterdir()}
+    with pytest.raises(InputError, match="best.pt: found a classifier checkpoint"):
+        train.main(tiny(dataset, tmp_path / "out"))
+    assert before == {path: path.read_bytes() for path in (tmp_path / "out").iterdir()}
+
+
+def test_label_efficiency_keeps_what_is_done(workplace, tmp_path, monkeypatch):
+    """It wrote only at the end, and crashed where all drawn labels were of one class."""
+    keywords = {"checkpoint_path": workplace / "pretrained/best.pt", "base_path": workplace}
+    keywords |= {"dataset_name": "toy", "output_dir": tmp_path / "out", "seeds": 6}
+    results = run(label_efficiency, label_counts="2", **keywords)
+    assert len(results) == 18, "two labels are of one class in half of the draws"
+    score = label_efficiency.score
+    monkeypatch.setattr(
+        label_efficiency,
+        "score",
+        lambda train, *rest: score(train, *rest) if len(train[2]) < 60 else 1 / 0,
+    )
+    with pytest.raises(ZeroDivisionError):
+        run(label_efficiency, label_counts="20,60", **keywords)
+    saved = json.loads((tmp_path / "out/label_efficiency.json").read_text())
+    assert {row["label_count"] for row in saved} == {20}
+    with pytest.raises(InputError, match="wanted label_count=99999"):
+        run(label_efficiency, label_counts="20,99999", **keywords)
+
+
+def test_label_efficiency_holds_so_many_pixels_at_most(workplace, tmp_path, monkeypatch):
+    sizes = []
+    read_split = label_efficiency.read_split
+    monkeypatch.setattr(
+        label_efficiency,
+        "read_split",
+        lambda dataset, *rest: sizes.append(dataset.num_pixels) or read_split(dataset, *rest),
+    )
+    keywords = {"checkpoint_path": workplace / "pretrained/best.pt", "base_path": workplace}
+    keywords |= {"dataset_name": "toy", "output_dir": tmp_path / "out", "seeds": 1}
+    run(label_efficiency, label_counts="0", most_pixels=50, **keywords)
+    assert sizes == [50, 50]
+
+
+# ---- crashes -------------------------------------------------------------------------------------
+
+
+def test_the_probe_never_trains_on_one_class():
+    """Folds of random small layouts left one class in a training part, and training crashed."""
+    rng = random.Random(0)
+    found = 0
+    for _ in range(1000):
+        groups = np.repeat(np.arange(rng.randint(2, 6)), rng.randint(1, 6))
+        labels = np.array([rng.choice([1, 2, 2, 2, 3]) for _ in groups])
+        blocks = [len(np.unique(groups[labels == code])) for code in np.unique(labels)]
+        usable = [count for count in blocks if count > 1]
+        if len(usable) < 2:
+            continue
+        keep = np.isin(labels, np.unique(labels)[[count > 1 for count in blocks]])
+        folds = find_folds(labels[keep], groups[keep], min(5, *usable))
+        found += bool(folds)
+        for train_part, test_part in folds:
+            assert len(np.unique(labels[keep][train_part])) > 1
+            assert not set(groups[keep][train_part]) & set(groups[keep][test_part])
+    assert found > 300
+
+
+def test_a_layout_of_three_validation_blocks_trains(tmp_path):
+    """A real one, in which cross-validation had a training part of a single class."""
+    make_dataset(tmp_path, tiles=1)
+    labels, splits = np.full((16, 16), 40, np.uint8), np.ones((16, 16), np.uint8)
+    splits[:4, :12] = tiles.VALIDATION
+    labels[:4, 3:6] = 95
+    save(tile_of(tmp_path), "labels", labels)
+    save(tile_of(tmp_path), "splits", splits)
+    assert train.main(tiny(tmp_path, tmp_path / "out", max_steps=2))["step"] == 2
+
+
+def test_more_workers_than_shards_are_not_started(dataset):
+    data = SentinelTimeSeriesDataset(dataset, "toy", rank=0, world_size=40, batch_size=64)
+    assert SHARDS // 40 == 1
+    assert len(list(iterate_batches(data, num_workers=5))) == data.steps_per_epoch
+    with pytest.raises(InputError, match="65 processes: a batch is shared by at most 64"):
+        SentinelTimeSeriesDataset(dataset, "toy", world_size=65)
+
+
+def test_batches_of_one_pixel_are_refused(dataset, workplace, tmp_path):
+    """BatchNorm crashed on them, in both trainers."""
+    tile = make_tile(tile_of(tmp_path, name="few"), (20, 1, 8, 10), clear=1.0)
+    save(tile, "splits", np.array([[1, 1, 1, 2, 2, 3, 3, 3]], np.uint8))
+    message = "batch_size=2: cuts 3 training pixels into batches of one"
+    with pytest.raises(InputError, match=message):
+        train.main(tiny(tmp_path, tmp_path / "out", dataset_name="few", batch_size=2))
+    with pytest.raises(InputError, match=message):
+        fine_tune(workplace, tmp_path / "o", base_path=tmp_path, dataset_name="few", batch_size=2)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("key", ["config", "backbone", "backbone_state", "bands", "mean", "std"])
+def test_a_checkpoint_that_lacks_a_part_is_refused(workplace, tmp_path, key):
+    content = torch.load(workplace / "pretrained/best.pt", weights_only=True)
+    del content[key]
+    torch.save(content, tmp_path / "cut.pt")
+    with pytest.raises(InputError, match=f"cut.pt: found no usable {key}"):
+        load_checkpoint(tmp_path / "cut.pt")
+
+
+def test_without_a_home_folder_the_cache_is_elsewhere(dataset, tmp_path):
+    environment = {k: v for k, v in ENVIRONMENT.items() if k not in ("HOME", "XDG_CACHE_HOME")}
+    code = "import pathlib; pathlib.Path.home = classmethod(lambda cls: 1 / 0); import tiles"
+    code = code.replace("1 / 0", "(_ for _ in ()).throw(RuntimeError())")
+    code += f"; print(tiles.Tile({str(tile_of(dataset))!r}).clear_counts().sum())"
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, env=environment, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    assert int(done.stdout) > 0
+
+
+def test_the_cache_of_clear_counts_stays_small(dataset, tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr(tiles, "CACHE_FILES", 3)
+    for number in range(6):
+        tile = Tile(make_tile(tmp_path / f"MGRS-{number}", (4, 4, 4, 2)))
+        counts = tile.clear_counts()
+    assert len(list((tmp_path / "cache").rglob("*"))) == 1 + 3
+    np.testing.assert_array_equal(tile.clear_counts(), counts)
+
+
+def test_workers_are_counted_by_the_processes_of_a_node(monkeypatch):
+    """Eight nodes of four GPUs each gave every process a worker or none, whatever the cores."""
+    monkeypatch.setattr(os, "cpu_count", lambda: 32)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
+    runtime = Runtime(torch.device("cuda"), rank=0, world_size=32)
+    assert runtime.workers(-1) == 8
+
+
+# ---- wandb ---------------------------------------------------------------------------------------
+
+
+class Broken:
+    """Stands in for a wandb run whose service has died."""
+
+    id = "x"
+
+    def log(self, *_, **__):
+        raise BrokenPipeError("the service is gone")
+
+    finish = log
+
+
+def test_wandb_that_is_lost_in_the_middle_is_said_once(tmp_path, capsys):
+    log = runlog.RunLog(tmp_path / "metrics.jsonl", Broken())
+    for step in range(3):
+        log.line({"step": step})
+    log.finish()
+    assert len(lines(tmp_path)) == 3
+    assert capsys.readouterr().out.count("wandb: logging failed (the service is gone)") == 1
+
+
+def test_training_goes_on_when_the_wandb_service_is_killed(dataset, tmp_path):
+    config = tiny(dataset, tmp_path / "out", epochs=40, wandb_mode="offline")
+    process = start_and_wait(config, 15)
+    children = ["pgrep", "-P", str(process.pid), "wandb"]
+    service = subprocess.run(children, capture_output=True, text=True, check=True).stdout
+    os.kill(int(service), signal.SIGKILL)
+    out, err = process.communicate(timeout=120)
+    assert process.returncode == 0, err
+    assert out.count("wandb: logging failed") == 1
+    assert lines(tmp_path / "out")[-1]["step"] == 200
