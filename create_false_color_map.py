@@ -10,6 +10,7 @@ Maps drawn with one basis match without a seam: a pixel's colour depends on its 
 the basis alone. The basis is fitted to a sample of the valid pixels of all maps of the call.
 """
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +20,8 @@ import maps
 from backbones import load_backbone
 from files import atomic_write, load_checkpoint, make_output_dir
 from runlog import start_log
-from runtime import InputError, check, run_script, start_runtime
+from runtime import InputError, check, refuse_torchrun, run_script, start_runtime
+from storage import file_hash
 from tiles import Tile, check_tile
 from utils import extract_representations
 
@@ -38,8 +40,6 @@ run_config = {
     "wandb_mode": "auto",  # auto (online where logged in), online, offline or disabled
 }
 
-ROWS = 64  # of a map in memory at a time
-
 
 class MapOnDisk:
     """A saved representation map, read in blocks of rows."""
@@ -50,12 +50,12 @@ class MapOnDisk:
         self.folder = self.path.parent
         self.name = self.folder.name
         self.info = maps.read_provenance(self.path)
+        self.made_by = self.info.get("checkpoint_sha256", "")  # "" where it is not known
         self.title = self.info.get("tile", self.name)
 
     def blocks(self):
         """Yield (first row, representations (rows, W, D))."""
-        for first in range(0, self.shape[0], ROWS):
-            yield first, maps.read_representations(self.path, slice(first, first + ROWS))
+        return maps.representation_blocks(self.path)
 
 
 class MapOfTile:
@@ -67,8 +67,10 @@ class MapOfTile:
         self.tile, self.runtime = Tile(config["tile_path"]), runtime
         check_tile(self.tile, self.checkpoint, config["checkpoint_path"])
         self.shape = (*self.tile.shape[1:3], self.backbone.latent_dim)
-        self.name, self.title, self.info = self.tile.name, self.tile.title, self.tile.info
-        self.folder = Path("outputs") / self.name
+        self.name, self.title = self.tile.name, self.tile.title
+        self.made_by = file_hash(config["checkpoint_path"])
+        self.info = {**self.tile.info, "tile_path": os.path.realpath(self.tile.path)}
+        self.path, self.folder = self.tile.path, Path("outputs") / self.name
 
     def blocks(self):
         """Yield (first row, representations (rows, W, D))."""
@@ -92,13 +94,59 @@ def open_maps(config, runtime):
     if config["checkpoint_path"]:
         return [MapOfTile(config, runtime)]
     first, *others = [MapOnDisk(path) for path in config["representation_path"].split(",")]
+    if first.shape[2] < 3:
+        raise InputError(f"{first.path}: found {first.shape[2]} dimensions, wanted 3 or more")
     for other in others:
         if other.shape[2] != first.shape[2]:
             raise InputError(
                 f"{other.path}: found {other.shape[2]} dimensions, wanted {first.shape[2]} "
                 f"({first.path})"
             )
+        check_same_checkpoint(other.path, "a map", other.made_by, first)
     return [first, *others]
+
+
+def check_same_checkpoint(path, kind, made_by, wanted):
+    """Refuse a map or a basis of another checkpoint; say so where that cannot be told.
+
+    made_by: hash of its checkpoint, or "".
+    """
+    if not (made_by and wanted.made_by):
+        print(f"{path}: not known whether it is of the checkpoint that {wanted.path} is of")
+    elif made_by != wanted.made_by:
+        raise InputError(
+            f"{path}: found {kind} of checkpoint {made_by[:12]}, wanted one of "
+            f"{wanted.made_by[:12]} as {wanted.path}"
+        )
+
+
+def output_folders(opened, config):
+    """Where the picture of each map goes.
+
+    Raises InputError where two maps would share a folder, or where the maps of another tile or
+    checkpoint lie.
+    """
+    folders, taken = [], {}
+    for one in opened:
+        folder = Path(config["output_dir"] or one.folder)
+        if config["output_dir"] and len(opened) > 1:
+            folder = folder / one.name
+        folders.append(folder)
+        other = taken.setdefault(Path(os.path.realpath(folder)), one)
+        if other is not one:
+            raise InputError(
+                f"{one.path}: found {other.path} whose picture goes to {folder} too, wanted "
+                "folders of different names (or a call for each, with an output_dir of its own)"
+            )
+        there = maps.read_provenance(folder / "infer.json")
+        mine = {"checkpoint_sha256": one.made_by, "tile_path": one.info.get("tile_path")}
+        differ = [key for key in mine if mine[key] and there.get(key, mine[key]) != mine[key]]
+        if differ:
+            raise InputError(
+                f"{folder / 'infer.json'}: found a map with another {', '.join(differ)} than "
+                f"{one.path}, wanted another output_dir"
+            )
+    return folders
 
 
 def fit_basis(opened, config):
@@ -119,37 +167,32 @@ def fit_basis(opened, config):
 
 def find_basis(opened, config):
     """The basis of basis_path where it exists, else a new one, saved there."""
+    if not config["basis_path"]:
+        return fit_basis(opened, config)
     path = Path(config["basis_path"])
-    if not config["basis_path"] or not path.exists():
-        basis = fit_basis(opened, config)
-        if config["basis_path"]:
-            make_output_dir(path.parent)
-            with atomic_write(path.with_suffix(".npz")) as part:
-                np.savez(part, **basis)
+    if path.suffix != ".npz" and not path.is_file():
+        path = path.parent / f"{path.name}.npz"
+    if path.exists():
+        basis, made_by = maps.load_basis(path, opened[0].shape[2])
+        check_same_checkpoint(path, "a basis", made_by, opened[0])
         return basis
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            basis = dict(file)
-        size = basis["components"].shape[1]
-    except (OSError, ValueError, KeyError, EOFError) as error:
-        raise InputError(f"{path}: found no basis ({error}), wanted one of this script") from None
-    if size != opened[0].shape[2]:
-        raise InputError(f"{path}: found {size} dimensions, wanted {opened[0].shape[2]} of the map")
+    basis = fit_basis(opened, config)
+    make_output_dir(path.parent)
+    maps.save_basis(basis, opened[0].made_by, path)
     return basis
 
 
 def main(config):
     """Draw the maps. Returns the paths of the PNGs."""
+    refuse_torchrun()
     config = check(config)
     runtime = start_runtime(config["device"])
     opened = open_maps(config, runtime)
+    folders = output_folders(opened, config)
     basis = find_basis(opened, config)
     pictures, log = [], None
-    for one in opened:
-        folder = Path(config["output_dir"] or one.folder)
-        if config["output_dir"] and len(opened) > 1:
-            folder = folder / one.name
-        folder = make_output_dir(folder)
+    for one, folder in zip(opened, folders, strict=True):
+        make_output_dir(folder)
         log = log or start_log(config, "create_false_color_map", folder, runtime)
         rgba = np.zeros((*one.shape[:2], 4), np.uint8)
         for first, block in one.blocks():

@@ -42,17 +42,19 @@ def atomic_write(path):
         part.unlink(missing_ok=True)
 
 
-def remove_parts(folder):
-    """Remove what writes that were killed have left in a folder."""
+def remove_parts(folder, kept=()):
+    """Remove what writes that were killed have left in a folder, but for the names in `kept`."""
     for pattern in (".*.part.*", ".writable-*"):
         for file in Path(folder).glob(pattern):
-            file.unlink(missing_ok=True)
+            if file.name not in kept:
+                file.unlink(missing_ok=True)
 
 
 def write_error(path, error, size=0):
     """What to tell of a file that could not be written; size: bytes that it was to have."""
     if error.errno != errno.ENOSPC:
-        return InputError(f"{path}: could not be written ({error.strerror or error})")
+        reason = error.strerror or error.__cause__ or error  # GDAL tells in the cause
+        return InputError(f"{path}: could not be written ({reason})")
     free = shutil.disk_usage(Path(path).parent).free
     missing = f", {max(1, size - free)} bytes are missing" if size else ""
     return InputError(f"{path}: could not be written: disk full ({free} bytes free{missing})")

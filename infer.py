@@ -7,21 +7,31 @@
     torchrun --nproc-per-node=2 infer.py ...      # the tiles of a folder, divided
 
 Streams blocks of rows, so memory does not grow with the tile. Deterministic: same checkpoint and
-tile, same map. Tiles already done are skipped unless overwrite=true.
+tile, same map. Tiles already done are skipped unless overwrite=true; a tile that was stopped or
+killed is gone on with, behind the last block on the disk.
 """
 
-import hashlib
-from contextlib import ExitStack
+import os
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 from tqdm import tqdm
 
 from backbones import Classifier, load_backbone, load_classifier
-from files import atomic_write, load_checkpoint, make_output_dir, write_json
-from maps import is_georeferenced, plot_class_map, quantise, read_provenance, write_geotiff
+from files import load_checkpoint, make_output_dir, remove_parts, write_json
+from maps import (
+    class_legend,
+    is_georeferenced,
+    plot_class_map,
+    quantise,
+    read_provenance,
+    remove_products,
+    write_geotiff,
+)
 from runlog import start_log
-from runtime import InputError, check, run_script, start_runtime
+from runtime import InputError, Stopped, check, notice, run_script, start_runtime, stop_on_signals
+from storage import MapWriter, describe_files, file_hash, lock_folder
 from tiles import Tile, check_tile
 from utils import extract_representations
 
@@ -43,6 +53,11 @@ run_config = {
 }
 
 FORMATS = {"float32": np.float32, "float16": np.float16, "int8": np.int8}
+# what a map depends on; labels and splits may come later
+TILE_FILES = ("bands.npy", "masks.npy", "doys.npy", "tile.json")
+
+
+# ---- what is to be mapped ------------------------------------------------------------------------
 
 
 def find_tiles(tile_path):
@@ -50,52 +65,111 @@ def find_tiles(tile_path):
     path = Path(tile_path)
     if (path / "bands.npy").exists() or path.name.startswith("MGRS-"):
         return [path]
-    folders = sorted(folder for folder in path.glob("MGRS-*") if folder.is_dir())
+    # a link that leads nowhere is a tile too: one that cannot be opened
+    folders = sorted(f for f in path.glob("MGRS-*") if f.is_dir() or f.is_symlink())
     if not folders:
         raise InputError(f"{path}: found no tile, wanted one or a folder of MGRS-*")
     return folders
 
 
-def output_folder(config, folder):
-    """Where a tile's files go."""
+def output_folders(config, folders):
+    """Where the files of each tile go. Raises InputError where two would share a folder."""
+    targets = [Path(os.path.realpath(folder)) for folder in folders]
     if not config["output_dir"]:
-        return Path("outputs") / folder.resolve().name
-    path = Path(config["output_dir"])
-    is_tile = (Path(config["tile_path"]) / "bands.npy").exists()
-    return path if is_tile else path / folder.resolve().name
+        outputs = [Path("outputs") / target.name for target in targets]
+    elif folders == [Path(config["tile_path"])]:
+        outputs = [Path(config["output_dir"])]
+    else:
+        outputs = [Path(config["output_dir"]) / target.name for target in targets]
+    taken = {}
+    for folder, output_dir in zip(folders, outputs, strict=True):
+        other = taken.setdefault(output_dir, folder)
+        if other != folder:
+            raise InputError(
+                f"{folder}: found {other} that goes to {output_dir} too, wanted tiles of different "
+                "names (or one call for each, with an output_dir of its own)"
+            )
+    return outputs
+
+
+@contextmanager
+def skipping(config, bad, say=print):
+    """Say what is wrong with a tile and go on, where skip_bad_tiles=true; count it in `bad`.
+
+    To be put around what reads tiles alone: the user's own mistakes are no fault of a tile.
+    """
+    try:
+        yield
+    except (InputError, OSError) as error:
+        if not config["skip_bad_tiles"]:
+            raise
+        bad.append(error)
+        say(f"skipped: {error}")
+
+
+def open_tiles(config, checkpoint, bad):
+    """All tiles that can be opened, and their output folders: [(tile, folder)].
+
+    Raises InputError where there is none.
+    """
+    folders, tiles = find_tiles(config["tile_path"]), []
+    for folder, output_dir in zip(folders, output_folders(config, folders), strict=True):
+        with skipping(config, bad, notice):
+            tile = Tile(folder)
+            check_tile(tile, checkpoint, config["checkpoint_path"])
+            tiles.append((tile, output_dir))
+    if not tiles:
+        raise InputError(f"{config['tile_path']}: found {len(bad)} bad tiles and no good one")
+    return tiles
 
 
 def load_module(config, checkpoint):
-    """Classifier or backbone, in eval mode, as `classify` says."""
-    if config["classify"] == "true" or (
-        config["classify"] == "auto" and checkpoint["kind"] == "classifier"
-    ):
-        return load_classifier(checkpoint)
-    return load_backbone(checkpoint)
+    """Classifier or backbone, in eval mode, as `classify` says.
+
+    Raises InputError for a classifier that does not tell of its classes.
+    """
+    if config["classify"] == "false" or checkpoint["kind"] != "classifier":
+        return load_backbone(checkpoint)
+    module, classes = load_classifier(checkpoint), checkpoint.get("classes")
+    if not isinstance(classes, dict) or len(classes) != checkpoint["head"]["num_classes"]:
+        raise InputError(
+            f"{config['checkpoint_path']}: found classes {classes}, wanted "
+            f"{checkpoint['head']['num_classes']}, as its head has"
+        )
+    return module
 
 
-class MapWriter:
-    """Maps of one tile, written block by block to temporary files and renamed all at the end."""
-
-    def __init__(self, stack, output_dir):
-        self.stack, self.output_dir, self.parts = stack, output_dir, {}
-
-    def add(self, name, dtype, shape):
-        """A new map, to be filled in blocks of rows with `write`."""
-        part = self.stack.enter_context(atomic_write(self.output_dir / f"{name}.npy"))
-        np.lib.format.open_memmap(part, "w+", dtype, shape)
-        self.parts[name] = part
-
-    def write(self, name, rows, block):
-        # opened for each block: pages written before no longer count as this process's memory
-        np.load(self.parts[name], mmap_mode="r+", allow_pickle=False)[slice(*rows)] = block
-
-    def read(self, name):
-        return np.load(self.parts[name], allow_pickle=False)
+def describe_source(tile):
+    """Which tile is mapped, for infer.json: its real path, sizes and times of its files."""
+    path = os.path.realpath(tile.path)
+    return {"tile_path": path, "tile_files": describe_files(path, TILE_FILES)}
 
 
-def map_blocks(tile, module, checkpoint, config, runtime, codes):
-    """Yield (rows, maps) of a tile from north to south, each row once.
+def is_done(output_dir, made_by, overwrite):
+    """Whether a tile was mapped already; InputError where it was another tile or checkpoint."""
+    file = output_dir / "infer.json"
+    before = {} if overwrite else read_provenance(file)
+    if not before:
+        return False
+    differ = [
+        key if isinstance(value, dict) else f"{key} (was {before.get(key, 'not told')})"
+        for key, value in made_by.items()
+        if before.get(key) != value
+    ]
+    if differ:
+        raise InputError(
+            f"{file}: was made with another {', '.join(differ)}; wanted another output_dir or "
+            "overwrite=true"
+        )
+    names = map_arrays((0, 0), made_by, 0)
+    return all((output_dir / f"{name}.npy").exists() for name in names)
+
+
+# ---- maps ----------------------------------------------------------------------------------------
+
+
+def map_blocks(tile, module, checkpoint, config, runtime, codes, first_row):
+    """Yield (rows, maps) of a tile from north to south, each row from `first_row` on once.
 
     maps: representation_map (rows, W, D) float32, NaN for no data, and with codes (C,) also
     classification_map (rows, W) uint8, 0 for no data, and confidence (rows, W) float32, NaN for it.
@@ -110,8 +184,9 @@ def map_blocks(tile, module, checkpoint, config, runtime, codes):
         config["min_valid"] or checkpoint["config"]["min_valid"],
         runtime,
         draws=config["draws"],
+        first_row=first_row,
     )
-    done = 0
+    done = first_row
     for (_, last), row, column, y, logits in blocks:
         maps = empty_maps(last - done, width, size, codes)
         row = row - done
@@ -134,42 +209,75 @@ def empty_maps(rows, width, size, codes):
     return maps
 
 
-def map_tile(tile, module, checkpoint, config, runtime, output_dir, made_by):
-    """Write all files of one tile; infer.json, which says that it is done, comes last."""
-    height, width = tile.shape[1:3]
-    legend = (
-        {int(c): e for c, e in checkpoint["classes"].items()} if hasattr(module, "head") else {}
-    )
-    legend = legend if made_by["classify"] else {}
-    codes = np.array(list(legend), np.uint8)
+def map_arrays(shape, made_by, size):
+    """{name: (dtype, shape)} of the maps of a tile. shape: (H, W); size: D."""
+    kind = FORMATS[made_by["representation_format"]]
+    arrays = {"valid_count": (np.uint16, shape), "representation_map": (kind, (*shape, size))}
+    if kind is np.int8:
+        arrays["representation_map_scales"] = (np.float32, shape)
+    if made_by["classify"]:
+        arrays |= {"classification_map": (np.uint8, shape), "confidence": (np.float32, shape)}
+    return arrays
+
+
+def map_tile(tile, module, checkpoint, config, runtime, output_dir, made_by, stop):
+    """Write all files of one tile; infer.json, which says that it is done, comes last.
+
+    Goes on where a run that was killed had come to. Raises Stopped by a signal.
+    """
+    classes = checkpoint["classes"] if made_by["classify"] else {}
+    legend = class_legend(classes, classes)
+    codes = np.array([int(code) for code in classes], np.uint8)  # in the order of the head
     size = (module.backbone if len(codes) else module).latent_dim
-    (output_dir / "infer.json").unlink(missing_ok=True)
-    for stale in output_dir.glob(".*.part.*"):  # of a run that was killed
-        stale.unlink()
-    bar = tqdm(total=height, desc=tile.name, unit="row", disable=not runtime.is_main)
-    with ExitStack() as stack:
-        writer = MapWriter(stack, output_dir)
-        kind = FORMATS[config["representation_format"]]
-        writer.add("representation_map", kind, (height, width, size))
-        if kind is np.int8:
-            writer.add("representation_map_scales", np.float32, (height, width))
-        if len(codes):
-            writer.add("classification_map", np.uint8, (height, width))
-            writer.add("confidence", np.float32, (height, width))
-        writer.add("valid_count", np.uint16, (height, width))
-        writer.write("valid_count", (0, height), tile.clear_counts())
-        for rows, maps in map_blocks(tile, module, checkpoint, config, runtime, codes):
-            if kind is np.int8:
-                values, scales = quantise(maps["representation_map"])
-                maps |= {"representation_map": values, "representation_map_scales": scales}
-            for name, block in maps.items():
-                writer.write(name, rows, block)
-            bar.update(rows[1] - bar.n)
-        write_pictures(writer, tile, legend, output_dir)
+    height, width = shape = tile.shape[1:3]
+    # the bytes of a map depend on how its pixels are put into batches
+    batches = [runtime.device.type, runtime.block_pixels, runtime.batch_dates, runtime.pad_dates]
+    writer = MapWriter(
+        output_dir,
+        map_arrays(shape, made_by, size),
+        made_by | {"batches": batches},
+        room=8 * height * width,  # the pictures that follow are smaller
+    )
+    if writer.rows:
+        print(f"{output_dir}: goes on behind row {writer.rows} of {height}")
+    else:
+        writer.fill("valid_count", 0, tile.clear_counts())
+    bar = tqdm(
+        total=height, initial=writer.rows, desc=tile.name, unit="row", disable=not runtime.is_main
+    )
+    for rows, maps in map_blocks(
+        tile, module, checkpoint, config, runtime, codes, first_row=writer.rows
+    ):
+        if config["representation_format"] == "int8":
+            values, scales = quantise(maps["representation_map"])
+            maps |= {"representation_map": values, "representation_map_scales": scales}
+        writer.write(rows, maps)
+        bar.update(rows[1] - bar.n)
+        raise_if_stopped(stop, f"{tile.name} behind row {rows[1]} of {height}")
     bar.close()
+    finish(writer, tile, legend, output_dir, made_by)
+
+
+def raise_if_stopped(stop, where):
+    if stop.is_set():
+        raise Stopped(f"stopped {where}; the same command goes on", stop.status)
+
+
+def finish(writer, tile, legend, output_dir, made_by):
+    """Put the new maps in the place of earlier ones.
+
+    infer.json goes first and comes last, so whenever a kill comes, no mix of both looks finished.
+    """
+    (output_dir / "infer.json").unlink(missing_ok=True)
+    published = [f"{name}.npy" for name in writer.arrays if writer.is_published(name)]
+    remove_products(output_dir, kept=published)
+    writer.free_room()
+    write_pictures(writer, tile, legend, output_dir)
+    writer.publish()
     georeference = {key: tile.info[key] for key in ("crs", "transform") if key in tile.info}
-    made_by = made_by | georeference | {"tile_path": str(tile.path), "tile": tile.title}
-    write_json(output_dir / "infer.json", made_by | {"classes": legend})
+    made_by = made_by | georeference | {"tile": tile.title, "classes": legend}
+    write_json(output_dir / "infer.json", made_by)
+    remove_parts(output_dir)
 
 
 def write_pictures(writer, tile, legend, output_dir):
@@ -187,21 +295,6 @@ def write_pictures(writer, tile, legend, output_dir):
         write_geotiff(output_dir / "confidence.tif", confidence, tile.info, np.nan)
 
 
-def is_done(output_dir, made_by, overwrite):
-    """Whether a tile was mapped already; InputError where it was by another checkpoint."""
-    file = output_dir / "infer.json"
-    before = read_provenance(file)
-    if overwrite or not before:
-        return False
-    differ = [key for key, value in made_by.items() if before.get(key) != value]
-    if differ:
-        raise InputError(
-            f"{file}: was made with another {', '.join(differ)}; wanted another output_dir or "
-            "overwrite=true"
-        )
-    return True
-
-
 def main(config):
     """Map the tiles. Returns the folders of those that are done now."""
     config = check(
@@ -211,6 +304,7 @@ def main(config):
         min_valid=(0, 65535),
     )
     runtime = start_runtime(config["device"])
+    stop = stop_on_signals()
 
     # checkpoint
     kinds = ("classifier",) if config["classify"] == "true" else ("pretrained", "classifier")
@@ -218,36 +312,48 @@ def main(config):
     module = load_module(config, checkpoint).to(runtime.device)
     made_by = {key: config[key] for key in ("representation_format", "min_valid", "draws")}
     made_by["classify"] = isinstance(module, Classifier)
-    content = Path(config["checkpoint_path"]).read_bytes()
-    made_by["checkpoint_sha256"] = hashlib.sha256(content).hexdigest()
+    made_by["checkpoint_sha256"] = file_hash(config["checkpoint_path"])
 
-    # tiles, divided among the processes
-    folders = find_tiles(config["tile_path"])[runtime.rank :: runtime.world_size]
-    done, log = [], None
-    for number, folder in enumerate(folders):
-        try:
-            output_dir = make_output_dir(output_folder(config, folder))
-            log = log or start_log(config, "infer", output_dir, runtime)
-            if is_done(output_dir, made_by, config["overwrite"]):
+    # tiles, divided among the processes: all are looked at before the first is mapped
+    bad, jobs = [], []
+    for tile, output_dir in open_tiles(config, checkpoint, bad)[runtime.rank :: runtime.world_size]:
+        raise_if_stopped(stop, f"before {tile.name}")
+        done = is_done(output_dir, made_by | describe_source(tile), config["overwrite"])
+        with skipping(config, bad):
+            if not done:
+                tile.clear_counts()  # looks at all masks, and keeps the counts in the cache
+            jobs.append((tile, output_dir))
+    if bad and not jobs and runtime.world_size == 1:
+        raise InputError(f"{config['tile_path']}: found {len(bad)} bad tiles and no good one")
+    for _, output_dir in jobs:
+        make_output_dir(output_dir)
+
+    # maps
+    log = start_log(config, "infer", jobs[0][1], runtime) if jobs else None
+    for number, (tile, output_dir) in enumerate(jobs):
+        raise_if_stopped(stop, f"before {tile.name}")
+        with lock_folder(output_dir):
+            source = made_by | describe_source(tile)
+            if is_done(output_dir, source, config["overwrite"]):
+                remove_parts(output_dir)
                 print(f"{output_dir}: done already (overwrite=true maps it again)")
-            else:
-                tile = Tile(folder)
-                check_tile(tile, checkpoint, config["checkpoint_path"])
-                map_tile(tile, module, checkpoint, config, runtime, output_dir, made_by)
-                valid = np.load(output_dir / "valid_count.npy", mmap_mode="r")
-                log.line({"step": number, "median_valid_count": float(np.median(valid))})
-                print(f"{output_dir}: {', '.join(sorted(p.name for p in output_dir.glob('*.*')))}")
-                if made_by["classify"]:
-                    picture = output_dir / "classification_map.png"
-                    log.images({f"classification_map/{tile.name}": picture})
-            done.append(output_dir)
-        except InputError as error:
-            if not config["skip_bad_tiles"]:
-                raise
-            print(f"skipped: {error}")
+                continue
+            map_tile(tile, module, checkpoint, config, runtime, output_dir, source, stop)
+        log_map(log, number, tile, output_dir, made_by["classify"])
     if log:
         log.finish()
-    return done
+    if bad:
+        print(f"{len(bad)} bad tiles skipped")
+    return [output_dir for _, output_dir in jobs]
+
+
+def log_map(log, number, tile, output_dir, classify):
+    """Say and log what lies in the folder of a tile that was mapped."""
+    valid = np.load(output_dir / "valid_count.npy", mmap_mode="r", allow_pickle=False)
+    log.line({"step": number, "median_valid_count": float(np.median(valid))})
+    print(f"{output_dir}: {', '.join(sorted(path.name for path in output_dir.glob('*.*')))}")
+    if classify:
+        log.images({f"classification_map/{tile.name}": output_dir / "classification_map.png"})
 
 
 if __name__ == "__main__":

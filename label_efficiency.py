@@ -27,7 +27,7 @@ from backbones import load_backbone
 from data import SentinelTimeSeriesDatasetForDownstreaming, iterate_batches
 from files import load_checkpoint, make_output_dir, write_json
 from runlog import start_log
-from runtime import InputError, check, run_script, start_runtime
+from runtime import InputError, check, refuse_torchrun, run_script, start_runtime
 from tiles import check_tile
 from transforms import gap_fill
 from utils import encode_series, save_figure
@@ -166,6 +166,7 @@ def print_means(rows, count):
 
 def main(config):
     """Score and draw. Returns a list of dicts: label_count, seed, model, the scores."""
+    refuse_torchrun()
     config = check(config)
     counts = read_counts(config)
     runtime = start_runtime(config["device"])

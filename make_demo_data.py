@@ -17,9 +17,10 @@ import numpy as np
 from scipy.ndimage import gaussian_filter
 from scipy.spatial import cKDTree
 
-from files import make_output_dir
+from files import make_output_dir, write_error
 from maps import WORLDCOVER
-from runtime import InputError, check, run_script
+from runtime import InputError, check, refuse_torchrun, run_script
+from storage import create_npy
 
 run_config = {
     "base_path": ".",  # tiles go to <base_path>/data/<dataset_name>/processed/MGRS-SIM<n>
@@ -124,8 +125,8 @@ def write_tile(folder, number, config):
     field_seed = [config["seed"], number, 1]
     overpasses = np.sort(rng.choice(73, num_dates, replace=False)) * 5 + rng.integers(1, 5)
     shape = (num_dates, size, size, len(BANDS))
-    bands = np.lib.format.open_memmap(folder / "bands.npy", "w+", np.uint16, shape)
-    masks = np.lib.format.open_memmap(folder / "masks.npy", "w+", np.uint8, shape[:3])
+    bands = create_npy(folder / "bands.npy", np.uint16, shape)
+    masks = create_npy(folder / "masks.npy", np.uint8, shape[:3])
     cover, field = simulate_covers(size, rng)
     total, squares, count = np.zeros(len(BANDS)), np.zeros(len(BANDS)), 0
     for index, doy in enumerate(overpasses):
@@ -156,6 +157,7 @@ def write_tile(folder, number, config):
 
 def main(config):
     """Write the data set; returns its folder. Raises InputError where it exists already."""
+    refuse_torchrun()
     config = check(config)
     folder = Path(config["base_path"]) / "data" / config["dataset_name"]
     if folder.exists():
@@ -163,9 +165,14 @@ def main(config):
     make_output_dir(folder.parent)
     part = folder.with_name(f".{folder.name}.part")
     shutil.rmtree(part, ignore_errors=True)
-    for number in range(config["num_tiles"]):
-        write_tile(part / "processed" / f"MGRS-SIM{number + 1}", number, config)
-    part.rename(folder)
+    try:
+        for number in range(config["num_tiles"]):
+            write_tile(part / "processed" / f"MGRS-SIM{number + 1}", number, config)
+        part.rename(folder)
+    except OSError as error:
+        raise write_error(part, error) from None
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
     print(
         f"{folder}: {config['num_tiles']} simulated tiles of {config['size']} x {config['size']} "
         f"pixels, {config['num_dates']} dates, {len(BANDS)} bands"

@@ -15,14 +15,19 @@ from maps import (
     FIGURE_SIZE,
     class_areas,
     class_legend,
+    count_classes,
     draw_class_map,
+    find_labels,
+    merge_classes,
     plot_class_map,
+    read_labels,
     read_map,
     read_provenance,
+    row_blocks,
 )
 from reports import plot_confusion, print_scores, score_classes
 from runlog import start_log
-from runtime import InputError, check, run_script, start_runtime
+from runtime import InputError, check, refuse_torchrun, run_script, start_runtime
 
 run_config = {
     "map_path": "outputs/MGRS-SIM1/classification_map.npy",  # of infer.py
@@ -33,13 +38,37 @@ run_config = {
 }
 
 
-def read_labels(config, info, shape):
-    """Labels (H, W) and where they come from, or None and ""."""
-    path = config["labels_path"]
-    if not path and info.get("tile_path"):
-        beside = Path(info["tile_path"]) / "labels.npy"
-        path = str(beside) if beside.exists() else ""
-    return (np.asarray(read_map(path, shape)), path) if path else (None, "")
+def compare(class_map, labels):
+    """Pixels of each pair of label and class code, (256, 256); row or column 0: it has none."""
+    pairs = np.zeros(256 * 256, np.int64)
+    for first, block in row_blocks(class_map):
+        place = labels[first : first + len(block)].astype(np.int64) * 256 + block
+        pairs += np.bincount(place.ravel(), minlength=len(pairs))
+    return pairs.reshape(256, 256)
+
+
+def read_both(path, config):
+    """A map and its labels, in bounded memory.
+
+    Returns the map (H, W), what infer.json tells of it, its legend, where the labels lie ("" for
+    none) and the pairs of `compare`. Raises InputError for labels without a pixel of the map.
+    """
+    class_map = read_map(path)
+    if class_map.dtype != np.uint8:
+        raise InputError(f"{path}: found {class_map.dtype}, wanted uint8 class codes")
+    info = read_provenance(path)
+    labels_path, tile_info = find_labels(config["labels_path"], info)
+    sources = [(path.with_name("infer.json"), info)]
+    if labels_path:
+        pairs = compare(class_map, read_labels(labels_path, class_map.shape))
+        if not pairs[1:, 1:].any():
+            raise InputError(f"{labels_path}: found no labelled pixel that the map covers")
+        sources.append((Path(labels_path).parent / "tile.json", tile_info))
+    else:
+        pairs = np.diag(count_classes(class_map).sum(0))
+    codes = np.flatnonzero(pairs.sum(0) + pairs.sum(1))
+    legend = class_legend(codes, merge_classes(sources, refuse=False))
+    return class_map, info, legend, labels_path, pairs
 
 
 def print_areas(areas):
@@ -63,15 +92,10 @@ def show_window(class_map, legend, title):
 
 def main(config):
     """Show the map. Returns a dict: areas, and agreement where there are labels."""
+    refuse_torchrun()
     config = check(config)
     path = Path(config["map_path"])
-    class_map = np.asarray(read_map(path))
-    if class_map.dtype != np.uint8:
-        raise InputError(f"{path}: found {class_map.dtype}, wanted uint8 class codes")
-    info = read_provenance(path)
-    labels, labels_path = read_labels(config, info, class_map.shape)
-    codes = np.unique(class_map if labels is None else np.concatenate([class_map, labels]))
-    legend = class_legend(codes, info.get("classes", {}))
+    class_map, info, legend, labels_path, pairs = read_both(path, config)
     output_dir = make_output_dir(config["output_dir"] or path.parent)
     runtime = start_runtime("cpu")
     log = start_log(config, "read_inference_map", output_dir, runtime)
@@ -83,14 +107,15 @@ def main(config):
     plot_class_map(class_map, legend, picture, title)
     pictures = {"inference_map": picture}
     print_areas(result["areas"])
-    print(f"no data: {int((class_map == 0).sum())} of {class_map.size} pixels")
+    print(f"no data: {pairs[:, 0].sum()} of {class_map.size} pixels")
 
     # agreement, on pixels that have both
-    if labels is not None:
-        both = (labels > 0) & (class_map > 0)
-        if not both.any():
-            raise InputError(f"{labels_path}: found no labelled pixel that the map covers")
-        result["agreement"] = score_classes(labels[both], class_map[both], legend)
+    (output_dir / "agreement.png").unlink(missing_ok=True)  # of an earlier call, with other labels
+    if labels_path:
+        pairs[0], pairs[:, 0] = 0, 0
+        labels, predicted = np.nonzero(pairs)
+        counts = pairs[labels, predicted]
+        result["agreement"] = score_classes(labels, predicted, legend, counts)
         print(f"agreement with {labels_path}, training pixels included:")
         print_scores(result["agreement"])
         pictures["agreement"] = output_dir / "agreement.png"

@@ -13,22 +13,27 @@ from files import write_json
 from utils import save_figure
 
 
-def score_classes(labels, predicted, legend):
+def score_classes(labels, predicted, legend, counts=None):
     """The full report of a classification, as plain numbers for JSON.
 
-    labels, predicted: (N,) class codes. Returns overall_accuracy, macro_f1 and weighted_f1 (over
+    labels, predicted: (N,) class codes; counts: (N,) int, for how many pixels each of these pairs
+    stands, or None for one. Returns overall_accuracy, macro_f1 and weighted_f1 (over
     the classes that occur), per_class (precision, recall, f1, support by code) and the confusion
     matrix, whose rows and columns follow `classes`.
     """
-    codes = list(legend)
+    codes, weights = list(legend), {"sample_weight": counts}
     precision, recall, f1, support = precision_recall_fscore_support(
-        labels, predicted, labels=codes, zero_division=0
+        labels, predicted, labels=codes, zero_division=0, **weights
     )
+    f1_of_all = {
+        average: float(f1_score(labels, predicted, average=average, zero_division=0, **weights))
+        for average in ("macro", "weighted")
+    }
     rows = zip(codes, precision, recall, f1, support, strict=True)
     return {
-        "overall_accuracy": float(accuracy_score(labels, predicted)),
-        "macro_f1": float(f1_score(labels, predicted, average="macro", zero_division=0)),
-        "weighted_f1": float(f1_score(labels, predicted, average="weighted", zero_division=0)),
+        "overall_accuracy": float(accuracy_score(labels, predicted, **weights)),
+        "macro_f1": f1_of_all["macro"],
+        "weighted_f1": f1_of_all["weighted"],
         "per_class": {
             str(code): {
                 "name": legend[code]["name"],
@@ -39,7 +44,7 @@ def score_classes(labels, predicted, legend):
             }
             for code, p, r, f, n in rows
         },
-        "confusion_matrix": confusion_matrix(labels, predicted, labels=codes).tolist(),
+        "confusion_matrix": confusion_matrix(labels, predicted, labels=codes, **weights).tolist(),
         "classes": {str(code): entry for code, entry in legend.items()},
     }
 

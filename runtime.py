@@ -37,7 +37,7 @@ def override(run_config, arguments):
         key, equals, text = argument.partition("=")
         if not equals or key not in config:
             raise InputError(f"{argument}: wanted key=value with key one of {', '.join(config)}")
-        config[key] = _parse(key, text, run_config[key])
+        config[key] = expand_home(key, _parse(key, text, run_config[key]))
     return config
 
 
@@ -118,6 +118,7 @@ def check(config, **limits):
     limits: what this script takes for a key, in place of RANGES and CHOICES: a pair of numbers, or
     the words to choose from. Raises InputError that names the key, its value and what is wanted.
     """
+    config = {key: expand_home(key, value) for key, value in config.items()}
     limits = RANGES | CHOICES | limits
     for key, value in config.items():
         if isinstance(value, bool) or (isinstance(value, str) and key not in limits):
@@ -130,7 +131,21 @@ def check(config, **limits):
         if not (math.isfinite(value) and least <= value <= most):
             upto = "or more" if most == math.inf else f"to {most}"
             raise InputError(f"{key}={value}: wanted {least} {upto}")
-    return MappingProxyType(dict(config))
+    return MappingProxyType(config)
+
+
+def expand_home(key, value):
+    """A value of a config; in paths (one, or several divided by commas) ~ is the home folder."""
+    if not key.endswith(("_path", "_dir")):
+        return value
+    return ",".join(os.path.expanduser(path) for path in value.split(","))
+
+
+def refuse_torchrun():
+    """Raise InputError under torchrun, where every process would do all of a script's work."""
+    processes = os.environ.get("WORLD_SIZE", "1")
+    if processes != "1":
+        raise InputError(f"WORLD_SIZE={processes}: wanted one process (python, not torchrun)")
 
 
 def run_script(main, run_config, docstring):

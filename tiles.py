@@ -261,9 +261,10 @@ def open_npy(path, wanted):
         raise InputError(f"{path}: found no readable array ({line}), wanted {wanted}") from None
 
 
-def read_tile_json(path, shape):
+def read_tile_json(path, shape=()):
     """The content of a tile.json, checked against the tile's shape (T, H, W, B); {} for none.
 
+    shape: () where it is not known; then bands and dates, which depend on it, are not checked.
     A CRS is given back in the short form that GDAL has for it, such as EPSG:32633.
     """
     try:
@@ -275,7 +276,8 @@ def read_tile_json(path, shape):
     if not isinstance(info, dict):
         raise InputError(f"{path}: found {type(info).__name__}, wanted a JSON object")
     for key, (is_right, wanted) in TILE_JSON.items():
-        if key in info and not is_right(info[key], shape):
+        is_known = shape or key not in ("bands", "dates")
+        if key in info and is_known and not is_right(info[key], shape):
             raise InputError(f"{path}: found {key} {_short(info[key])}, wanted {wanted}")
     if ("crs" in info) != ("transform" in info):
         raise InputError(f"{path}: found one of crs and transform, wanted both or none")

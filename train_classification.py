@@ -32,10 +32,18 @@ from backbones import (
 from data import SentinelTimeSeriesDatasetForDownstreaming, iterate_batches
 from distributed import gather
 from files import load_checkpoint, make_output_dir, remove_parts, write_json
-from maps import class_legend
+from maps import class_legend, merge_classes
 from reports import score_classes, write_report
 from runlog import start_log
-from runtime import InputError, Stopped, check, run_script, start_runtime, stop_on_signals
+from runtime import (
+    InputError,
+    Stopped,
+    check,
+    notice,
+    run_script,
+    start_runtime,
+    stop_on_signals,
+)
 from tiles import check_tile, notice_splits
 from training import Run, cut_metrics, learning_rate, read_last, resume
 from utils import encode_series
@@ -154,7 +162,13 @@ def open_splits(config, checkpoint, runtime):
 def find_legend(tiles):
     """Names and colours of the classes in labelled tiles; InputError for fewer than 2."""
     codes = np.unique(np.concatenate([np.unique(tile.labels) for tile in tiles]))
-    classes = next((tile.info["classes"] for tile in tiles if tile.info.get("classes")), {})
+    classes = merge_classes([(tile.path / "tile.json", tile.info) for tile in tiles])
+    unnamed = [tile.name for tile in tiles if not tile.info.get("classes")]
+    if classes and unnamed:
+        notice(
+            f"{len(unnamed)} of {len(tiles)} tiles (first {unnamed[0]}) have no classes in "
+            "tile.json; their codes are taken to mean the same as in the others"
+        )
     legend = class_legend(codes, classes)
     if len(legend) < 2:
         raise InputError(

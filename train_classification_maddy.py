@@ -1,8 +1,7 @@
 """The simple loop: a small head on a saved representation map and its labels.
 
     python train_classification_maddy.py \\
-        representation_path=outputs/MGRS-SIM1/representation_map.npy \\
-        labels_path=data/simulated/processed/MGRS-SIM1/labels.npy
+        representation_path=outputs/MGRS-SIM1/representation_map.npy
 
 Pixels split by splits_path (1 train, 2 and 3 test) where it is given, else 80:20 at random.
 """
@@ -17,14 +16,22 @@ from tqdm import trange
 
 from backbones import focal_loss
 from files import make_output_dir
-from maps import class_legend, read_map, read_representations
+from maps import (
+    class_legend,
+    find_labels,
+    open_representations,
+    read_labels,
+    read_map,
+    read_provenance,
+    representation_blocks,
+)
 from reports import score_classes, write_report
 from runlog import start_log
-from runtime import InputError, check, run_script, start_runtime
+from runtime import InputError, check, refuse_torchrun, run_script, start_runtime
 
 run_config = {
     "representation_path": "outputs/MGRS-SIM1/representation_map.npy",  # (H, W, D), of infer.py
-    "labels_path": "data/simulated/processed/MGRS-SIM1/labels.npy",  # (H, W) codes; 0: no label
+    "labels_path": "",  # (H, W) codes, 0: no label; empty: of the tile that infer.json names
     "splits_path": "",  # (H, W): 1 train, 2 and 3 test; empty: 80:20 at random
     "output_dir": "",  # empty: beside the representation map, <its folder>/maddy
     "hidden": 128,  # width of the head's hidden layer
@@ -38,37 +45,43 @@ run_config = {
 }
 
 
-def read_pixels(config):
+def read_pixels(config, labels_path):
     """Representations (N, D), labels (N,) and splits (N,) of the labelled pixels with data."""
-    representations = read_representations(config["representation_path"])
-    shape = representations.shape[:2]
-    labels = read_map(config["labels_path"], shape)
-    valid = np.isfinite(representations).all(-1) & (labels > 0)
-    if not valid.any():
-        raise InputError(f"{config['labels_path']}: found no labelled pixel that has data")
-    if config["splits_path"]:
-        return (
-            representations[valid],
-            labels[valid],
-            read_map(config["splits_path"], shape)[valid],
-        )
-    split = np.ones(valid.sum(), np.uint8)
-    _, test = train_test_split(np.arange(len(split)), test_size=0.2, random_state=config["seed"])
-    split[test] = 3
-    return representations[valid], labels[valid], split
+    path = config["representation_path"]
+    shape = open_representations(path)[0].shape[:2]
+    if not labels_path:
+        raise InputError(f"{path}: found no infer.json that names labels, wanted labels_path=")
+    labels = read_labels(labels_path, shape)
+    splits = read_map(config["splits_path"], shape) if config["splits_path"] else None
+    parts = []
+    for first, block in representation_blocks(path):
+        rows = slice(first, first + len(block))
+        valid = np.isfinite(block).all(-1) & (labels[rows] > 0)
+        split = np.ones(valid.sum(), np.uint8) if splits is None else splits[rows][valid]
+        parts.append((block[valid], labels[rows][valid], split))
+    pixels, labels, split = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
+    if not len(pixels):
+        raise InputError(f"{labels_path}: found no labelled pixel that has data")
+    if splits is None and len(pixels) > 1:
+        order = np.arange(len(split))
+        split[train_test_split(order, test_size=0.2, random_state=config["seed"])[1]] = 3
+    return pixels, labels, split
 
 
 def main(config):
     """Train the head. Returns the test scores (`reports.score_classes`) of the last epoch."""
+    refuse_torchrun()
     config = check(config, loss=("cross_entropy", "focal"))
 
     # data
-    pixels, labels, split = read_pixels(config)
+    info = read_provenance(config["representation_path"])
+    labels_path, tile_info = find_labels(config["labels_path"], info)
+    pixels, labels, split = read_pixels(config, labels_path)
     codes, target = np.unique(labels, return_inverse=True)
     train, test = split == 1, split >= 2
     if train.sum() < 2 or not test.any():
         raise InputError(
-            f"{config['labels_path']}: found {train.sum()} training and {test.sum()} "
+            f"{labels_path}: found {train.sum()} training and {test.sum()} "
             "test pixels, wanted 2 and 1 or more"
         )
     mean, std = pixels[train].mean(0), pixels[train].std(0) + 1e-6
@@ -87,7 +100,7 @@ def main(config):
     runtime = start_runtime("cpu")
     (output_dir / "metrics.jsonl").unlink(missing_ok=True)
     log = start_log(config, "train_classification_maddy", output_dir, runtime)
-    legend = class_legend(codes, {})
+    legend = class_legend(codes, tile_info.get("classes") or info.get("classes", {}))
 
     # loop
     gamma = config["focal_gamma"] if config["loss"] == "focal" else 0.0

@@ -107,11 +107,13 @@ def _encode_batch(module, x, doys, runtime, draws):
     return y, logits
 
 
-def extract_representations(module, tile, mean, std, min_valid, runtime, stride=1, draws=0):
+def extract_representations(
+    module, tile, mean, std, min_valid, runtime, stride=1, draws=0, first_row=0
+):
     """Walk over a tile in blocks of rows and yield what `encode_series` gives for its pixels.
 
     module: a backbone or classifier in eval mode. stride: take every stride-th row and column (a
-    quick look).
+    quick look). first_row: where a block begins; those to its north are left out.
     Yields (rows, row, column, representations, logits) of each block: rows is (first, last + 1);
     of its pixels with at least `min_valid` clear observations row (N,) int, column (N,) int,
     representations (N, D) and logits (N, C) or None, float32 on the CPU.
@@ -119,6 +121,8 @@ def extract_representations(module, tile, mean, std, min_valid, runtime, stride=
     counts, width = tile.clear_counts(), tile.shape[2]
     mean, std = runtime.to_device(mean, std)
     for first, last in tile.row_blocks(runtime.block_pixels):
+        if first < first_row:
+            continue
         valid = counts[first:last] >= min_valid
         valid[(np.arange(first, last) % stride) > 0] = False
         valid[:, (np.arange(width) % stride) > 0] = False
