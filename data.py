@@ -190,7 +190,9 @@ class _PixelDataset(IterableDataset):
                         for s in shards
                     ]
                 )
-                yield self._finish([array[rows] for array in arrays])
+                # numpy copies whole rows, several times as fast as torch
+                batch = [np.take(array.numpy(), rows, axis=0) for array in arrays]
+                yield self._finish([torch.from_numpy(array) for array in batch])
                 step += 1
 
     def _read_chunk(self, epoch, first, start, stop, shards):

@@ -1,5 +1,6 @@
 """How a script is started, checked and stopped: overrides, process and device, signals."""
 
+import functools
 import math
 import os
 import signal
@@ -193,8 +194,9 @@ def stop_on_signals():
     return stop
 
 
+@functools.cache
 def notice(text):
-    """Print a line once, not in every process."""
+    """Print a line once: not in every process, and not again in this one."""
     if os.environ.get("RANK", "0") == "0":
         print(text)
 
