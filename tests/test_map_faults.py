@@ -31,7 +31,7 @@ import storage
 import train_classification
 import train_classification_maddy
 from backbones import Classifier, build_backbone
-from files import save_checkpoint
+from files import load_checkpoint, save_checkpoint
 from reports import score_classes
 from runtime import InputError, Runtime, Stopped, check, override
 from utils import extract_representations
@@ -756,6 +756,10 @@ def test_the_users_own_mistakes_are_never_skipped(place, tmp_path):
     shutil.rmtree(tiles / "MGRS-good")
     refused("found 2 bad tiles and no good one", map_tile, place, tmp_path / "none", **keywords)
     shutil.rmtree(tiles / "MGRS-masks")
+    # every process of torchrun sees that no tile can be opened
+    config = {**infer.run_config, "tile_path": str(tiles), "skip_bad_tiles": True}
+    checkpoint = load_checkpoint(place / "classifier.pt")
+    refused("found 1 bad tiles and no good one", infer.open_tiles, config, checkpoint, [])
     refused("found 1 bad tiles and no good one", map_tile, place, tmp_path / "none", **keywords)
     assert not (tmp_path / "none").exists()
 
@@ -835,11 +839,11 @@ def test_large_maps_are_read_in_blocks(tmp_path, monkeypatch):
     assert peak_bytes(read_inference_map.read_both, path, config) < 20 * (1 << 18) + (1 << 24)
     legend = maps.class_legend([40, 95], {})
     assert peak_bytes(maps.class_areas, maps.read_map(path), legend, GEO) < 36_000_000
-    profile = {"crs": GEO["crs"], "transform": GEO["transform"]}
-    array = maps.read_map(path)
-    assert peak_bytes(maps.write_geotiff, tmp_path / "a.tif", array, profile, 0) < 36_000_000
+    rgba = storage.create_npy(tmp_path / "rgba.npy", np.uint8, (3000, 2000, 4))
+    rgba[1000:2100, 300:] = (1, 2, 3, 255)
+    assert peak_bytes(maps.write_geotiff, tmp_path / "a.tif", rgba, GEO, None) < rgba.nbytes / 4
     with rasterio.open(tmp_path / "a.tif") as file:
-        np.testing.assert_array_equal(file.read(1), array)
+        np.testing.assert_array_equal(np.moveaxis(file.read(), 0, -1), rgba)
 
 
 def test_counted_pairs_score_as_single_pixels_do():
