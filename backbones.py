@@ -300,7 +300,7 @@ def focal_loss(logits, target, gamma, weight=None):
 
 
 def load_backbone(checkpoint):
-    """The backbone of a checkpoint (`runtime.load_checkpoint`), all keys matched, in eval mode.
+    """The backbone of a checkpoint (`files.load_checkpoint`), all keys matched, in eval mode.
 
     Raises InputError for weights that do not fit the backbone that the checkpoint tells of.
     """

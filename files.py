@@ -108,9 +108,9 @@ def load_checkpoint(path, kinds=("pretrained", "classifier")):
         ) from None
     if not isinstance(content, dict) or "format" not in content or "kind" not in content:
         raise InputError(f"{path}: found a file of another program, wanted a checkpoint of ours")
-    if content["format"] != FORMAT_VERSION:
-        raise InputError(f"{path}: found format {content['format']}, wanted {FORMAT_VERSION}")
-    if content["kind"] not in kinds:
+    if str(content["format"]) != str(FORMAT_VERSION):
+        raise InputError(f"{path}: found format {content['format']!r}, wanted {FORMAT_VERSION}")
+    if not isinstance(content["kind"], str) or content["kind"] not in kinds:
         raise InputError(
             f"{path}: found a {content['kind']} checkpoint, wanted a {' or '.join(kinds)} one"
         )

@@ -114,11 +114,11 @@ def check_config(config):
 def inherit(config):
     """Config with the keys of the checkpoint. Returns it and the checkpoint, or None for none."""
     if not config["checkpoint_path"]:
-        sample_size = 16 if config["sample_size"] < 0 else config["sample_size"]
+        sample_size = 16 if config["sample_size"] == -1 else config["sample_size"]
         return {**config, "sample_size": sample_size}, None
     checkpoint = load_checkpoint(config["checkpoint_path"])
     inherited = {key: checkpoint["config"][key] for key in INHERITED}
-    if config["sample_size"] < 0:
+    if config["sample_size"] == -1:
         reads_all = config["freeze_backbone"] and BACKBONES[inherited["backbone"]].any_length
         inherited["sample_size"] = 0 if reads_all else checkpoint["config"]["sample_size"]
     print(f"{config['checkpoint_path']}: " + ", ".join(f"{k}={v}" for k, v in inherited.items()))

@@ -241,24 +241,36 @@ def assert_same_weights(one, other, **tolerance):
 
 
 def read_wandb(output_dir):
-    """History rows and logged files of the one offline run in a folder, by wandb's own reader."""
+    """History rows and logged files of the one offline run in a folder, by wandb's own reader.
+
+    wandb's background process may write the end of the file after the run is finished, so wait.
+    """
+    (file,) = (output_dir / "wandb").glob("offline-run-*/*.wandb")
+    deadline = time.monotonic() + 30
+    while "exit" not in (records := read_records(file)) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    history = [
+        {item.key or item.nested_key[0]: item.value_json for item in record.item}
+        for record in records.get("history", [])
+    ]
+    files = [item.path for record in records.get("files", []) for item in record.files]
+    return history, [file.parent / "files" / name for name in files]
+
+
+def read_records(file):
+    """{kind: its records} of an offline run, as far as they are written."""
     from wandb.proto import wandb_internal_pb2
     from wandb.sdk.internal.datastore import DataStore
 
-    (file,) = (output_dir / "wandb").glob("offline-run-*/*.wandb")
-    store = DataStore()
-    store.open_for_scan(str(file))
-    history, files = [], []
-    while (content := store.scan_data()) is not None:
-        record = wandb_internal_pb2.Record()
-        record.ParseFromString(content)
-        kind = record.WhichOneof("record_type")
-        if kind == "history":
-            items = record.history.item
-            history.append({i.key or i.nested_key[0]: i.value_json for i in items})
-        elif kind == "files":
-            files += [item.path for item in record.files.files]
-    return history, [file.parent / "files" / name for name in files]
+    records, store = {}, DataStore()
+    with contextlib.suppress(AssertionError):  # what the reader raises for half a record
+        store.open_for_scan(str(file))
+        while (content := store.scan_data()) is not None:
+            record = wandb_internal_pb2.Record()
+            record.ParseFromString(content)
+            kind = record.WhichOneof("record_type")
+            records.setdefault(kind, []).append(getattr(record, kind))
+    return records
 
 
 def assert_pictures_logged(output_dir):

@@ -463,3 +463,15 @@ def test_training_goes_on_when_the_wandb_service_is_killed(dataset, tmp_path):
     assert process.returncode == 0, err
     assert out.count("wandb: logging failed") == 1
     assert lines(tmp_path / "out")[-1]["step"] == 200
+
+
+def test_training_goes_on_when_the_wandb_folder_is_full(dataset, tmp_path):
+    out = tmp_path / "out"
+    out.mkdir()
+    with small_disk(out / "wandb", 8192):
+        (out / "wandb/filler").write_bytes(b"x" * 4096)
+        process = start(*as_arguments(tiny(dataset, out, epochs=2, wandb_mode="offline")))
+        stdout, err = process.communicate(timeout=120)
+    assert process.returncode == 0, err
+    assert lines(out)[-1]["step"] == 10
+    assert stdout.count("wandb: ") <= 1

@@ -1,0 +1,239 @@
+"""Hostile and damaged files: no payload runs, no absurd size is allocated, no path leads outside.
+
+Readers of tiles, checkpoints, false-colour bases and infer.json are given 10,000 damaged files by
+hypothesis; what they raise is the project's own one-line error, or nothing.
+"""
+
+import json
+import os
+import pickle
+import tracemalloc
+
+import numpy as np
+import pytest
+import torch
+from helpers import make_tile, run, save_small_checkpoint
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+import infer
+import maps
+from backbones import load_backbone, load_classifier
+from files import load_checkpoint
+from runtime import InputError
+from tiles import Tile, open_npy
+
+EXAMPLES = {"npy": 3000, "tile.json": 1000, "checkpoint": 1000, "basis": 3500, "infer.json": 500}
+pytestmark = pytest.mark.filterwarnings("ignore")  # torch and numpy warn of what is damaged
+settings.register_profile(
+    "fuzz",
+    deadline=None,
+    database=None,
+    derandomize=True,
+    suppress_health_check=list(HealthCheck),
+)
+
+
+def fuzz(name, *strategies):
+    """Run a test on so many examples of strategies; the same ones every time."""
+    options = settings(settings.get_profile("fuzz"), max_examples=EXAMPLES[name])
+    return lambda test: options(given(*strategies)(test))
+
+
+def own_errors_only(function, *arguments):
+    """Call a reader; its message, where it refuses, is one line."""
+    try:
+        return function(*arguments)
+    except InputError as error:
+        assert "\n" not in str(error)
+        return None
+
+
+# ---- damage --------------------------------------------------------------------------------------
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8),
+    lambda inner: (
+        st.lists(inner, max_size=6) | st.dictionaries(st.text(max_size=6), inner, max_size=4)
+    ),
+    max_leaves=8,
+)
+EDITS = st.lists(st.tuples(st.integers(0, 1 << 16), st.integers(0, 255)), max_size=8)
+CUT = st.none() | st.integers(0, 1 << 16)
+
+
+def damage(content, edits, cut):
+    """Bytes with some of them changed, and the rest cut off."""
+    content = bytearray(content)
+    for place, byte in edits:
+        content[place % len(content)] = byte
+    return bytes(content if cut is None else content[: cut % len(content)])
+
+
+@pytest.fixture(scope="module")
+def tile(tmp_path_factory):
+    return make_tile(tmp_path_factory.mktemp("hostile") / "MGRS-0", (4, 4, 4, 3), clear=1.0)
+
+
+@pytest.fixture(scope="module")
+def whole(tile):
+    """The content of every file of the tile, to put back."""
+    return {path.name: path.read_bytes() for path in tile.iterdir()}
+
+
+ARRAYS = ("bands", "masks", "doys", "band_mean", "band_std", "labels")
+
+
+def test_damaged_arrays(tile, whole):
+    @fuzz("npy", st.sampled_from(ARRAYS), EDITS, CUT, st.booleans())
+    def check(name, edits, cut, in_header):
+        content = whole[f"{name}.npy"]
+        if in_header:  # where damage is read, and not only another value
+            edits = [(place % 128, byte) for place, byte in edits]
+        file = tile / f"{name}.npy"
+        file.write_bytes(damage(content, edits, cut))
+        opened = own_errors_only(Tile, tile)
+        if opened:
+            own_errors_only(opened.clear_counts)
+        own_errors_only(maps.open_representations, file)
+        file.write_bytes(content)
+
+    check()
+
+
+def test_damaged_tile_json(tile, whole):
+    keys = st.sampled_from(["bands", "dates", "crs", "transform", "classes", "simulated", "x"])
+    some = st.dictionaries(keys, JSON, max_size=5)
+
+    @fuzz("tile.json", st.booleans(), some, EDITS, CUT)
+    def check(keeps_form, content, edits, cut):
+        text = json.dumps({"bands": ["X0", "X1", "X2"]} | content).encode()
+        (tile / "tile.json").write_bytes(text if keeps_form else damage(text, edits, cut))
+        opened = own_errors_only(Tile, tile)
+        if opened:
+            opened.split_map(4)
+            maps.class_legend([0, 10, 255], opened.info.get("classes", {}))
+
+    check()
+    (tile / "tile.json").write_bytes(whole["tile.json"])
+
+
+@pytest.mark.parametrize("name", ["pretrained", "classifier"])
+def test_damaged_checkpoints(workplace, tmp_path, name):
+    content = torch.load(workplace / name / "best.pt", weights_only=True)
+    small = {key: content[key] for key in content if not key.startswith("optimiser")}
+    whole_file = (workplace / name / "best.pt").read_bytes()
+    path = tmp_path / "damaged.pt"
+    load = load_classifier if name == "classifier" else load_backbone
+    odd = JSON | st.builds(lambda n: torch.full((n,), float("nan")), st.integers(0, 12))
+
+    @fuzz("checkpoint", st.booleans(), st.sampled_from(sorted(small)), odd, EDITS, CUT)
+    def check(keeps_form, key, value, edits, cut):
+        if keeps_form:
+            torch.save(small | {key: value}, path)
+        else:
+            path.write_bytes(damage(whole_file, edits, cut))
+        opened = own_errors_only(load_checkpoint, path)
+        if opened and opened["kind"] == name:
+            own_errors_only(load, opened)
+
+    check()
+
+
+def test_damaged_bases(tmp_path):
+    path = tmp_path / "basis.npz"
+    pixels = np.random.default_rng(0).normal(size=(50, 6)).astype(np.float32)
+    maps.save_basis(maps.fit_basis(pixels), "a hash", path)
+    content = path.read_bytes()
+
+    @fuzz("basis", EDITS.filter(bool), CUT)
+    def check(edits, cut):
+        path.write_bytes(damage(content, edits, cut))
+        own_errors_only(maps.load_basis, path, 6)
+
+    check()
+
+
+def test_damaged_infer_json(tmp_path):
+    keys = st.sampled_from(["crs", "transform", "classes", "tile", "tile_path", "x"])
+    some = st.dictionaries(keys, JSON, max_size=5) | JSON
+    file = tmp_path / "infer.json"
+
+    @fuzz("infer.json", st.booleans(), some, EDITS, CUT)
+    def check(keeps_form, content, edits, cut):
+        text = json.dumps(content).encode()
+        file.write_bytes(text if keeps_form else damage(text, edits, cut))
+        info = own_errors_only(maps.read_provenance, tmp_path / "map.npy")
+        if info:
+            maps.class_legend([0, 10], info.get("classes", {}))
+            maps.is_georeferenced(info)
+
+    check()
+
+
+def test_there_are_enough_cases():
+    total = sum(EXAMPLES.values()) + EXAMPLES["checkpoint"]  # of two kinds of checkpoint
+    print(f"\n{total} damaged files")
+    assert total >= 10_000
+
+
+# ---- payloads, sizes, paths ----------------------------------------------------------------------
+
+
+class Payload:
+    def __init__(self, file):
+        self.file = file
+
+    def __reduce__(self):
+        return os.system, (f"touch {self.file}",)
+
+
+def test_a_payload_never_runs(tile, whole, tmp_path):
+    ran = tmp_path / "ran"
+    harm = np.array([Payload(ran)], object)
+    for name in (*ARRAYS, "splits"):
+        np.save(tile / f"{name}.npy", harm, allow_pickle=True)
+        with pytest.raises(InputError, match=f"{name}.npy: found no readable array"):
+            Tile(tile)
+        (tile / f"{name}.npy").unlink()
+        if f"{name}.npy" in whole:
+            (tile / f"{name}.npy").write_bytes(whole[f"{name}.npy"])
+    torch.save({"format": 1, "kind": "pretrained", "config": Payload(ran)}, tmp_path / "a.pt")
+    (tmp_path / "b.pt").write_bytes(pickle.dumps(Payload(ran)))
+    for name in ("a.pt", "b.pt"):
+        with pytest.raises(InputError, match="found no whole checkpoint"):
+            load_checkpoint(tmp_path / name)
+    np.savez(tmp_path / "basis.npz", components=harm, mean=harm, low=harm, high=harm)
+    with pytest.raises(InputError, match="basis.npz: found no basis"):
+        maps.load_basis(tmp_path / "basis.npz", 6)
+    assert not ran.exists()
+
+
+@pytest.mark.parametrize("shape", [(1 << 40,), (1 << 62,), (1 << 31, 1 << 31), (1 << 70,), (-5,)])
+def test_an_absurd_size_fails_before_anything_is_allocated(tmp_path, shape):
+    file = tmp_path / "bands.npy"
+    with open(file, "wb") as out:
+        header = {"descr": "<u2", "fortran_order": False, "shape": shape}
+        np.lib.format.write_array_header_1_0(out, header)
+        out.write(b"\0" * 64)
+    tracemalloc.start()
+    with pytest.raises(InputError, match="bands.npy: found no readable array"):
+        open_npy(file, "an array")
+    assert tracemalloc.get_traced_memory()[1] < 1 << 22
+    tracemalloc.stop()
+
+
+def test_names_from_files_lead_to_no_path(workplace, tmp_path):
+    """Tile names, classes and titles of a tile.json are text for people, never parts of a path."""
+    evil = "../../../evil"
+    classes = {"40": {"name": evil, "color": "#00ff00"}}
+    tile = make_tile(
+        tmp_path / "tiles/MGRS-0", (20, 8, 8, 10), classes=classes, tile=evil, name=evil
+    )
+    out = tmp_path / "deep/er/out"
+    run(infer, checkpoint_path=workplace / "classifier/best.pt", tile_path=tile, output_dir=out)
+    content = torch.load(workplace / "classifier/best.pt", weights_only=True)
+    content["classes"] = {"40": {"name": evil}, "95": {"name": evil}}
+    save_small_checkpoint(tmp_path / "unused.pt")
+    assert not list(tmp_path.rglob("evil*"))
+    assert {path.name for path in tmp_path.iterdir()} == {"tiles", "deep", "unused.pt"}
