@@ -12,7 +12,7 @@ killed is gone on with, behind the last block on the disk.
 """
 
 import os
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -329,19 +329,20 @@ def main(config):
         make_output_dir(output_dir)
 
     # maps
-    log = start_log(config, "infer", jobs[0][1], runtime) if jobs else None
-    for number, (tile, output_dir) in enumerate(jobs):
-        raise_if_stopped(stop, f"before {tile.name}")
-        with lock_folder(output_dir):
-            source = made_by | describe_source(tile)
-            if is_done(output_dir, source, config["overwrite"]):
-                remove_parts(output_dir)
-                print(f"{output_dir}: done already (overwrite=true maps it again)")
-                continue
-            map_tile(tile, module, checkpoint, config, runtime, output_dir, source, stop)
-        log_map(log, number, tile, output_dir, made_by["classify"])
-    if log:
-        log.finish()
+    with ExitStack() as stack:
+        if jobs:
+            log = start_log(config, "infer", jobs[0][1], runtime)
+            stack.callback(log.finish)  # at a signal too
+        for number, (tile, output_dir) in enumerate(jobs):
+            raise_if_stopped(stop, f"before {tile.name}")
+            with lock_folder(output_dir):
+                source = made_by | describe_source(tile)
+                if is_done(output_dir, source, config["overwrite"]):
+                    remove_parts(output_dir)
+                    print(f"{output_dir}: done already (overwrite=true maps it again)")
+                    continue
+                map_tile(tile, module, checkpoint, config, runtime, output_dir, source, stop)
+            log_map(log, number, tile, output_dir, made_by["classify"])
     if bad:
         print(f"{len(bad)} bad tiles skipped")
     return [output_dir for _, output_dir in jobs]

@@ -113,7 +113,8 @@ class MapWriter:
             if not self.rows:
                 for name, (kind, shape) in self.arrays.items():
                     create_npy(self._part(name), kind, shape)
-            reserve(self._room, room)
+            if room:
+                reserve(self._room, room)
         except InputError:
             if not self.rows:
                 remove_parts(folder)

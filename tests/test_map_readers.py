@@ -1,0 +1,322 @@
+"""Reading maps: other checkpoints, damaged bases, units, legends, and bounded memory."""
+
+import random
+import shutil
+import tracemalloc
+import zipfile
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pytest
+import rasterio
+from map_helpers import GEO, make_place, make_tile, map_tile, refused, run
+from matplotlib.figure import Figure
+
+import create_false_color_map
+import maps
+import read_inference_map
+import storage
+import train_classification
+import train_classification_maddy
+from reports import score_classes
+from runtime import InputError
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    return make_place(tmp_path_factory.mktemp("place"))
+
+
+# ---- 6: false colour -----------------------------------------------------------------------------
+
+
+def test_a_basis_without_npz_is_found_again(place, tmp_path):
+    (folder,) = map_tile(place, tmp_path / "out")
+    for _ in range(2):
+        run(
+            create_false_color_map,
+            representation_path=folder / "representation_map.npy",
+            basis_path=tmp_path / "basis.v1",
+        )
+        assert [path.name for path in tmp_path.glob("basis*")] == ["basis.v1.npz"]
+    time_of_fit = (tmp_path / "basis.v1.npz").stat().st_mtime_ns
+    run(
+        create_false_color_map,
+        checkpoint_path=place / "classifier.pt",
+        tile_path=place / "MGRS-A",
+        output_dir=tmp_path / "picture",
+        basis_path=tmp_path / "basis.v1",
+    )
+    assert (tmp_path / "basis.v1.npz").stat().st_mtime_ns == time_of_fit
+
+
+def test_maps_and_bases_of_other_checkpoints_are_refused(place, tmp_path, capsys):
+    paths = []
+    for name in ("classifier", "other/classifier"):
+        (folder,) = map_tile(place, tmp_path / name, name)
+        paths.append(folder / "representation_map.npy")
+    basis = tmp_path / "basis.npz"
+    run(create_false_color_map, representation_path=paths[0], basis_path=basis)
+    keywords = {"representation_path": paths[1], "basis_path": basis}
+    refused("basis.npz: found a basis of checkpoint", run, create_false_color_map, **keywords)
+    keywords = {"representation_path": f"{paths[0]},{paths[1]}"}
+    refused("found a map of checkpoint", run, create_false_color_map, **keywords)
+    assert not (tmp_path / "other/classifier/false_color.png").exists()
+    capsys.readouterr()
+    (tmp_path / "other/classifier/infer.json").unlink()
+    run(create_false_color_map, representation_path=paths[1], basis_path=basis)
+    assert "not known whether" in capsys.readouterr().out
+
+
+def test_two_pictures_never_go_to_one_folder(place, tmp_path):
+    paths = []
+    for year in ("2021", "2022"):
+        map_tile(place, tmp_path / year / "MGRS-A")
+        paths.append(str(tmp_path / year / "MGRS-A/representation_map.npy"))
+    keywords = {"representation_path": ",".join(paths), "output_dir": tmp_path / "out"}
+    refused("whose picture goes to", run, create_false_color_map, **keywords)
+    assert not (tmp_path / "out").exists()
+    assert len(run(create_false_color_map, representation_path=",".join(paths))) == 2
+
+
+def test_a_picture_does_not_go_beside_maps_of_another_tile_or_checkpoint(
+    place, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    map_tile(place, "")
+    other = make_tile(tmp_path / "2022/MGRS-A", seed=1)
+    for checkpoint, tile, key in [
+        ("classifier", other, "tile_path"),
+        ("other/classifier", place / "MGRS-A", "checkpoint_sha256"),
+    ]:
+        keywords = {"checkpoint_path": place / f"{checkpoint}.pt", "tile_path": tile}
+        refused(f"found a map with another {key}", run, create_false_color_map, **keywords)
+    keywords["checkpoint_path"] = place / "classifier.pt"
+    run(create_false_color_map, **keywords)
+    assert (tmp_path / "outputs/MGRS-A/false_color.png").exists()
+
+
+def test_damaged_bases_are_refused(place, tmp_path):
+    """A cut-off file, every flipped byte of a small one, absurd sizes, a pickle."""
+    (folder,) = map_tile(place, tmp_path / "out")
+    basis, keywords = (
+        tmp_path / "basis.npz",
+        {"representation_path": folder / "representation_map.npy"},
+    )
+    run(create_false_color_map, basis_path=basis, **keywords)
+    whole = basis.read_bytes()
+    basis.write_bytes(whole[: len(whole) // 2])
+    refused("basis.npz: found no basis", run, create_false_color_map, basis_path=basis, **keywords)
+    rng = random.Random(0)
+    for _ in range(2000):
+        damaged = bytearray(whole[: rng.choice([len(whole), rng.randrange(len(whole))])])
+        for _ in range(rng.randrange(1, 4)):
+            damaged[rng.randrange(len(damaged))] = rng.randrange(256)
+        basis.write_bytes(damaged)
+        try:
+            maps.load_basis(basis, 8)
+        except InputError as error:
+            assert "\n" not in str(error)
+    good = maps.fit_basis(np.random.default_rng(0).normal(size=(50, 8)))
+    for name, values in [
+        ("mean", np.zeros(9, np.float32)),
+        ("low", np.full(3, np.nan, np.float32)),
+        ("high", np.zeros(3, np.float64)),
+        ("components", np.array([{}])),
+    ]:
+        np.savez(basis, **good | {name: values})
+        refused("basis.npz: found", maps.load_basis, basis, 8)
+    header = (
+        b"\x93NUMPY\x01\x00v\x00"
+        + str({"descr": "<f4", "fortran_order": False, "shape": (10**15,)}).encode().ljust(117)
+        + b"\n"
+    )
+    with zipfile.ZipFile(basis, "w") as archive:
+        archive.writestr("mean.npy", header)
+    refused("mean is cut off", maps.load_basis, basis, 8)
+
+
+# ---- 9: hectares ---------------------------------------------------------------------------------
+
+
+def test_hectares_follow_the_unit_of_the_crs():
+    def hectares(crs, *transform, height=4):
+        return maps.row_hectares({"crs": crs, "transform": list(transform)}, height)
+
+    assert hectares("EPSG:32631", 10, 0, 5e5, 0, -10, 54e5) == pytest.approx([0.01] * 4)
+    foot = 1200 / 3937  # metres, of the US survey
+    wanted = [900 * foot**2 / 1e4] * 4
+    assert hectares("EPSG:2263", 30, 0, 1e6, 0, -30, 2e5) == pytest.approx(wanted, rel=1e-9)
+    # the whole ellipsoid, in squares of one degree: 510 065 621.724 square kilometres
+    globe = hectares("EPSG:4326", 1, 0, -180, 0, -1, 90, height=180)
+    assert globe.sum() * 360 == pytest.approx(51_006_562_172.4, rel=1e-10)
+    assert globe[0] < 0.01 * globe[89]
+    assert globe == pytest.approx(globe[::-1])
+    # Mercator stretches both sides by 2 at 60 degrees north (on the sphere)
+    mercator = hectares("EPSG:3857", 10, 0, 0, 0, -10, 8399738)
+    assert mercator == pytest.approx([0.0025] * 4, rel=0.01)
+    # a local grid, and a rotated one in degrees: pixels are counted
+    assert hectares('LOCAL_CS["site",UNIT["metre",1]]', 1, 0, 0, 0, -1, 0) is None
+    assert hectares("EPSG:4326", 1, 0.1, 0, 0.1, -1, 0) is None
+    assert maps.row_hectares({}, 4) is None
+
+
+def test_hectares_of_a_map_in_degrees(place, tmp_path, capsys):
+    info = {"crs": "EPSG:4326", "transform": [1e-4, 0, 3, 0, -1e-4, 51]}
+    tile = make_tile(tmp_path / "MGRS-degrees", **info)
+    (folder,) = map_tile(place, tmp_path / "out", tile_path=tile)
+    areas = run(read_inference_map, map_path=folder / "classification_map.npy")["areas"]
+    # 11.13 m from south to north, and at 51 degrees 7.02 m from west to east
+    for row in areas.values():
+        assert row["hectares"] / row["pixels"] == pytest.approx(0.00781, rel=0.005)
+    assert " ha" in capsys.readouterr().out
+
+
+# ---- 10: legends ---------------------------------------------------------------------------------
+
+
+def test_classes_of_all_tiles_are_merged():
+    wheat, maize = {"name": "Wheat", "color": "#aa0000"}, {"name": "Maize", "color": "#00aa00"}
+    sources = [
+        ("A/tile.json", {"classes": {"1": wheat}}),
+        ("B/tile.json", {"classes": {"2": maize}}),
+    ]
+    assert maps.merge_classes(sources) == {"1": wheat, "2": maize}
+    sources.append(("C/tile.json", {"classes": {"2": {"name": "Soy"}}}))
+    line = refused("class 2", maps.merge_classes, sources)
+    assert "B/tile.json" in line
+    assert "C/tile.json" in line
+
+
+def test_another_colour_is_said_and_the_first_is_used(capsys):
+    sources = [
+        (name, {"classes": {"1": {"name": "Wheat", "color": color}}})
+        for name, color in (("A/tile.json", "#aa0000"), ("B/tile.json", "#bb0000"))
+    ]
+    assert maps.merge_classes(sources)["1"]["color"] == "#aa0000"
+    (line,) = capsys.readouterr().out.splitlines()
+    assert "A/tile.json" in line
+    assert "B/tile.json" in line
+
+
+def test_fine_tuning_reads_the_classes_of_all_tiles(tmp_path):
+    names = {"40": {"name": "Wheat"}, "95": {"name": "Maize"}}
+    make_tile(tmp_path / "data/two/processed/MGRS-A", classes={"40": names["40"]})
+    make_tile(tmp_path / "data/two/processed/MGRS-B", seed=1, classes={"95": names["95"]})
+    keywords = {
+        "base_path": tmp_path,
+        "dataset_name": "two",
+        "backbone": "mlp",
+        "block_size": 4,
+        "epochs": 1,
+        "min_valid": 3,
+    }
+    scores = run(train_classification, output_dir=tmp_path / "out", **keywords)
+    assert {code: row["name"] for code, row in scores["classes"].items()} == {
+        "40": "Wheat",
+        "95": "Maize",
+    }
+
+
+def test_more_than_twenty_made_up_colours_differ():
+    colors = [entry["color"] for entry in maps.class_legend(range(1, 256), {"0": {}}).values()]
+    assert len(set(colors)) == 255
+
+
+def test_the_simple_loop_takes_labels_and_names_from_where_the_map_was_made(place, tmp_path):
+    tile = make_tile(tmp_path / "MGRS-named", classes={"40": {"name": "Wheat"}})
+    (folder,) = map_tile(place, tmp_path / "named", tile_path=tile)
+    path = folder / "representation_map.npy"
+    scores = run(train_classification_maddy, representation_path=path, epochs=1)
+    assert scores["classes"]["40"]["name"] == "Wheat", "of the tile that infer.json names"
+    assert scores["classes"]["95"]["name"] == "class 95"
+    shutil.copy(tile / "labels.npy", tmp_path / "labels.npy")
+    keywords = {"labels_path": tmp_path / "labels.npy", "epochs": 1}
+    scores = run(train_classification_maddy, representation_path=path, **keywords)
+    assert scores["classes"]["40"]["name"] == "Cropland", "of infer.json"
+    (tile / "labels.npy").unlink()
+    refused("labels_path=", run, train_classification_maddy, representation_path=path)
+
+
+def test_a_map_and_labels_that_mean_something_else_are_said(place, tmp_path, capsys):
+    tile = make_tile(tmp_path / "MGRS-named", classes={"40": {"name": "Wheat"}})
+    (folder,) = map_tile(place, tmp_path / "named", tile_path=tile)
+    capsys.readouterr()
+    run(read_inference_map, map_path=folder / "classification_map.npy")
+    out = capsys.readouterr().out
+    assert "found name 'Wheat' for class 40, wanted 'Cropland'" in out
+    np.save(tile / "masks.npy", np.load(tile / "masks.npy"))
+    run(read_inference_map, map_path=folder / "classification_map.npy")
+    assert "has changed since it was mapped" in capsys.readouterr().out
+
+
+# ---- resources -----------------------------------------------------------------------------------
+
+
+def peak_bytes(function, *arguments):
+    tracemalloc.start()
+    function(*arguments)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    return peak
+
+
+def large_map(path, size=6000):
+    """A class map on the disk; returns its path."""
+    array = storage.create_npy(path, np.uint8, (size, size))
+    array[:, : size // 2] = 40
+    array[-1, -1] = 95
+    return path
+
+
+def test_a_large_class_map_is_drawn_in_little_memory(tmp_path):
+    class_map = maps.read_map(large_map(tmp_path / "map.npy"))
+    legend = maps.class_legend([40, 95], {})
+    figure = Figure()
+    assert peak_bytes(maps.draw_class_map, figure, class_map, legend) < 8 * class_map.size
+    (image,) = figure.axes[0].images
+    assert max(image.get_size()) <= maps.PICTURE_PIXELS
+    texts = [text.get_text() for text in figure.legends[0].get_texts()]
+    assert texts == ["40 Cropland", "95 Mangroves", "no data"], "the single pixel of 95 too"
+
+
+def test_large_maps_are_read_in_blocks(tmp_path, monkeypatch):
+    """Areas and agreement need memory for a block of rows, not for the map."""
+    monkeypatch.setattr(maps, "BLOCK_PIXELS", 1 << 18)
+    path = large_map(tmp_path / "map.npy")
+    large_map(tmp_path / "labels.npy")
+    config = {"labels_path": str(tmp_path / "labels.npy")}
+    assert peak_bytes(read_inference_map.read_both, path, config) < 20 * (1 << 18) + (1 << 24)
+    legend = maps.class_legend([40, 95], {})
+    assert peak_bytes(maps.class_areas, maps.read_map(path), legend, GEO) < 36_000_000
+    rgba = storage.create_npy(tmp_path / "rgba.npy", np.uint8, (3000, 2000, 4))
+    rgba[1000:2100, 300:] = (1, 2, 3, 255)
+    assert peak_bytes(maps.write_geotiff, tmp_path / "a.tif", rgba, GEO, None) < rgba.nbytes / 4
+    with rasterio.open(tmp_path / "a.tif") as file:
+        np.testing.assert_array_equal(np.moveaxis(file.read(), 0, -1), rgba)
+
+
+def test_counted_pairs_score_as_single_pixels_do():
+    rng = np.random.default_rng(0)
+    labels, predicted = rng.choice([1, 2, 3, 7], 500), rng.choice([1, 2, 3], 500)
+    legend = maps.class_legend([1, 2, 3, 5, 7], {})
+    pairs = np.zeros((256, 256), int)
+    np.add.at(pairs, (labels, predicted), 1)
+    rows, columns = np.nonzero(pairs)
+    counted = score_classes(rows, columns, legend, pairs[rows, columns])
+    single = score_classes(labels, predicted, legend)
+    assert counted["confusion_matrix"] == single["confusion_matrix"]
+    for key in ("overall_accuracy", "macro_f1", "weighted_f1"):
+        assert counted[key] == pytest.approx(single[key], rel=1e-12)
+    for code, row in single["per_class"].items():
+        assert counted["per_class"][code] == pytest.approx(row)
+
+
+def test_an_agreement_of_earlier_labels_goes(place, tmp_path):
+    (folder,) = map_tile(place, tmp_path / "out")
+    path = folder / "classification_map.npy"
+    run(read_inference_map, map_path=path)
+    assert plt.imread(folder / "agreement.png").any()
+    (folder / "infer.json").unlink()
+    run(read_inference_map, map_path=path)
+    assert not (folder / "agreement.png").exists()
