@@ -72,8 +72,9 @@ def _is_statistic(value):
     return isinstance(value, torch.Tensor) and value.ndim == 1 and bool(value.isfinite().all())
 
 
+CONFIG_KEYS = {"sample_size", "min_valid", "block_size", "split_seed"}  # that later scripts read
 CHECKPOINT_CONTENT = {  # what every checkpoint has, and how it is told from damage
-    "config": lambda value: isinstance(value, dict),
+    "config": lambda value: isinstance(value, dict) and set(value) >= CONFIG_KEYS,
     "backbone": lambda value: isinstance(value, dict) and "name" in value,
     "backbone_state": lambda value: isinstance(value, dict),
     "bands": lambda value: isinstance(value, list) and all(isinstance(n, str) for n in value),

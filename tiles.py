@@ -378,7 +378,8 @@ def open_dataset(base_path, dataset_name, skip_bad_tiles=False):
     their bands. skip_bad_tiles: leave such a tile out, and say so.
     """
     folder = tiles_folder(base_path, dataset_name)
-    paths = [path for path in sorted(folder.glob("MGRS-*")) if path.is_dir()]
+    # a link that leads nowhere is a tile, too: one that cannot be opened
+    paths = [path for path in sorted(folder.glob("MGRS-*")) if path.is_dir() or path.is_symlink()]
     tiles = []
     for path in paths:
         try:

@@ -24,6 +24,7 @@ from helpers import (
     make_tile,
     run,
     save,
+    save_small_checkpoint,
     start,
     tile_of,
     tiny,
@@ -38,7 +39,7 @@ import tiles
 import train
 import train_classification
 from data import SHARDS, SentinelTimeSeriesDataset, iterate_batches
-from files import load_checkpoint, save_checkpoint
+from files import load_checkpoint
 from runtime import InputError, Runtime, Stopped
 from tiles import Tile, open_dataset
 from training import cut_metrics
@@ -260,12 +261,10 @@ def test_two_processes_fine_tune_the_weights_of_one(workplace, tmp_path):
 
 def test_a_full_disk_keeps_the_old_checkpoint_and_says_what_is_missing(tmp_path):
     """torch.save ended in a traceback, or left half a file."""
-    content = {"config": {}, "backbone": {"name": "mlp"}, "backbone_state": {}, "bands": []}
-    content |= {"mean": torch.zeros(2), "std": torch.ones(2)}
     with small_disk(tmp_path / "disk", 1 << 20) as disk:
-        save_checkpoint(disk / "last.pt", "pretrained", **content, step=1)
+        save_small_checkpoint(disk / "last.pt", step=1)
         with pytest.raises(InputError, match=r"last.pt: could not be written: disk full .*missing"):
-            save_checkpoint(disk / "last.pt", "pretrained", **content, more=torch.zeros(1 << 20))
+            save_small_checkpoint(disk / "last.pt", more=torch.zeros(1 << 20))
         assert load_checkpoint(disk / "last.pt")["step"] == 1
         assert [file.name for file in disk.iterdir()] == ["last.pt"]
 
