@@ -50,7 +50,7 @@ def make_checkpoints(folder, seed=0):
     head = {"head": "linear", "num_classes": 2, "dropout": 0.0}
     classifier = Classifier(backbone, **head)
     content = {
-        "config": {"min_valid": 3},
+        "config": {"sample_size": 8, "min_valid": 3, "block_size": 4, "split_seed": 0},
         "backbone": arguments,
         "backbone_state": backbone.state_dict(),
         "bands": BANDS,

@@ -1,7 +1,8 @@
 """SIGKILL at random moments and the same command again, at least 20 times until it is done.
 
-The result is that of a run that nothing disturbed: weights and maps bit for bit, each logged step
-once and in order, no temporary file left. The number of kills is printed (pytest -s).
+The result is that of a run that nothing disturbed: weights bit for bit, each logged step once and
+in order, no temporary file left. The number of kills is printed (pytest -s). test_map_faults.py
+does the same to mapping.
 """
 
 import random
@@ -11,13 +12,10 @@ from helpers import (
     assert_same_weights,
     in_child,
     lines,
-    make_tile,
-    run,
     tiny,
     weights,
 )
 
-import infer
 import train
 import train_classification
 from files import load_checkpoint
@@ -72,19 +70,4 @@ def test_fine_tuning_that_is_killed_again_and_again(workplace, tmp_path):
     assert lines(tmp_path / "killed") == lines(tmp_path / "whole")
     reports = [(tmp_path / name / "metrics.json").read_bytes() for name in ("whole", "killed")]
     assert reports[0] == reports[1]
-    assert_no_temporary_files(tmp_path / "killed")
-
-
-def test_mapping_that_is_killed_again_and_again(workplace, tmp_path):
-    tile = make_tile(tmp_path / "MGRS-big", (20, 600, 100, 10), labels=False)
-    checkpoint = workplace / "classifier/best.pt"
-
-    def map_tile(name):
-        run(infer, tile_path=tile, checkpoint_path=checkpoint, output_dir=tmp_path / name)
-
-    map_tile("whole")
-    kill_until_done(lambda: map_tile("killed"), 0.5, 0)
-    for path in (tmp_path / "whole").iterdir():
-        if path.suffix in (".npy", ".json"):
-            assert path.read_bytes() == (tmp_path / "killed" / path.name).read_bytes(), path.name
     assert_no_temporary_files(tmp_path / "killed")

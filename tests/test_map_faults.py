@@ -1,7 +1,6 @@
 """Maps: nothing lost and nothing silent, whatever is stopped, killed or mixed up."""
 
 import json
-import multiprocessing
 import os
 import random
 import shutil
@@ -13,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from helpers import in_child
 from map_helpers import BANDS, command, files, make_place, make_tile, map_tile, refused, run
 
 import create_false_color_map
@@ -232,28 +232,24 @@ def test_killed_at_random_moments_it_makes_the_same_maps(place, tmp_path, monkey
     monkeypatch.setattr(Runtime, "block_pixels", 100)
     tile = make_tile(tmp_path / "MGRS-long", 600, 50)
     map_tile(place, tmp_path / "undisturbed", tile_path=tile)
-    rng, fork, kills, rows = random.Random(0), multiprocessing.get_context("fork"), 0, 0
-    arguments = {"place": place, "output_dir": tmp_path / "out", "tile_path": tile}
-    for _ in range(400):
-        process = fork.Process(target=map_tile, kwargs=arguments)
-        process.start()
-        process.join(rng.uniform(0.05, 0.4) if kills < 20 else None)
-        if process.exitcode is None:
-            process.kill()
-            process.join()
+    rng, kills, rows = random.Random(0), 0, 0
+    out, progress = tmp_path / "out", tmp_path / "out" / storage.PROGRESS
+
+    def map_again():
+        map_tile(place, out, tile_path=tile)
+
+    while kills < 20:
+        if in_child(map_again, kill_after=rng.uniform(0.05, 0.4)) == -9:
             kills += 1
-            progress = tmp_path / "out" / storage.PROGRESS
-            if progress.exists():
-                now = json.loads(progress.read_text())["rows"]
-                assert now >= rows, "a run went back"
-                rows = now
-        elif (tmp_path / "out/infer.json").exists():
-            assert process.exitcode == 0
-            if kills >= 20:
-                break
-            shutil.rmtree(tmp_path / "out")  # done before it was killed often enough
+        else:  # done before it was killed often enough
+            shutil.rmtree(out)
             rows = 0
-    print(f"{kills} kills")
+        if progress.exists():
+            now = json.loads(progress.read_text())["rows"]
+            assert now >= rows, "a run went back"
+            rows = now
+    assert in_child(map_again) == 0
+    print(f"\n{kills} kills")
     assert kills >= 20
     wanted, found = files(tmp_path / "undisturbed"), files(tmp_path / "out")
     assert found.keys() == wanted.keys()
