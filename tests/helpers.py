@@ -226,8 +226,8 @@ def weights(output_dir, name="last.pt"):
 def save_small_checkpoint(path, kind="pretrained", **content):
     """A checkpoint with all that is checked of one, and no network in it."""
     keys = ("sample_size", "min_valid", "block_size", "split_seed")
-    standard = {"config": {key: TINY[key] for key in keys}, "backbone": {"name": "mlp"}}
-    standard |= {"backbone_state": {}, "bands": []}
+    config = {key: TINY[key] for key in keys} | content.pop("config", {})
+    standard = {"config": config, "backbone": {"name": "mlp"}, "backbone_state": {}, "bands": []}
     standard |= {"mean": torch.zeros(3), "std": torch.ones(3)}
     save_checkpoint(path, kind, **standard | content)
 
