@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 from matplotlib.image import imsave
 
+import false_color
 import maps
 from backbones import load_backbone
 from files import atomic_write, load_checkpoint, make_output_dir
@@ -162,7 +163,7 @@ def fit_basis(opened, config):
     sample = rng.permutation(np.concatenate(sample))[: config["sample_pixels"]]
     if len(sample) <= 3:
         raise InputError(f"{opened[0].name}: found {len(sample)} valid pixels, wanted more than 3")
-    return maps.fit_basis(sample)
+    return false_color.fit_basis(sample)
 
 
 def find_basis(opened, config):
@@ -173,12 +174,12 @@ def find_basis(opened, config):
     if path.suffix != ".npz" and not path.is_file():
         path = path.parent / f"{path.name}.npz"
     if path.exists():
-        basis, made_by = maps.load_basis(path, opened[0].shape[2])
+        basis, made_by = false_color.load_basis(path, opened[0].shape[2])
         check_same_checkpoint(path, "a basis", made_by, opened[0])
         return basis
     basis = fit_basis(opened, config)
     make_output_dir(path.parent)
-    maps.save_basis(basis, opened[0].made_by, path)
+    false_color.save_basis(basis, opened[0].made_by, path)
     return basis
 
 
@@ -196,7 +197,7 @@ def main(config):
         log = log or start_log(config, "create_false_color_map", folder, runtime)
         rgba = np.zeros((*one.shape[:2], 4), np.uint8)
         for first, block in one.blocks():
-            rgba[first : first + len(block)] = maps.apply_basis(basis, block)
+            rgba[first : first + len(block)] = false_color.apply_basis(basis, block)
         picture = folder / "false_color.png"
         with atomic_write(picture) as part:
             imsave(part, rgba)

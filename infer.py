@@ -20,15 +20,8 @@ from tqdm import tqdm
 
 from backbones import Classifier, load_backbone, load_classifier
 from files import load_checkpoint, make_output_dir, remove_parts, write_json
-from maps import (
-    class_legend,
-    is_georeferenced,
-    plot_class_map,
-    quantise,
-    read_provenance,
-    remove_products,
-    write_geotiff,
-)
+from land_cover import class_legend, plot_class_map
+from maps import is_georeferenced, quantise, read_provenance, remove_products, write_geotiff
 from runlog import start_log
 from runtime import InputError, Stopped, check, notice, run_script, start_runtime, stop_on_signals
 from storage import MapWriter, describe_files, file_hash, lock_folder

@@ -18,7 +18,7 @@ from scipy.ndimage import gaussian_filter
 from scipy.spatial import cKDTree
 
 from files import make_output_dir, write_error
-from maps import WORLDCOVER
+from land_cover import WORLDCOVER
 from runtime import InputError, check, refuse_torchrun, run_script
 from storage import create_npy
 

@@ -1,48 +1,22 @@
-"""What lies on disk beside a map, and its pictures.
+"""What lies on disk beside a map.
 
 Representation maps (H, W, D) and class maps (H, W), int8 with scales, infer.json, which tells what
-a map was made from, legends, false-colour bases, GeoTIFFs and drawings.
+a map was made from, the labels of its tile, and GeoTIFFs.
 """
 
-import math
-import zipfile
-from itertools import pairwise
 from pathlib import Path
 from xml.etree import ElementTree
 
-import matplotlib
 import numpy as np
 import rasterio
-from matplotlib.colors import hsv_to_rgb, to_hex, to_rgba
-from matplotlib.figure import Figure
-from matplotlib.patches import Patch
-from rasterio.crs import CRS
-from rasterio.warp import transform as transform_points
+from matplotlib.colors import to_rgba
 from rasterio.windows import Window
-from sklearn.decomposition import PCA
 
 from files import atomic_write
 from runtime import InputError, notice
 from storage import describe_files
 from tiles import open_npy, read_tile_json
-from utils import save_figure
 
-WORLDCOVER = {  # classes of ESA WorldCover and their official colours; 0, no data, is no class
-    10: {"name": "Tree cover", "color": "#006400"},
-    20: {"name": "Shrubland", "color": "#ffbb22"},
-    30: {"name": "Grassland", "color": "#ffff4c"},
-    40: {"name": "Cropland", "color": "#f096ff"},
-    50: {"name": "Built-up", "color": "#fa0000"},
-    60: {"name": "Bare / sparse vegetation", "color": "#b4b4b4"},
-    70: {"name": "Snow and ice", "color": "#f0f0f0"},
-    80: {"name": "Permanent water bodies", "color": "#0064c8"},
-    90: {"name": "Herbaceous wetland", "color": "#0096a0"},
-    95: {"name": "Mangroves", "color": "#00cf75"},
-    100: {"name": "Moss and lichen", "color": "#fae6a0"},
-}
-
-FIGURE_SIZE = (8.5, 6)  # inches, of a drawn class map
-PICTURE_PIXELS = 2000  # most pixels along a side of a class map that is drawn
 ROWS = 64  # of a representation map, in memory at a time
 BLOCK_PIXELS = 1 << 22  # of a class map, in memory at a time
 PRODUCTS = [  # all files that we write beside the maps of a tile, GDAL's sidecars aside
@@ -54,15 +28,19 @@ PRODUCTS = [  # all files that we write beside the maps of a tile, GDAL's sideca
 ]
 
 
-# ---- files ---------------------------------------------------------------------------------------
-
-
 def read_map(path, shape=()):
     """A (H, W) array of a .npy file, memory-mapped; InputError for another shape than wanted."""
     array = open_npy(path, "a map (.npy)")
     if array.ndim != 2 or 0 in array.shape or (shape and array.shape != shape):
         raise InputError(f"{path}: found shape {array.shape}, wanted {shape or '(H, W)'}")
     return array
+
+
+def row_blocks(class_map):
+    """(first row, rows in memory) of a map (H, W), from north to south."""
+    rows = max(1, BLOCK_PIXELS // class_map.shape[1])
+    for first in range(0, len(class_map), rows):
+        yield first, np.asarray(class_map[first : first + rows])
 
 
 def scales_path(path):
@@ -217,235 +195,3 @@ def _write_category_names(path, legend):
         entry.text = legend[code]["name"] if code in legend else "no data" if code == 0 else ""
     with atomic_write(f"{path}.aux.xml") as part:
         ElementTree.ElementTree(dataset).write(part)
-
-
-# ---- legends and pictures ------------------------------------------------------------------------
-
-
-def merge_classes(sources, refuse=True):
-    """The classes of several tile.json or infer.json in one, {"10": {"name": .., "color": ..}}.
-
-    sources: (path, content) of each; the first that tells of a class counts. Another name for one
-    code raises InputError that names both files (or, without `refuse`, prints it); another colour
-    is printed.
-    """
-    merged, origin = {}, {}
-    for path, info in sources:
-        for code, entry in info.get("classes", {}).items():
-            first = merged.setdefault(code, entry)
-            origin.setdefault(code, path)
-            for key in ("name", "color"):
-                if entry.get(key, first.get(key)) == first.get(key, entry.get(key)):
-                    continue
-                line = (
-                    f"{path}: found {key} {entry[key]!r} for class {code}, wanted {first[key]!r} "
-                    f"as in {origin[code]}"
-                )
-                if key == "name" and refuse:
-                    raise InputError(line)
-                notice(f"{line}, which is used")
-    return merged
-
-
-def class_legend(codes, classes):
-    """{code: {"name", "color"}} of class codes, in order; 0 is no class.
-
-    classes: {"10": {"name": .., "color": ..}} as in tile.json, or empty. A name or colour that it
-    lacks comes from WorldCover where `classes` is empty, else it is made up.
-    """
-    legend = {}
-    for index, code in enumerate(sorted(int(code) for code in codes if int(code) > 0)):
-        known = classes.get(str(code), {}) if classes else WORLDCOVER.get(code, {})
-        legend[code] = {"name": f"class {code}", "color": _made_up_color(index)} | known
-    return legend
-
-
-def _made_up_color(index):
-    """Twenty well-known colours; after these hues a golden ratio apart, which never meet."""
-    if index < 20:
-        return to_hex(matplotlib.colormaps["tab20"](index))
-    hue = index * (5**0.5 - 1) / 2 % 1
-    return to_hex(hsv_to_rgb((hue, (0.9, 0.5, 0.7)[index % 3], (0.7, 0.9)[index % 2])))
-
-
-def row_blocks(class_map):
-    """(first row, rows in memory) of a map (H, W), from north to south."""
-    rows = max(1, BLOCK_PIXELS // class_map.shape[1])
-    for first in range(0, len(class_map), rows):
-        yield first, np.asarray(class_map[first : first + rows])
-
-
-def count_classes(class_map):
-    """Pixels of each code in each row of a map of codes 0..255, (H, 256)."""
-    counts = np.empty((len(class_map), 256), np.int64)
-    for first, block in row_blocks(class_map):
-        place = np.arange(len(block))[:, None] * 256 + block
-        rows = np.bincount(place.ravel(), minlength=256 * len(block)).reshape(-1, 256)
-        counts[first : first + len(block)] = rows
-    return counts
-
-
-def class_areas(class_map, legend, info):
-    """{code: {"name", "pixels", "share" of the pixels with data, "hectares" or None}}.
-
-    class_map: (H, W) codes; info: of the map (`read_provenance`).
-    """
-    counts = count_classes(class_map)
-    hectares = row_hectares(info, len(class_map))
-    with_data = max(1, int(counts[:, 1:].sum()))
-    areas = {}
-    for code in legend:
-        pixels = int(counts[:, code].sum())
-        areas[str(code)] = {
-            "name": legend[code]["name"],
-            "pixels": pixels,
-            "share": pixels / with_data,
-            "hectares": None if hectares is None else float(counts[:, code] @ hectares),
-        }
-    return areas
-
-
-def row_hectares(info, height):
-    """Hectares of a pixel in each row of a map, (H,), or None where they cannot be told.
-
-    info: with "crs" and "transform", as in tile.json. In a projection the unit of the CRS counts.
-    In degrees, and in Mercator projections, which stretch the north, it is the area on the WGS84
-    ellipsoid.
-    """
-    if not is_georeferenced(info):
-        return None
-    crs, (a, b, c, d, e, f) = CRS.from_user_input(info["crs"]), info["transform"]
-    is_mercator = 'PROJECTION["Mercator' in crs.to_wkt()
-    if crs.is_projected and not is_mercator:
-        metres = crs.linear_units_factor[1]
-        return np.full(height, abs(a * e - b * d) * metres**2 / 1e4)
-    if b or d or not (crs.is_geographic or crs.is_projected):
-        return None
-    edges = f + e * np.arange(height + 1)
-    _, latitude = transform_points(crs, "EPSG:4326", np.full(height + 1, c), edges)
-    longitude, _ = transform_points(crs, "EPSG:4326", [c, c + a], edges[:1].repeat(2))
-    south_of = [_area_south_of(min(max(degrees, -90), 90)) for degrees in latitude]
-    width = abs(math.radians(longitude[1] - longitude[0]))
-    return np.array([abs(lower - upper) for upper, lower in pairwise(south_of)]) * width / 1e4
-
-
-def _area_south_of(latitude):
-    """Square metres of the WGS84 ellipsoid from the equator to a latitude, a radian wide."""
-    radius, flattening = 6_378_137.0, 1 / 298.257223563
-    e2 = flattening * (2 - flattening)
-    e, sine = math.sqrt(e2), math.sin(math.radians(latitude))
-    return radius**2 * (1 - e2) / 2 * (sine / (1 - e2 * sine**2) + math.atanh(e * sine) / e)
-
-
-def draw_class_map(figure, class_map, legend, title=""):
-    """Draw a map of class codes (H, W) with its legend; 0 is no data and transparent.
-
-    A large map is drawn with every second, third, .. pixel: a picture of all would need more memory
-    than a screen can show.
-    """
-    pixels = count_classes(class_map).sum(0)
-    step = -(-max(class_map.shape) // PICTURE_PIXELS)
-    rgba = np.zeros((256, 4), np.uint8)
-    for code, entry in legend.items():
-        rgba[code] = np.multiply(to_rgba(entry["color"]), 255).round()
-    axes = figure.subplots()
-    axes.imshow(rgba[class_map[::step, ::step]], interpolation="none")
-    axes.set_title(title)
-    axes.set_axis_off()
-    handles = [
-        Patch(color=entry["color"], label=f"{code} {entry['name']}")
-        for code, entry in legend.items()
-        if pixels[code]
-    ]
-    if pixels[0]:
-        handles.append(Patch(fc="none", ec="gray", label="no data"))
-    figure.legend(handles=handles, loc="outside right upper", frameon=False)
-
-
-def plot_class_map(class_map, legend, path, title=""):
-    """`draw_class_map` to a PNG."""
-    figure = Figure(figsize=FIGURE_SIZE, layout="constrained")
-    draw_class_map(figure, class_map, legend, title)
-    save_figure(figure, path)
-
-
-# ---- false colour --------------------------------------------------------------------------------
-
-
-def fit_basis(pixels):
-    """False-colour basis: three principal components and the percentiles 2 and 98 along each.
-
-    pixels: (N, D) representations, N > 3 of valid pixels. Returns a dict of float32 arrays: mean
-    (D,), components (3, D), low (3,), high (3,).
-    """
-    pca = PCA(3, random_state=0).fit(pixels)
-    low, high = np.percentile(pca.transform(pixels), (2, 98), axis=0)
-    basis = {"mean": pca.mean_, "components": pca.components_, "low": low, "high": high}
-    return {name: np.asarray(values, np.float32) for name, values in basis.items()}
-
-
-def apply_basis(basis, representations):
-    """Representations (.., D), NaN where there is no data, to RGBA (.., 4) uint8.
-
-    A pixel's colour depends on its representation and the basis alone; no data is transparent.
-    """
-    valid = np.isfinite(representations).all(-1)
-    pixels = representations[valid].astype(np.float32)
-    places = (pixels - basis["mean"]) @ basis["components"].T
-    places = (places - basis["low"]) / np.maximum(basis["high"] - basis["low"], 1e-12)
-    rgba = np.zeros((*valid.shape, 4), np.uint8)
-    rgba[valid, :3] = (places.clip(0, 1) * 255).round()
-    rgba[valid, 3] = 255
-    return rgba
-
-
-BASIS_BYTES = 1 << 24  # most that a file of a basis can hold: 65536 dimensions need a megabyte
-
-
-def save_basis(basis, checkpoint_sha256, path):
-    """Write a basis of the representations of a checkpoint ("" where that is not known)."""
-    with atomic_write(path) as part:
-        np.savez(part, checkpoint_sha256=np.array(checkpoint_sha256), **basis)
-
-
-def load_basis(path, num_dimensions):
-    """A basis (`fit_basis`) on disk and the hash of its checkpoint, "" where that is not told.
-
-    Raises InputError for anything else, before memory is asked for.
-    """
-    wanted = {
-        "mean": (num_dimensions,),
-        "components": (3, num_dimensions),
-        "low": (3,),
-        "high": (3,),
-    }
-    try:
-        with zipfile.ZipFile(path) as archive:
-            if sum(member.file_size for member in archive.infolist()) > BASIS_BYTES:
-                raise ValueError("too large")
-            basis = {name: _read_member(archive, name) for name in wanted}
-            has_hash = "checkpoint_sha256.npy" in archive.namelist()
-            told = str(_read_member(archive, "checkpoint_sha256")) if has_hash else ""
-    except Exception as error:  # damage shows itself in many kinds, according to the byte it hits
-        line = (str(error).splitlines() or [type(error).__name__])[0]
-        raise InputError(f"{path}: found no basis ({line}), wanted one of this script") from None
-    for name, shape in wanted.items():
-        found = basis[name]
-        if name == "mean" and found.ndim == 1 and len(found) != num_dimensions:
-            raise InputError(
-                f"{path}: found {len(found)} dimensions, wanted {num_dimensions} of the map"
-            )
-        if found.dtype != np.float32 or found.shape != shape or not np.isfinite(found).all():
-            raise InputError(f"{path}: found no usable {name}, wanted finite float32 {shape}")
-    return basis, told
-
-
-def _read_member(archive, name):
-    """One array of an .npz; ValueError where its header tells of more bytes than the file has."""
-    with archive.open(f"{name}.npy") as file:
-        np.lib.format.read_magic(file)
-        shape, fortran, dtype = np.lib.format.read_array_header_1_0(file)
-        content = file.read()
-    if dtype.hasobject or dtype.itemsize * math.prod(shape) != len(content):
-        raise ValueError(f"{name} is cut off")
-    return np.frombuffer(content, dtype).reshape(shape, order="F" if fortran else "C")

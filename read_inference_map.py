@@ -11,20 +11,16 @@ import matplotlib.pyplot as plt
 import numpy as np
 
 from files import make_output_dir, write_json
-from maps import (
+from land_cover import (
     FIGURE_SIZE,
     class_areas,
     class_legend,
     count_classes,
     draw_class_map,
-    find_labels,
     merge_classes,
     plot_class_map,
-    read_labels,
-    read_map,
-    read_provenance,
-    row_blocks,
 )
+from maps import find_labels, read_labels, read_map, read_provenance, row_blocks
 from reports import plot_confusion, print_scores, score_classes
 from runlog import start_log
 from runtime import InputError, check, refuse_torchrun, run_script, start_runtime

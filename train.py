@@ -30,8 +30,8 @@ from data import (
     iterate_batches,
 )
 from distributed import BatchGenerator, gather, share
+from false_color import apply_basis, fit_basis
 from files import atomic_write, make_output_dir, remove_parts, write_json
-from maps import apply_basis, fit_basis
 from runlog import start_log
 from runtime import InputError, Stopped, check, run_script, start_runtime, stop_on_signals
 from tiles import Tile, check_bands, notice_splits

@@ -32,7 +32,7 @@ from backbones import (
 from data import SentinelTimeSeriesDatasetForDownstreaming, iterate_batches
 from distributed import gather
 from files import load_checkpoint, make_output_dir, remove_parts, write_json
-from maps import class_legend, merge_classes
+from land_cover import class_legend, merge_classes
 from reports import score_classes, write_report
 from runlog import start_log
 from runtime import (

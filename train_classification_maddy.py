@@ -16,8 +16,8 @@ from tqdm import trange
 
 from backbones import focal_loss
 from files import make_output_dir
+from land_cover import class_legend
 from maps import (
-    class_legend,
     find_labels,
     open_representations,
     read_labels,

@@ -5,7 +5,7 @@ import pytest
 from helpers import run
 
 import make_demo_data
-from maps import WORLDCOVER
+from land_cover import WORLDCOVER
 from runtime import InputError
 from tiles import open_dataset
 

@@ -16,7 +16,9 @@ from helpers import make_tile, run, save_small_checkpoint
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+import false_color
 import infer
+import land_cover
 import maps
 from backbones import load_backbone, load_classifier
 from files import load_checkpoint
@@ -112,7 +114,7 @@ def test_damaged_tile_json(tile, whole):
         opened = own_errors_only(Tile, tile)
         if opened:
             opened.split_map(4)
-            maps.class_legend([0, 10, 255], opened.info.get("classes", {}))
+            land_cover.class_legend([0, 10, 255], opened.info.get("classes", {}))
 
     check()
     (tile / "tile.json").write_bytes(whole["tile.json"])
@@ -143,13 +145,13 @@ def test_damaged_checkpoints(workplace, tmp_path, name):
 def test_damaged_bases(tmp_path):
     path = tmp_path / "basis.npz"
     pixels = np.random.default_rng(0).normal(size=(50, 6)).astype(np.float32)
-    maps.save_basis(maps.fit_basis(pixels), "a hash", path)
+    false_color.save_basis(false_color.fit_basis(pixels), "a hash", path)
     content = path.read_bytes()
 
     @fuzz("basis", EDITS.filter(bool), CUT)
     def check(edits, cut):
         path.write_bytes(damage(content, edits, cut))
-        own_errors_only(maps.load_basis, path, 6)
+        own_errors_only(false_color.load_basis, path, 6)
 
     check()
 
@@ -165,7 +167,7 @@ def test_damaged_infer_json(tmp_path):
         file.write_bytes(text if keeps_form else damage(text, edits, cut))
         info = own_errors_only(maps.read_provenance, tmp_path / "map.npy")
         if info:
-            maps.class_legend([0, 10], info.get("classes", {}))
+            land_cover.class_legend([0, 10], info.get("classes", {}))
             maps.is_georeferenced(info)
 
     check()
@@ -205,7 +207,7 @@ def test_a_payload_never_runs(tile, whole, tmp_path):
             load_checkpoint(tmp_path / name)
     np.savez(tmp_path / "basis.npz", components=harm, mean=harm, low=harm, high=harm)
     with pytest.raises(InputError, match="basis.npz: found no basis"):
-        maps.load_basis(tmp_path / "basis.npz", 6)
+        false_color.load_basis(tmp_path / "basis.npz", 6)
     assert not ran.exists()
 
 

@@ -13,6 +13,8 @@ from map_helpers import GEO, make_place, make_tile, map_tile, refused, run
 from matplotlib.figure import Figure
 
 import create_false_color_map
+import false_color
+import land_cover
 import maps
 import read_inference_map
 import storage
@@ -114,10 +116,10 @@ def test_damaged_bases_are_refused(place, tmp_path):
             damaged[rng.randrange(len(damaged))] = rng.randrange(256)
         basis.write_bytes(damaged)
         try:
-            maps.load_basis(basis, 8)
+            false_color.load_basis(basis, 8)
         except InputError as error:
             assert "\n" not in str(error)
-    good = maps.fit_basis(np.random.default_rng(0).normal(size=(50, 8)))
+    good = false_color.fit_basis(np.random.default_rng(0).normal(size=(50, 8)))
     for name, values in [
         ("mean", np.zeros(9, np.float32)),
         ("low", np.full(3, np.nan, np.float32)),
@@ -125,7 +127,7 @@ def test_damaged_bases_are_refused(place, tmp_path):
         ("components", np.array([{}])),
     ]:
         np.savez(basis, **good | {name: values})
-        refused("basis.npz: found", maps.load_basis, basis, 8)
+        refused("basis.npz: found", false_color.load_basis, basis, 8)
     header = (
         b"\x93NUMPY\x01\x00v\x00"
         + str({"descr": "<f4", "fortran_order": False, "shape": (10**15,)}).encode().ljust(117)
@@ -133,7 +135,7 @@ def test_damaged_bases_are_refused(place, tmp_path):
     )
     with zipfile.ZipFile(basis, "w") as archive:
         archive.writestr("mean.npy", header)
-    refused("mean is cut off", maps.load_basis, basis, 8)
+    refused("mean is cut off", false_color.load_basis, basis, 8)
 
 
 # ---- 9: hectares ---------------------------------------------------------------------------------
@@ -141,7 +143,7 @@ def test_damaged_bases_are_refused(place, tmp_path):
 
 def test_hectares_follow_the_unit_of_the_crs():
     def hectares(crs, *transform, height=4):
-        return maps.row_hectares({"crs": crs, "transform": list(transform)}, height)
+        return land_cover.row_hectares({"crs": crs, "transform": list(transform)}, height)
 
     assert hectares("EPSG:32631", 10, 0, 5e5, 0, -10, 54e5) == pytest.approx([0.01] * 4)
     foot = 1200 / 3937  # metres, of the US survey
@@ -158,7 +160,7 @@ def test_hectares_follow_the_unit_of_the_crs():
     # a local grid, and a rotated one in degrees: pixels are counted
     assert hectares('LOCAL_CS["site",UNIT["metre",1]]', 1, 0, 0, 0, -1, 0) is None
     assert hectares("EPSG:4326", 1, 0.1, 0, 0.1, -1, 0) is None
-    assert maps.row_hectares({}, 4) is None
+    assert land_cover.row_hectares({}, 4) is None
 
 
 def test_hectares_of_a_map_in_degrees(place, tmp_path, capsys):
@@ -181,9 +183,9 @@ def test_classes_of_all_tiles_are_merged():
         ("A/tile.json", {"classes": {"1": wheat}}),
         ("B/tile.json", {"classes": {"2": maize}}),
     ]
-    assert maps.merge_classes(sources) == {"1": wheat, "2": maize}
+    assert land_cover.merge_classes(sources) == {"1": wheat, "2": maize}
     sources.append(("C/tile.json", {"classes": {"2": {"name": "Soy"}}}))
-    line = refused("class 2", maps.merge_classes, sources)
+    line = refused("class 2", land_cover.merge_classes, sources)
     assert "B/tile.json" in line
     assert "C/tile.json" in line
 
@@ -193,7 +195,7 @@ def test_another_colour_is_said_and_the_first_is_used(capsys):
         (name, {"classes": {"1": {"name": "Wheat", "color": color}}})
         for name, color in (("A/tile.json", "#aa0000"), ("B/tile.json", "#bb0000"))
     ]
-    assert maps.merge_classes(sources)["1"]["color"] == "#aa0000"
+    assert land_cover.merge_classes(sources)["1"]["color"] == "#aa0000"
     (line,) = capsys.readouterr().out.splitlines()
     assert "A/tile.json" in line
     assert "B/tile.json" in line
@@ -219,7 +221,9 @@ def test_fine_tuning_reads_the_classes_of_all_tiles(tmp_path):
 
 
 def test_more_than_twenty_made_up_colours_differ():
-    colors = [entry["color"] for entry in maps.class_legend(range(1, 256), {"0": {}}).values()]
+    colors = [
+        entry["color"] for entry in land_cover.class_legend(range(1, 256), {"0": {}}).values()
+    ]
     assert len(set(colors)) == 255
 
 
@@ -271,11 +275,11 @@ def large_map(path, size=6000):
 
 def test_a_large_class_map_is_drawn_in_little_memory(tmp_path):
     class_map = maps.read_map(large_map(tmp_path / "map.npy"))
-    legend = maps.class_legend([40, 95], {})
+    legend = land_cover.class_legend([40, 95], {})
     figure = Figure()
-    assert peak_bytes(maps.draw_class_map, figure, class_map, legend) < 8 * class_map.size
+    assert peak_bytes(land_cover.draw_class_map, figure, class_map, legend) < 8 * class_map.size
     (image,) = figure.axes[0].images
-    assert max(image.get_size()) <= maps.PICTURE_PIXELS
+    assert max(image.get_size()) <= land_cover.PICTURE_PIXELS
     texts = [text.get_text() for text in figure.legends[0].get_texts()]
     assert texts == ["40 Cropland", "95 Mangroves", "no data"], "the single pixel of 95 too"
 
@@ -287,8 +291,8 @@ def test_large_maps_are_read_in_blocks(tmp_path, monkeypatch):
     large_map(tmp_path / "labels.npy")
     config = {"labels_path": str(tmp_path / "labels.npy")}
     assert peak_bytes(read_inference_map.read_both, path, config) < 20 * (1 << 18) + (1 << 24)
-    legend = maps.class_legend([40, 95], {})
-    assert peak_bytes(maps.class_areas, maps.read_map(path), legend, GEO) < 36_000_000
+    legend = land_cover.class_legend([40, 95], {})
+    assert peak_bytes(land_cover.class_areas, maps.read_map(path), legend, GEO) < 36_000_000
     rgba = storage.create_npy(tmp_path / "rgba.npy", np.uint8, (3000, 2000, 4))
     rgba[1000:2100, 300:] = (1, 2, 3, 255)
     assert peak_bytes(maps.write_geotiff, tmp_path / "a.tif", rgba, GEO, None) < rgba.nbytes / 4
@@ -299,7 +303,7 @@ def test_large_maps_are_read_in_blocks(tmp_path, monkeypatch):
 def test_counted_pairs_score_as_single_pixels_do():
     rng = np.random.default_rng(0)
     labels, predicted = rng.choice([1, 2, 3, 7], 500), rng.choice([1, 2, 3], 500)
-    legend = maps.class_legend([1, 2, 3, 5, 7], {})
+    legend = land_cover.class_legend([1, 2, 3, 5, 7], {})
     pairs = np.zeros((256, 256), int)
     np.add.at(pairs, (labels, predicted), 1)
     rows, columns = np.nonzero(pairs)

@@ -6,7 +6,9 @@ import rasterio
 from helpers import map_tile, run
 
 import create_false_color_map
-from maps import apply_basis, class_legend, fit_basis, quantise, read_representations
+from false_color import apply_basis, fit_basis
+from land_cover import class_legend
+from maps import quantise, read_representations
 
 
 def test_false_color_is_ruled_neither_by_outliers_nor_by_missing_pixels():

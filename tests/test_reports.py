@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from maps import class_legend
+from land_cover import class_legend
 from reports import score_classes
 
 
