@@ -69,7 +69,7 @@ PAGE = Path(__file__).resolve().parent / "explorer"
 # in the order in which they are put into the page; a module uses what stands before it
 WORKER_MODULES = ("learn.js", "worker.js")
 PAGE_MODULES = ("colors.js", "data.js", "geo.js", "labels.js", "pool.js", "files.js", "plot.js")
-PAGE_MODULES += ("layers.js", "map.js", "panel.js", "session.js", "main.js")
+PAGE_MODULES += ("layers.js", "map.js", "panel.js", "session.js", "app.js", "main.js")
 BANDS = ("B02", "B03", "B04", "B08", "B11", "B12")  # blue, green, red, NIR, two of SWIR
 VARIANCE = 0.99  # that the kept components hold together, where `dimensions` allows
 BLOCK_BYTES = 1 << 26  # of a map or tile in memory at a time
@@ -485,8 +485,8 @@ def write_page(path, facts, blobs):
         "WORKER": worker,
         "SCRIPT": script,
     }
-    template = (PAGE / "page.html").read_text()
-    head, tail = re.split("{{BLOBS}}", re.sub(r"{{(?!BLOBS)(\w+)}}", lambda m: parts[m[1]], template))
+    template = (PAGE / "page.html").read_text().split("{{BLOBS}}")
+    head, tail = (re.sub(r"{{(\w+)}}", lambda match: parts[match[1]], half) for half in template)
     with atomic_write(path) as part, open(part, "w", encoding="utf-8") as file:
         file.write(head)
         for number, blob in enumerate(blobs.parts):

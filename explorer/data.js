@@ -10,7 +10,7 @@ const TYPES = {
 const CHUNK = 1 << 20; // characters decoded at once; a multiple of 4
 
 export function readFacts() {
-  return JSON.parse(document.getElementById("facts").textContent);
+  return JSON.parse(document.getElementById("facts-json").textContent);
 }
 
 function decode(text) {

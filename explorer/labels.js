@@ -12,6 +12,7 @@ export class Labels {
     this.undone = [];
     this.done = [];
     this.clicks = 0;
+    this.version = 0; // counts changes of labels
     this.stroke = null; // the action that a brush is at
     this.changed = changed;
   }
@@ -23,6 +24,7 @@ export class Labels {
   // ---- labels ----
 
   #put(pixel, value) {
+    this.version++;
     if (value) this.byPixel.set(pixel, value);
     else this.byPixel.delete(pixel);
   }
@@ -166,6 +168,7 @@ export class Labels {
     this.byPixel = new Map(labels);
     this.clicks = 1 + labels.reduce((most, [, { click }]) => Math.max(most, click), -1);
     [this.done, this.undone, this.stroke] = [[], [], null];
+    this.version++;
     this.changed();
   }
 }

@@ -16,7 +16,7 @@ export const OVERLAYS = {
   confidence: "Confidence of infer.py",
   labels: "The tile's labels",
 };
-const RAMPS = { similarity: "inferno", count: "viridis", confidence: "cividis", mapConfidence: "cividis" };
+const LAYER_RAMPS = { similarity: "inferno", count: "viridis", confidence: "cividis", mapConfidence: "cividis" };
 
 // Whether a layer can be shown, with what the page has found so far.
 export function isThere(scene, key, found) {
@@ -84,7 +84,7 @@ export function paintLayer(scene, key, found, scales) {
   const pen = canvas.getContext("2d");
   const image = pen.createImageData(scene.width, scene.height);
   const out = new Uint32Array(image.data.buffer);
-  const colors = RAMPS[key] && ramp(RAMPS[key]);
+  const colors = LAYER_RAMPS[key] && ramp(LAYER_RAMPS[key]);
   const empty = (_, i) => !(scales[scene.first + i] >= 0);
   if (key === "falseColor") paintRgb(out, scene.layers.falseColor, scales, scene.first);
   if (key === "median") paintRgb(out, scene.layers.median);
@@ -109,7 +109,7 @@ export function paintLayer(scene, key, found, scales) {
 // The legend of a layer: {title, gradient, low, high} or {title, entries: [{name, color}]} or null.
 export function legendOf(scene, key, found) {
   const percent = { low: "0 %", high: "100 %" };
-  const bar = (title, ends) => ({ title, gradient: gradient(RAMPS[key]), ...ends });
+  const bar = (title, ends) => ({ title, gradient: gradient(LAYER_RAMPS[key]), ...ends });
   const entries = (codes, classes) => classes.filter((one) => codes.has(one.code));
   const own = Object.entries(scene.classes).map(([code, one]) => ({ ...one, code: Number(code) }));
   if (key === "similarity") {
