@@ -19,7 +19,7 @@ export class App {
     this.labels = new Labels(() => this.labelsChanged());
     this.storage = new Storage(facts.hash);
     this.found = { similarity: null, threshold: 0.9, prediction: null, classes: [] };
-    this.view = { background: "falseColor", overlay: "none", opacity: 75, hidden: false };
+    this.view = { background: "falseColor", overlay: "none", opacity: 85, hidden: false };
     this.view = { ...this.view, method: "softmax", k: 5, auto: true, brush: 2, centred: false };
     this.hidden = new Set(); // curves of the plot that are off
     [this.pixel, this.series, this.ndvi, this.date, this.code] = [null, null, null, -1, 0];
@@ -86,6 +86,7 @@ export class App {
   // Look at a pixel: its facts and year at once, what is like it as soon as the workers know.
   async look(row, column) {
     const start = performance.now();
+    this.showTab("pixelPage");
     this.pixel = this.map.pixel = { row, column };
     this.series = seriesAt(this.scene, row, column);
     this.ndvi = this.series && ndviOf(this.series);
@@ -154,6 +155,7 @@ export class App {
 
   chooseClass(code, focus = true) {
     this.code = code;
+    this.showTab("labelsPage");
     markClass(this);
     if (focus && this.map.tool === "look") this.setTool("label");
   }
@@ -181,6 +183,7 @@ export class App {
     this.map.tool = tool;
     this.map.brush = tool === "brush" || tool === "erase" ? this.view.brush : 0;
     this.map.draw();
+    if (tool !== "look") this.showTab("labelsPage");
     this.toolChanged(tool);
   }
 

@@ -10,11 +10,12 @@ export const BAND_COLORS = {
   B02: "#56b4e9", B03: "#009e73", B04: "#d55e00", B08: "#cc79a7", B11: "#e69f00", B12: "#b58863",
 };
 
-// Anchors of matplotlib's ramps (CC0), evenly spaced.
+// Anchors of matplotlib's colour maps (CC0), evenly spaced.
 const RAMPS = {
   viridis: ["#440154", "#472d7b", "#3b528b", "#2c728e", "#21918c", "#28ae80", "#5ec962", "#addc30", "#fde725"],
   cividis: ["#00224e", "#123570", "#3b496c", "#575d6d", "#707173", "#8a8678", "#a59c74", "#c3b369", "#fee838"],
-  inferno: ["#000004", "#210c4a", "#57106e", "#8a226a", "#bc3754", "#e45a31", "#f98e09", "#f9cb35", "#fcffa4"],
+  // without its darkest third, which could not be told from what is hidden
+  inferno: ["#6a176e", "#8a226a", "#a82e5f", "#c63d4d", "#e05536", "#f1731d", "#fa9b06", "#f7c932", "#fcffa4"],
 };
 
 export function parseColor(hex) {

@@ -41,14 +41,16 @@ export function metresPerPixel(scene) {
   return Math.hypot(a, d) * scene.stride;
 }
 
+const digits = (n) => ({ minimumFractionDigits: n, maximumFractionDigits: n });
+
 // An area of so many pixels of the page's grid, in hectares where their size is known.
 export function describeArea(scene, pixels) {
   const metres = metresPerPixel(scene);
   if (!metres) return `${pixels.toLocaleString("en")} px`;
   const hectares = (pixels * metres * metres) / 10000;
   return hectares < 10000
-    ? `${hectares.toLocaleString("en", { maximumFractionDigits: hectares < 100 ? 1 : 0 })} ha`
-    : `${(hectares / 100).toLocaleString("en", { maximumFractionDigits: 0 })} km²`;
+    ? `${hectares.toLocaleString("en", digits(hectares < 100 ? 1 : 0))} ha`
+    : `${(hectares / 100).toLocaleString("en", digits(0))} km²`;
 }
 
 // A round length for a scale bar of at most so many screen pixels: {width, text}.

@@ -7,14 +7,15 @@ export const BACKGROUNDS = {
   count: "Clear dates",
   none: "None",
 };
+const SCRIM = pack(8, 10, 14, 200); // on what is not similar enough
 export const OVERLAYS = {
   none: "Nothing",
   similarity: "Similar pixels",
   map: "Your map",
-  mapConfidence: "Your map's confidence",
-  classes: "Class map of infer.py",
-  confidence: "Confidence of infer.py",
-  labels: "The tile's labels",
+  mapConfidence: "Its confidence",
+  classes: "Class map",
+  confidence: "Its confidence ",
+  labels: "Tile's labels",
 };
 const LAYER_RAMPS = { similarity: "inferno", count: "viridis", confidence: "cividis", mapConfidence: "cividis" };
 
@@ -93,6 +94,7 @@ export function paintLayer(scene, key, found, scales) {
   if (key === "confidence") paintNumbers(out, scene.layers.confidence, 0, 255, colors, empty);
   if (key === "similarity") {
     const below = (value) => !(value >= found.threshold);
+    out.fill(SCRIM);
     paintNumbers(out, partOf(scene, found.similarity), found.threshold, 1, colors, below);
   }
   if (key === "map") {

@@ -81,7 +81,7 @@ function setBrush(app, radius) {
   app.view.brush = Math.max(0, Math.min(20, radius));
   byId("brush").value = app.view.brush;
   byId("brushOut").value = `${2 * app.view.brush + 1} px`;
-  app.setTool(app.map.tool);
+  if (app.map.tool !== "look") app.setTool(app.map.tool);
   app.keep();
 }
 
@@ -137,6 +137,29 @@ function bindFiles(app) {
       say(foreign ? "This file is no JSON: wanted what Save session wrote." : error.message);
     }
   });
+}
+
+function bindTabs(app) {
+  const tabs = [...document.querySelectorAll("[data-tab]")];
+  app.showTab = (id) => {
+    for (const tab of tabs) {
+      const chosen = tab.dataset.tab === id;
+      tab.setAttribute("aria-selected", String(chosen));
+      tab.tabIndex = chosen ? 0 : -1;
+      byId(tab.dataset.tab).hidden = !chosen;
+    }
+  };
+  tabs.forEach((tab, i) => {
+    tab.addEventListener("click", () => app.showTab(tab.dataset.tab));
+    tab.addEventListener("keydown", (event) => {
+      const step = { ArrowRight: 1, ArrowLeft: tabs.length - 1 }[event.key];
+      if (!step) return;
+      const next = tabs[(i + step) % tabs.length];
+      app.showTab(next.dataset.tab);
+      next.focus();
+    });
+  });
+  app.showTab("pixelPage");
 }
 
 function bindFrame(app) {
@@ -214,7 +237,7 @@ async function open() {
   const pool = new Pool(byId("worker").textContent, count);
   pool.load(data.values, data.scales, data.size);
   const app = (window.explore = new App(facts, data, pool, say));
-  for (const bind of [bindMap, bindPixel, bindClasses, bindLearning, bindFiles, bindFrame]) bind(app);
+  for (const bind of [bindTabs, bindMap, bindPixel, bindClasses, bindLearning, bindFiles, bindFrame]) bind(app);
   byId("facts").textContent = describePage(facts, app.scene);
   byId("about").textContent = `${describePage(facts, app.scene)}, as int8 with one scale a pixel. Page ${facts.hash.slice(0, 8)}. Nothing leaves this file.`;
   app.showScene(0);
@@ -222,6 +245,7 @@ async function open() {
   showMethod(app);
   setBrush(app, app.view.brush);
   showClasses(app);
+  app.showTab(app.labels.classes.length ? "labelsPage" : "pixelPage");
   byId("veil").hidden = true;
   app.times.open = performance.now();
 }

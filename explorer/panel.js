@@ -36,9 +36,8 @@ function fillChoice(box, names, chosen, scene, found, choose) {
     const there = isThere(scene, key, found);
     const input = make("input", { type: "radio", name: box.id, value: key, checked: key === chosen, disabled: !there });
     input.addEventListener("change", () => choose(key));
-    const why = there ? [] : [make("small", {}, WHY_NOT[key] ?? "not at hand")];
-    const isList = box.classList.contains("list");
-    return make("label", { title: isList || there ? "" : WHY_NOT[key] ?? "" }, input, make("span", {}, name), ...(isList ? why : []));
+    const title = there ? "" : `Not there: ${WHY_NOT[key]}`;
+    return make("label", { title }, input, make("span", {}, name));
   });
   box.replaceChildren(...rows);
 }
@@ -202,7 +201,6 @@ export function classPixels(app) {
 
 export function showMap(app) {
   const { prediction } = app.found;
-  byId("mapEmpty").hidden = Boolean(prediction);
   for (const id of ["savePicture", "saveMap"]) byId(id).disabled = !prediction;
   for (const id of ["saveLabels", "saveTileJson", "saveGeojson"]) byId(id).disabled = !app.labels.byPixel.size;
   if (!prediction) {

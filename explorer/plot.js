@@ -3,7 +3,8 @@ import { BAND_COLORS } from "./colors.js";
 
 const MONTHS = ["J", "F", "M", "A", "M", "J", "J", "A", "S", "O", "N", "D"];
 const STARTS = [1, 32, 60, 91, 121, 152, 182, 213, 244, 274, 305, 335];
-const EDGE = { left: 42, right: 10, top: 20, bottom: 30, between: 34 };
+const EDGE = { left: 42, right: 10, top: 20, bottom: 22, between: 30 };
+const FONT = "11px system-ui, sans-serif";
 const OTHER_COLORS = ["#8da0cb", "#66c2a5", "#fc8d62", "#a6761d", "#7570b3"];
 
 export function bandColor(name, index) {
@@ -54,8 +55,7 @@ function layPanels(series, ndvi, hidden, width, height) {
   return { panels, x };
 }
 
-function drawFrame(pen, panel, x, ink, width) {
-  pen.font = "11px system-ui, sans-serif";
+function drawFrame(pen, panel, ink, width) {
   pen.fillStyle = ink.muted;
   pen.strokeStyle = ink.line;
   pen.lineWidth = 1;
@@ -70,10 +70,13 @@ function drawFrame(pen, panel, x, ink, width) {
     pen.stroke();
     pen.fillText(String(tick), EDGE.left - 6, y + 4);
   }
+}
+
+function drawMonths(pen, x, ink, height) {
+  pen.fillStyle = ink.muted;
   pen.textAlign = "center";
   STARTS.forEach((day, i) => {
-    const next = STARTS[i + 1] ?? 366;
-    pen.fillText(MONTHS[i], (x(day) + x(next)) / 2, panel.top + panel.height + 14);
+    pen.fillText(MONTHS[i], (x(day) + x(STARTS[i + 1] ?? 366)) / 2, height - 6);
   });
 }
 
@@ -118,9 +121,11 @@ export function drawYear(canvas, series, ndvi, hidden, date) {
   [canvas.width, canvas.height] = [width * sharp, height * sharp];
   const pen = canvas.getContext("2d");
   pen.scale(sharp, sharp);
+  pen.font = FONT;
   const { panels, x } = layPanels(series, ndvi, hidden, width, height);
+  drawMonths(pen, x, ink, height);
   for (const panel of panels) {
-    drawFrame(pen, panel, x, ink, width);
+    drawFrame(pen, panel, ink, width);
     if (date >= 0) {
       pen.strokeStyle = ink.muted;
       pen.beginPath();
