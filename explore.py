@@ -13,12 +13,7 @@ Shapes: H x W pixels of the page's grid, T dates, B bands, D dimensions of a rep
 them kept by the PCA.
 """
 
-import base64
-import hashlib
-import html
-import json
-import re
-import zlib
+import math
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -29,22 +24,19 @@ from rasterio.errors import CRSError
 from rasterio.warp import transform as reproject
 from sklearn.decomposition import PCA
 
-from data import Tile
-from utils import (
-    InputError,
+from maps import (
     apply_basis,
-    check_least,
     class_legend,
     fit_basis,
-    freeze,
-    make_output_dir,
+    is_georeferenced,
     open_representations,
+    quantise,
     read_map,
-    run_script,
-    start_log,
-    start_runtime,
+    read_provenance,
 )
-from utils import written_beside as atomic_write
+from pages import Blobs, write_page
+from runtime import InputError, check, make_output_dir, run_script, start_log, start_runtime
+from tiles import Tile
 
 run_config = {
     # input
@@ -65,11 +57,6 @@ run_config = {
     "wandb_mode": "auto",  # auto (online where logged in), online, offline or disabled
 }
 
-PAGE = Path(__file__).resolve().parent / "explorer"
-# in the order in which they are put into the page; a module uses what stands before it
-WORKER_MODULES = ("learn.js", "worker.js")
-PAGE_MODULES = ("colors.js", "data.js", "geo.js", "labels.js", "pool.js", "files.js", "plot.js")
-PAGE_MODULES += ("layers.js", "map.js", "panel.js", "session.js", "app.js", "main.js")
 BANDS = ("B02", "B03", "B04", "B08", "B11", "B12")  # blue, green, red, NIR, two of SWIR
 VARIANCE = 0.99  # that the kept components hold together, where `dimensions` allows
 BLOCK_BYTES = 1 << 26  # of a map or tile in memory at a time
@@ -139,7 +126,7 @@ def open_scene(path, tile_path):
     shape = open_representations(path)[0].shape
     if 0 in shape:
         raise InputError(f"{path}: found shape {shape}, wanted (H, W, D), none of them 0")
-    info = read_made_by(path.parent / "infer.json")
+    info = read_info(path)
     folder = Path(tile_path or str(info.get("tile_path", "")))
     tile = None
     if tile_path or (info.get("tile_path") and folder.exists()):
@@ -155,16 +142,15 @@ def open_scene(path, tile_path):
     return Scene(path, shape, info, tile)
 
 
-def read_made_by(path):
-    """What infer.py told about a map, or {}. Raises InputError for a file that is no JSON object."""
+def read_info(path):
+    """What infer.json tells of a map, or {}. Raises InputError where it is no JSON object."""
     try:
-        info = json.loads(path.read_text())
-    except FileNotFoundError:
-        return {}
+        info = read_provenance(path)
     except (OSError, ValueError) as error:
-        raise InputError(f"{path}: found no readable JSON ({error}), wanted an object") from None
+        file = path.parent / "infer.json"
+        raise InputError(f"{file}: found no readable JSON ({error}), wanted an object") from None
     if not isinstance(info, dict):
-        raise InputError(f"{path}: found {type(info).__name__}, wanted a JSON object")
+        raise InputError(f"{path.parent / 'infer.json'}: found a list, wanted a JSON object")
     return info
 
 
@@ -236,16 +222,6 @@ def fit_components(sample, dimensions):
         "deviation": float(np.sqrt(pca.explained_variance_.sum() / sample.shape[1])) or 1.0,
     }
     return pca.mean_.astype(np.float32), components.astype(np.float32), facts
-
-
-def quantise(values):
-    """int8 values (.., K) and the float32 scale (..) of each pixel: value = int8 * scale.
-
-    Where there is no data the scale is NaN.
-    """
-    scale = np.abs(values).max(-1) / 127
-    safe = np.where(np.isfinite(scale) & (scale > 0), scale, 1)[..., None]
-    return np.nan_to_num(values / safe).round().astype(np.int8), scale.astype(np.float32)
 
 
 def load_basis(config, sample):
@@ -376,7 +352,7 @@ def place(scene):
     than a metre for a UTM tile). {} where nothing tells.
     """
     source = scene.tile.info if scene.tile else scene.info
-    if not {"crs", "transform"} <= set(source):
+    if not is_georeferenced(source):
         return {}
     try:
         crs = CRS.from_user_input(source["crs"])
@@ -398,7 +374,7 @@ def place(scene):
 
 def legend_of(scene, layers):
     """{code: {"name", "color"}} of the codes of class map and labels. InputError for no colour."""
-    codes = {int(c) for key in ("classes", "labels") if key in layers for c in np.unique(layers[key])}
+    codes = {int(c) for key in ("classes", "labels") for c in np.unique(layers.get(key, []))}
     told = scene.info.get("classes") or (scene.tile.info.get("classes") if scene.tile else {}) or {}
     legend = class_legend(codes | {int(code) for code in told}, told)
     for code, entry in legend.items():
@@ -410,20 +386,6 @@ def legend_of(scene, layers):
 
 
 # ---- the page ------------------------------------------------------------------------------------
-
-
-class Blobs:
-    """Arrays of the page, compressed, in base64; `digest` is a hash of them all."""
-
-    def __init__(self):
-        self.parts, self.digest = [], hashlib.sha256()
-
-    def add(self, array):
-        """Take an array; returns what the page needs to find it."""
-        content = zlib.compress(np.ascontiguousarray(array).data, 6)
-        self.digest.update(content)
-        self.parts.append(base64.b64encode(content).decode())
-        return {"blob": len(self.parts) - 1, "type": array.dtype.name}
 
 
 def pack_scene(scene, projection, basis, config, blobs, allowed):
@@ -454,52 +416,9 @@ def pack_scene(scene, projection, basis, config, blobs, allowed):
     return facts
 
 
-def to_json(content):
-    """JSON that can stand in a script element: no <, no &, no line separator of JavaScript."""
-    text = json.dumps(content, allow_nan=False)
-    return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
-
-
-def join_modules(names):
-    """The JavaScript modules one after another, without their imports and exports."""
-    text = "\n".join((PAGE / name).read_text() for name in names)
-    text = re.sub(r"^import [^;]*;\n", "", text, flags=re.MULTILINE)
-    return re.sub(r"^export ", "", text, flags=re.MULTILINE)
-
-
-def hash_source(text):
-    """The source of an inline script or style as a Content-Security-Policy names it."""
-    return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
-
-
-def write_page(path, facts, blobs):
-    """Write the page; what is not the page's own script cannot run in it."""
-    style = (PAGE / "style.css").read_text()
-    script, worker = "\n" + join_modules(PAGE_MODULES), join_modules(WORKER_MODULES)
-    parts = {
-        "TITLE": html.escape(facts["title"]),
-        "SCRIPT_HASH": hash_source(script),
-        "STYLE": style,
-        "STYLE_HASH": hash_source(style),
-        "FACTS": to_json(facts),
-        "WORKER": worker,
-        "SCRIPT": script,
-    }
-    template = (PAGE / "page.html").read_text().split("{{BLOBS}}")
-    head, tail = (re.sub(r"{{(\w+)}}", lambda match: parts[match[1]], half) for half in template)
-    with atomic_write(path) as part, open(part, "w", encoding="utf-8") as file:
-        file.write(head)
-        for number, blob in enumerate(blobs.parts):
-            file.write(f'<script type="text/plain" id="blob-{number}">{blob}</script>\n')
-        file.write(tail)
-
-
 def main(config):
     """Write the page. Returns its path."""
-    config = freeze(config)
-    check_least(config, 1, "dimensions", "max_mb")
-    check_least(config, 0, "stride", "seed")
-    check_least(config, 4, "sample_pixels")
+    config = check(config, dimensions=(1, 65536), max_mb=(1, math.inf), stride=(0, 10_980))
 
     # maps
     scenes = open_scenes(config)
