@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
-from matplotlib.colors import is_color_like, to_hex
+from matplotlib.colors import to_hex
 from rasterio.crs import CRS
 from rasterio.errors import CRSError
 from rasterio.warp import transform as reproject
@@ -209,7 +209,7 @@ def fit_components(sample, dimensions):
     mean square of all D dimensions, by which the classifier divides.
     """
     pca = PCA(random_state=0).fit(sample.astype(np.float64))
-    held = np.cumsum(pca.explained_variance_ratio_)
+    held = np.nan_to_num(np.cumsum(pca.explained_variance_ratio_), nan=1.0)  # all pixels equal
     kept = int(min(dimensions, 1 + np.searchsorted(held, VARIANCE), len(held)))
     components = pca.components_[:kept]
     offset = components @ pca.mean_
@@ -262,7 +262,10 @@ def map_layers(scene):
     """What infer.py wrote beside the map and what the tile tells, {name: (H, W) array}."""
     folder, shape, layers = scene.path.parent, scene.shape[:2], {}
     if (folder / "classification_map.npy").exists():
-        layers["classes"] = scene.thin(read_map(folder / "classification_map.npy", shape))
+        classes = scene.thin(read_map(folder / "classification_map.npy", shape))
+        if classes.min() < 0 or classes.max() > 255:
+            raise InputError(f"{folder / 'classification_map.npy'}: wanted class codes of 0 to 255")
+        layers["classes"] = classes.astype(np.uint8)
     if (folder / "confidence.npy").exists():
         confidence = scene.thin(read_map(folder / "confidence.npy", shape))
         layers["confidence"] = (np.nan_to_num(confidence).clip(0, 1) * 255).round().astype(np.uint8)
@@ -373,16 +376,23 @@ def place(scene):
 
 
 def legend_of(scene, layers):
-    """{code: {"name", "color"}} of the codes of class map and labels. InputError for no colour."""
+    """{code: {"name", "color"}} of the codes of class map and labels, and of all that are named.
+
+    Raises InputError where names and colours are not as in a tile.json.
+    """
     codes = {int(c) for key in ("classes", "labels") for c in np.unique(layers.get(key, []))}
     told = scene.info.get("classes") or (scene.tile.info.get("classes") if scene.tile else {}) or {}
-    legend = class_legend(codes | {int(code) for code in told}, told)
-    for code, entry in legend.items():
-        if not is_color_like(entry["color"]):
-            found = entry["color"]
-            raise InputError(f"{scene.path}: found colour {found} of class {code}, wanted #rrggbb")
-        legend[code] = {"name": str(entry["name"]), "color": to_hex(entry["color"])}
-    return legend
+    try:
+        legend = class_legend(codes | {int(code) for code in told}, told)
+        return {
+            code: {"name": str(entry["name"]), "color": to_hex(entry["color"])}
+            for code, entry in legend.items()
+        }
+    except (ValueError, TypeError, AttributeError) as error:
+        wanted = 'wanted {"10": {"name": .., "color": "#rrggbb"}}'
+        raise InputError(
+            f"{scene.path}: found classes that cannot be read ({error}), {wanted}"
+        ) from None
 
 
 # ---- the page ------------------------------------------------------------------------------------
