@@ -50,6 +50,44 @@ export function similarity(store, vector, about) {
   return out;
 }
 
+// ---- products with many rows ---------------------------------------------------------------------
+
+// Rows of numbers, four side by side, as `multiply` reads them fastest.
+function packRows(wanted, size, at) {
+  const count = Math.ceil(wanted / 4) * 4;
+  const values = new Float64Array(count * size);
+  for (let row = 0; row < wanted; row++) {
+    const start = (row - (row % 4)) * size + (row % 4);
+    for (let d = 0; d < size; d++) values[start + 4 * d] = at(row, d);
+  }
+  return { count, values };
+}
+
+// Dot products of a vector with all rows, into `out` (count).
+function multiply({ count, values }, vector, out) {
+  const size = vector.length;
+  for (let row = 0, at = 0; row < count; row += 4) {
+    let [a, b, c, e] = [0, 0, 0, 0];
+    for (let d = 0; d < size; d++, at += 4) {
+      const value = vector[d];
+      a += value * values[at];
+      b += value * values[at + 1];
+      c += value * values[at + 2];
+      e += value * values[at + 3];
+    }
+    out[row] = a;
+    out[row + 1] = b;
+    out[row + 2] = c;
+    out[row + 3] = e;
+  }
+}
+
+// The int8 values of a pixel into `vector`; false where there is no data.
+function readPixel({ values, scales, size }, pixel, vector) {
+  for (let d = 0, at = pixel * size; d < size; d++, at++) vector[d] = values[at];
+  return scales[pixel] >= 0;
+}
+
 // ---- linear softmax ------------------------------------------------------------------------------
 
 function dot(a, b) {
@@ -151,19 +189,21 @@ function trainSoftmax(training) {
 
 // Class and its probability (0..255) of the pixels of a store.
 function predictSoftmax(store, { weights, classes }) {
-  const { values, scales, size } = store;
+  const { scales, size } = store;
   const out = emptyMap(scales.length);
-  const logits = new Float64Array(classes);
-  for (let pixel = 0, at = 0; pixel < scales.length; pixel++, at += size) {
-    const scale = scales[pixel];
-    if (scale !== scale) continue; // no data
+  const rows = packRows(classes, size, (c, k) => weights[c * (size + 1) + k]);
+  const [vector, logits] = [new Float64Array(size), new Float64Array(rows.count)];
+  for (let pixel = 0; pixel < scales.length; pixel++) {
+    if (!readPixel(store, pixel, vector)) continue;
+    multiply(rows, vector, logits);
     let most = -Infinity;
     let best = 0;
-    for (let c = 0, w = 0; c < classes; c++, w++) {
-      let sum = 0;
-      for (let k = 0; k < size; k++, w++) sum += values[at + k] * weights[w];
-      logits[c] = sum * scale + weights[w];
-      if (logits[c] > most) [most, best] = [logits[c], c];
+    for (let c = 0; c < classes; c++) {
+      logits[c] = logits[c] * scales[pixel] + weights[c * (size + 1) + size];
+      if (logits[c] > most) {
+        most = logits[c];
+        best = c;
+      }
     }
     let total = 0;
     for (let c = 0; c < classes; c++) total += Math.exp(logits[c] - most);
@@ -175,32 +215,24 @@ function predictSoftmax(store, { weights, classes }) {
 
 // ---- k nearest neighbours ------------------------------------------------------------------------
 
-// The class most of the k nearest labelled vectors have (the first of equals), and its share.
-// Principal components come in order of variance, so most vectors are out after a few dimensions.
+// The class that most of the k nearest labelled vectors have (the first of equals), and its share.
 function predictNearest(store, { vectors, target, classes, k }) {
-  const { values, scales, size } = store;
+  const { scales, size } = store;
   const out = emptyMap(scales.length);
   const count = Math.min(k, target.length);
-  const [pixelVector, votes] = [new Float32Array(size), new Int32Array(classes)];
-  const [nearest, nearestClass] = [new Float64Array(count), new Int32Array(count)];
-  for (let pixel = 0, at = 0; pixel < scales.length; pixel++, at += size) {
-    const scale = scales[pixel];
-    if (scale !== scale) continue; // no data
-    for (let d = 0; d < size; d++) pixelVector[d] = values[at + d] * scale;
-    nearest.fill(Infinity);
-    for (let row = 0, from = 0; row < target.length; row++, from += size) {
-      let sum = 0;
-      const bound = nearest[count - 1];
-      for (let d = 0; d < size; ) {
-        const stop = Math.min(size, d + 8);
-        for (; d < stop; d++) sum += (pixelVector[d] - vectors[from + d]) ** 2;
-        if (sum >= bound) break;
-      }
-      if (sum < bound) insert(nearest, nearestClass, sum, target[row]);
-    }
+  const rows = packRows(target.length, size, (row, d) => vectors[row * size + d]);
+  const lengths = new Float64Array(target.length);
+  vectors.forEach((value, i) => (lengths[Math.floor(i / size)] += value * value));
+  const [vector, products] = [new Float64Array(size), new Float64Array(rows.count)];
+  const near = { distances: new Float64Array(count), rows: new Int32Array(count) };
+  const votes = new Int32Array(classes);
+  for (let pixel = 0; pixel < scales.length; pixel++) {
+    if (!readPixel(store, pixel, vector)) continue;
+    multiply(rows, vector, products);
+    keepNearest(lengths, products, 2 * scales[pixel], near);
     votes.fill(0);
     let best = 0;
-    for (let i = 0; i < count; i++) votes[nearestClass[i]]++;
+    for (let i = 0; i < count; i++) votes[target[near.rows[i]]]++;
     for (let c = 1; c < classes; c++) if (votes[c] > votes[best]) best = c;
     out.classes[pixel] = best;
     out.confidence[pixel] = Math.round((255 * votes[best]) / count);
@@ -208,14 +240,21 @@ function predictNearest(store, { vectors, target, classes, k }) {
   return out;
 }
 
-function insert(nearest, nearestClass, distance, label) {
-  let place = nearest.length - 1;
-  for (; place > 0 && nearest[place - 1] > distance; place--) {
-    nearest[place] = nearest[place - 1];
-    nearestClass[place] = nearestClass[place - 1];
+// The rows of least squared distance |row|^2 - 2 pixel . row, without the pixel's own length.
+function keepNearest(lengths, products, twice, { distances, rows }) {
+  const last = distances.length - 1;
+  distances.fill(Infinity);
+  for (let row = 0; row < lengths.length; row++) {
+    const distance = lengths[row] - twice * products[row];
+    if (distance >= distances[last]) continue;
+    let slot = last;
+    for (; slot > 0 && distances[slot - 1] > distance; slot--) {
+      distances[slot] = distances[slot - 1];
+      rows[slot] = rows[slot - 1];
+    }
+    distances[slot] = distance;
+    rows[slot] = row;
   }
-  nearest[place] = distance;
-  nearestClass[place] = label;
 }
 
 function emptyMap(pixels) {
