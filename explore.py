@@ -45,7 +45,8 @@ run_config = {
     "basis_path": "",  # .npz of create_false_color_map.py; empty: false colour fitted to these maps
     # page
     "title": "",  # empty: the names of the tiles
-    "dimensions": 32,  # most principal components kept; fewer where those hold 99 % of the variance
+    "dimensions": 32,  # most principal components that the page keeps ..
+    "variance": 0.999,  # .. and fewer where they hold this share of the variance
     "bands": "",  # of the series, divided by commas; empty: those of BANDS that the tile has
     "max_mb": 200.0,  # most megabytes (10^6 bytes) of the page; series take what maps leave over
     "stride": 0,  # every so many-th row and column of a map; 0: the smallest that max_mb allows
@@ -58,7 +59,6 @@ run_config = {
 }
 
 BANDS = ("B02", "B03", "B04", "B08", "B11", "B12")  # blue, green, red, NIR, two of SWIR
-VARIANCE = 0.99  # that the kept components hold together, where `dimensions` allows
 BLOCK_BYTES = 1 << 26  # of a map or tile in memory at a time
 LAYER_BYTES = 16  # a pixel, at most, beside the representation: colours, classes, counts, scale
 
@@ -200,8 +200,8 @@ def draw_sample(scenes, config):
     return sample
 
 
-def fit_components(sample, dimensions):
-    """Principal components that hold VARIANCE, but no more than `dimensions` of them.
+def fit_components(sample, config):
+    """Principal components that hold `variance`, but no more than `dimensions` of them.
 
     sample: (N, D). Returns mean (D,), components (K, D) float32, and facts for the page, with which
     it gets back the cosines of the representations themselves: offset (K,), the mean along the
@@ -210,7 +210,7 @@ def fit_components(sample, dimensions):
     """
     pca = PCA(random_state=0).fit(sample.astype(np.float64))
     held = np.nan_to_num(np.cumsum(pca.explained_variance_ratio_), nan=1.0)  # all pixels equal
-    kept = int(min(dimensions, 1 + np.searchsorted(held, VARIANCE), len(held)))
+    kept = min(config["dimensions"], 1 + int(np.searchsorted(held, config["variance"])), len(held))
     components = pca.components_[:kept]
     offset = components @ pca.mean_
     facts = {
@@ -232,7 +232,7 @@ def load_basis(config, sample):
     try:
         with np.load(path, allow_pickle=False) as file:
             basis = {key: file[key] for key in ("mean", "components", "low", "high")}
-    except (OSError, ValueError, KeyError, EOFError) as error:
+    except (OSError, ValueError, KeyError, EOFError, TypeError) as error:
         line = str(error).splitlines()[0]
         raise InputError(f"{path}: found no basis ({line}), wanted one of ours") from None
     if basis["components"].shape != (3, sample.shape[1]):
@@ -428,14 +428,15 @@ def pack_scene(scene, projection, basis, config, blobs, allowed):
 
 def main(config):
     """Write the page. Returns its path."""
-    config = check(config, dimensions=(1, 65536), max_mb=(1, math.inf), stride=(0, 10_980))
+    limits = {"dimensions": (1, 65536), "variance": (0.01, 1), "stride": (0, 10_980)}
+    config = check(config, max_mb=(1, math.inf), **limits)
 
     # maps
     scenes = open_scenes(config)
     allowed = choose_stride(scenes, config)
     sample = draw_sample(scenes, config)
     basis = load_basis(config, sample)
-    mean, components, embedding = fit_components(sample, config["dimensions"])
+    mean, components, embedding = fit_components(sample, config)
     output_dir = make_output_dir(config["output_dir"] or scenes[0].path.parent)
     log = start_log(config, "explore", output_dir, start_runtime("cpu"))
 

@@ -174,6 +174,7 @@ function bindFrame(app) {
   on("helpButton", "click", () => byId("help").showModal());
   on("helpClose", "click", () => byId("help").close());
   document.addEventListener("keydown", (event) => pressKey(app, event));
+  addEventListener("pagehide", () => app.storage.flush());
 }
 
 // ---- keys ----------------------------------------------------------------------------------------

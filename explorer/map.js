@@ -6,6 +6,9 @@ const TAP = 6; // screen pixels that a click may move
 const MARKED = 4000; // most labels that get a mark of their own
 const LEAST_ZOOM = 0.02;
 const MOST_ZOOM = 64;
+// screen pixels that tools and scale bar take from a wide and a narrow screen
+const WIDE = { left: 78, right: 20, top: 20, bottom: 62 };
+const NARROW = { left: 10, right: 10, top: 60, bottom: 54 };
 const MOVES = { ArrowLeft: [0, -1], ArrowRight: [0, 1], ArrowUp: [-1, 0], ArrowDown: [1, 0] };
 
 export class MapView {
@@ -34,11 +37,15 @@ export class MapView {
 
   // ---- view ----
 
+  // Show the whole scene, beside what lies on the map.
   fit() {
     const { clientWidth: width, clientHeight: height } = this.canvas;
     const { scene } = this;
-    this.zoom = Math.max(LEAST_ZOOM, 0.94 * Math.min(width / scene.width, height / scene.height));
-    [this.x, this.y] = [scene.width / 2, scene.height / 2];
+    const edge = width > 640 ? WIDE : NARROW;
+    const [across, down] = [width - edge.left - edge.right, height - edge.top - edge.bottom];
+    this.zoom = Math.max(LEAST_ZOOM, Math.min(across / scene.width, down / scene.height));
+    this.x = scene.width / 2 - (edge.left - edge.right) / 2 / this.zoom;
+    this.y = scene.height / 2 - (edge.top - edge.bottom) / 2 / this.zoom;
     this.draw();
   }
 

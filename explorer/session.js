@@ -56,12 +56,19 @@ export class Storage {
   // Save what `make` returns, a little later. failed: called where it cannot be kept.
   save(make, failed) {
     clearTimeout(this.timer);
-    this.timer = setTimeout(() => {
+    this.pending = () => {
+      this.pending = null;
       try {
         localStorage.setItem(this.key, JSON.stringify(make()));
       } catch {
         failed();
       }
-    }, WAIT);
+    };
+    this.timer = setTimeout(() => this.flush(), WAIT);
+  }
+
+  // Save now what waits to be saved.
+  flush() {
+    this.pending?.();
   }
 }
