@@ -25,6 +25,7 @@ from rasterio.warp import transform as reproject
 from sklearn.decomposition import PCA
 
 from maps import (
+    WORLDCOVER,
     apply_basis,
     class_legend,
     fit_basis,
@@ -59,6 +60,9 @@ run_config = {
 }
 
 BANDS = ("B02", "B03", "B04", "B08", "B11", "B12")  # blue, green, red, NIR, two of SWIR
+# for classes without one: Okabe and Ito's, then Tol's, safe for the colour-blind; as in colors.js
+COLORS = ("#0072b2", "#e69f00", "#009e73", "#cc79a7", "#56b4e9", "#d55e00", "#f0e442", "#882255")
+COLORS += ("#44aa99", "#999933", "#332288", "#dddddd")
 BLOCK_BYTES = 1 << 26  # of a map or tile in memory at a time
 LAYER_BYTES = 16  # a pixel, at most, beside the representation: colours, classes, counts, scale
 
@@ -381,13 +385,15 @@ def legend_of(scene, layers):
     Raises InputError where names and colours are not as in a tile.json.
     """
     codes = {int(c) for key in ("classes", "labels") for c in np.unique(layers.get(key, []))}
-    told = scene.info.get("classes") or (scene.tile.info.get("classes") if scene.tile else {}) or {}
+    told = scene.tile.info.get("classes") if scene.tile else None
+    told = told or scene.info.get("classes") or {}
     try:
         legend = class_legend(codes | {int(code) for code in told}, told)
-        return {
-            code: {"name": str(entry["name"]), "color": to_hex(entry["color"])}
-            for code, entry in legend.items()
-        }
+        for index, (code, entry) in enumerate(legend.items()):
+            known = told.get(str(code), {}) if told else WORLDCOVER.get(code, {})
+            color = entry["color"] if "color" in known else COLORS[index % len(COLORS)]
+            legend[code] = {"name": str(entry["name"]), "color": to_hex(color)}
+        return legend
     except (ValueError, TypeError, AttributeError) as error:
         wanted = 'wanted {"10": {"name": .., "color": "#rrggbb"}}'
         raise InputError(

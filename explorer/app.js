@@ -2,7 +2,7 @@
 import { geojson, classTable, download, labelMap, mapPicture, npy } from "./files.js";
 import { Labels, brushPixels, drawLabels } from "./labels.js";
 import { OVERLAYS, BACKGROUNDS, isThere, mapCodes, paintLayer } from "./layers.js";
-import { classPixels, markClass, showClasses, showLayers, showMap, showPixel, showScore, showSimilarity } from "./panel.js";
+import { classPixels, markClass, nameClass, showClasses, showLayers, showMap, showPixel, showScore, showSimilarity } from "./panel.js";
 import { concatenate } from "./pool.js";
 import { ndviOf, seriesAt, vectorOf } from "./data.js";
 import { Storage, fromSession, toSession } from "./session.js";
@@ -10,6 +10,7 @@ import { Storage, fromSession, toSession } from "./session.js";
 const MOST_TRAINING = 4000; // labelled pixels that the softmax learns from
 const NEAREST_WORK = 1.5e8; // pixels times labelled pixels that k nearest may compare
 const SHARE_SHOWN = 0.1; // of the pixels that are similar enough at first
+const MOST_THRESHOLD = 0.999;
 const PATIENCE = 120; // milliseconds after a label until the map is made again
 
 export class App {
@@ -161,7 +162,10 @@ export class App {
   }
 
   addClass() {
-    this.chooseClass(this.labels.addClass());
+    const code = this.labels.addClass();
+    if (!code) return this.say("There are 255 classes, and labels.npy holds no more.");
+    this.chooseClass(code);
+    nameClass();
   }
 
   takeClasses() {
@@ -355,18 +359,18 @@ export class App {
   }
 }
 
-// The similarity that a share of the pixels reach, in hundredths.
+// The similarity that a share of the pixels reach, in thousandths.
 function shareThreshold(values) {
-  const counts = new Uint32Array(201);
+  const counts = new Uint32Array(2001);
   let valid = 0;
   for (const value of values) {
     if (value !== value) continue;
-    counts[Math.max(0, Math.min(200, Math.floor((value + 1) * 100)))]++;
+    counts[Math.max(0, Math.min(2000, Math.floor((value + 1) * 1000)))]++;
     valid++;
   }
-  let [place, above] = [201, 0];
+  let [place, above] = [2001, 0];
   while (place > 0 && above < valid * SHARE_SHOWN) above += counts[--place];
-  return Math.min(0.99, place / 100 - 1);
+  return Math.min(MOST_THRESHOLD, place / 1000 - 1);
 }
 
 // At most so many labelled pixels, each class its share, evenly drawn: rows {pixel, click, target}.

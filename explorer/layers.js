@@ -115,7 +115,7 @@ export function legendOf(scene, key, found) {
   const entries = (codes, classes) => classes.filter((one) => codes.has(one.code));
   const own = Object.entries(scene.classes).map(([code, one]) => ({ ...one, code: Number(code) }));
   if (key === "similarity") {
-    return bar("Cosine similarity", { low: found.threshold.toFixed(2), high: "1.00" });
+    return bar("Cosine similarity", { low: found.threshold.toFixed(3), high: "1.000" });
   }
   if (key === "count") {
     return bar("Clear observations", { low: "0", high: String(mostOf(scene.layers.count)) });

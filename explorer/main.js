@@ -2,10 +2,11 @@
 import { App } from "./app.js";
 import { readFacts, readScenes } from "./data.js";
 import { MapView } from "./map.js";
-import { byId, make, showClasses, whereLine } from "./panel.js";
+import { byId, fromSlider, make, showClasses, whereLine } from "./panel.js";
 import { Pool } from "./pool.js";
 
 const MOST_WORKERS = 8;
+const NARROW_SCREEN = matchMedia("(max-width: 760px)");
 const SHOWN = 5000; // milliseconds that a message stays
 
 function say(text) {
@@ -65,7 +66,7 @@ function bindMap(app) {
 
 function bindPixel(app) {
   on("opacity", "input", (event) => app.change({ opacity: Number(event.target.value) }));
-  on("threshold", "input", (event) => app.setThreshold(Number(event.target.value)));
+  on("threshold", "input", (event) => app.setThreshold(fromSlider(Number(event.target.value))));
   on("centred", "change", (event) => {
     app.view.centred = event.target.checked;
     app.thresholdChosen = false; // cosines about another origin are other numbers
@@ -148,6 +149,8 @@ function bindTabs(app) {
       tab.tabIndex = chosen ? 0 : -1;
       byId(tab.dataset.tab).hidden = !chosen;
     }
+    // where the panel is low, the layers make room
+    if (NARROW_SCREEN.matches) byId("tabs").parentElement.scrollTop = byId("layers").offsetHeight;
   };
   tabs.forEach((tab, i) => {
     tab.addEventListener("click", () => app.showTab(tab.dataset.tab));
@@ -247,6 +250,7 @@ async function open() {
   setBrush(app, app.view.brush);
   showClasses(app);
   app.showTab(app.labels.classes.length ? "labelsPage" : "pixelPage");
+  byId("tabs").parentElement.scrollTop = 0;
   byId("veil").hidden = true;
   app.times.open = performance.now();
 }

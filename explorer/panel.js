@@ -131,48 +131,62 @@ export function showPixel(app) {
   byId("curves").replaceChildren(...chips);
 }
 
+// The threshold's slider is finer the nearer it is to 1, where most similarities are.
+export const fromSlider = (place) => 1 - 2 * (1 - place) ** 3;
+const toSlider = (threshold) => 1 - Math.cbrt((1 - threshold) / 2);
+
 export function showSimilarity(app) {
   const { scene, found } = app;
-  byId("threshold").value = found.threshold;
-  byId("thresholdOut").value = found.threshold.toFixed(2);
+  byId("threshold").value = toSlider(found.threshold);
+  byId("thresholdOut").value = found.threshold.toFixed(3);
   if (!found.similarity) return (byId("similarFacts").textContent = "");
   let [above, valid] = [0, 0];
   for (const value of partOf(scene, found.similarity)) {
     if (value === value) valid++;
     if (value >= found.threshold) above++;
   }
-  const text = `${describeArea(scene, above)} of this map (${percent(above / (valid || 1), 1)}) have a cosine similarity of ${found.threshold.toFixed(2)} or more.`;
+  const text = `${describeArea(scene, above)} of this map (${percent(above / (valid || 1), 1)}) have a cosine similarity of ${found.threshold.toFixed(3)} or more.`;
   byId("similarFacts").textContent = text;
 }
 
 // ---- classes -------------------------------------------------------------------------------------
 
-function classRow(app, { code, name, color }, index, count) {
-  const chosen = code === app.code;
-  const pick = make("input", { type: "radio", name: "class", checked: chosen, title: `Choose (${index + 1})` });
-  pick.setAttribute("aria-label", `Choose ${name}`);
+function classRow(app, code, index) {
+  const pick = make("input", { type: "radio", name: "class", title: `Choose (${index + 1})` });
   pick.addEventListener("change", () => app.chooseClass(code));
-  const tint = make("input", { type: "color", value: color, title: "Colour" });
-  tint.setAttribute("aria-label", `Colour of ${name}`);
+  const tint = make("input", { type: "color", title: "Colour" });
   tint.addEventListener("change", () => app.labels.editClass(code, { color: tint.value }));
-  const text = make("input", { type: "text", value: name, maxLength: 60, spellcheck: false });
+  const text = make("input", { type: "text", maxLength: 60, spellcheck: false });
   text.setAttribute("aria-label", "Name of the class");
   text.addEventListener("change", () => app.labels.editClass(code, { name: text.value.trim() }));
   text.addEventListener("focus", () => app.chooseClass(code, false));
-  const strokes = count.pixels === count.clicks ? "" : ` / ${count.pixels} px`;
-  const number = make("span", { className: "count", title: "Clicks or strokes / labelled pixels" }, `${count.clicks}${strokes}`);
+  text.addEventListener("keydown", (event) => event.key === "Enter" && byId("map").focus());
+  const number = make("span", { className: "count", title: "Clicks or strokes / labelled pixels" });
   const remove = make("button", { type: "button", title: "Delete the class and its labels" }, icon("close"));
-  remove.setAttribute("aria-label", `Delete ${name}`);
   remove.addEventListener("click", () => app.labels.removeClass(code));
-  return make("li", { className: chosen ? "chosen" : "" }, pick, tint, text, number, remove);
+  return make("li", {}, pick, tint, text, number, remove);
 }
 
+// Rows stay where they are as long as there are the same classes, and so does the focus.
 export function showClasses(app) {
   const { labels, scene } = app;
-  const counts = labels.counts();
-  const rows = labels.classes.map((one, i) => classRow(app, one, i, counts.get(one.code)));
-  byId("classes").replaceChildren(...rows);
-  byId("classesEmpty").hidden = labels.classes.length > 0 && labels.byPixel.size > 0;
+  const [box, counts] = [byId("classes"), labels.counts()];
+  const codes = labels.classes.map((one) => one.code);
+  if (box.dataset.codes !== String(codes)) {
+    box.dataset.codes = String(codes);
+    box.replaceChildren(...codes.map((code, i) => classRow(app, code, i)));
+  }
+  labels.classes.forEach(({ code, name, color }, i) => {
+    const [pick, tint, text, number, remove] = box.children[i].children;
+    const { pixels, clicks } = counts.get(code);
+    [tint.value, text.value] = [color, name];
+    number.textContent = pixels === clicks ? `${clicks}` : `${clicks} / ${pixels} px`;
+    pick.setAttribute("aria-label", `Choose ${name}`);
+    tint.setAttribute("aria-label", `Colour of ${name}`);
+    remove.setAttribute("aria-label", `Delete ${name}`);
+  });
+  markClass(app);
+  byId("classesEmpty").hidden = labels.classes.length > 1 && labels.byPixel.size > 0;
   byId("takeClasses").hidden = !Object.keys(scene.classes).length;
   byId("drawTen").hidden = !scene.layers.labels;
   byId("clearLabels").disabled = !labels.byPixel.size;
@@ -180,13 +194,18 @@ export function showClasses(app) {
   byId("redo").disabled = !labels.undone.length;
 }
 
-// Mark the chosen class without building the rows anew.
+// Mark the class that labels go to.
 export function markClass(app) {
   app.labels.classes.forEach((one, i) => {
     const row = byId("classes").children[i];
     row?.classList.toggle("chosen", one.code === app.code);
     if (row) row.firstChild.checked = one.code === app.code;
   });
+}
+
+// Let the name of the last class be typed.
+export function nameClass() {
+  byId("classes").lastChild.querySelector("input[type=text]").select();
 }
 
 // ---- the page's own map --------------------------------------------------------------------------
