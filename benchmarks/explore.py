@@ -81,10 +81,12 @@ def until(page, expression, seconds=120):
     raise InputError(f"the page: waited {seconds} s for {expression}")
 
 
-def measure_click(page, left, top):
-    """Milliseconds from a click to the frame that shows the pixel and all that is like it."""
+def measure_click(page, row, column):
+    """Milliseconds from a click to the pixel's year and all that is like it."""
     page.evaluate("explore.times.look = 0")
-    page.mouse.click(left, top)
+    left, top = page.evaluate(f"explore.map.toScreen({column}.5, {row}.5)")
+    box = page.locator("#map").bounding_box()
+    page.mouse.click(box["x"] + left, box["y"] + top)
     return until(page, "explore.times.look")
 
 
@@ -101,8 +103,9 @@ def measure_page(page, path, config):
     page.goto(path.resolve().as_uri())
     result = {"open": until(page, "window.explore?.times.open")}
     rng = np.random.default_rng(config["seed"])
-    places = rng.uniform((150, 100), (700, 700), (config["clicks"] + 1, 2))
-    first, *rest = (measure_click(page, *place) for place in places.tolist())
+    inside = config["size"] // 8, config["size"] * 5 // 8  # away from the legend
+    pixels = rng.integers(*inside, (config["clicks"] + 1, 2)).tolist()
+    first, *rest = (measure_click(page, *pixel) for pixel in pixels)
     result |= {"first click": first, "click": statistics.median(rest), "slowest click": max(rest)}
     labels = [
         [int(pixel), 1 + number % 5]

@@ -2,7 +2,17 @@
 import { geojson, classTable, download, labelMap, mapPicture, npy } from "./files.js";
 import { Labels, brushPixels, drawLabels } from "./labels.js";
 import { OVERLAYS, BACKGROUNDS, isThere, mapCodes, paintLayer } from "./layers.js";
-import { classPixels, markClass, nameClass, showClasses, showLayers, showMap, showPixel, showScore, showSimilarity } from "./panel.js";
+import {
+  classPixels,
+  markClass,
+  nameClass,
+  showClasses,
+  showLayers,
+  showMap,
+  showPixel,
+  showScore,
+  showSimilarity,
+} from "./panel.js";
 import { concatenate } from "./pool.js";
 import { ndviOf, seriesAt, vectorOf } from "./data.js";
 import { Storage, fromSession, toSession } from "./session.js";
@@ -73,7 +83,8 @@ export class App {
     if (!isThere(scene, view.background, found)) view.background = "falseColor";
     if (!isThere(scene, view.overlay, found)) view.overlay = "none";
     const layers = [];
-    if (view.background !== "none") layers.push({ image: this.#image(view.background), opacity: 1 });
+    if (view.background !== "none")
+      layers.push({ image: this.#image(view.background), opacity: 1 });
     if (view.overlay !== "none" && !view.hidden) {
       layers.push({ image: this.#image(view.overlay), opacity: view.opacity / 100 });
     }
@@ -144,7 +155,8 @@ export class App {
     const resting = far
       ? `Year of the nearest pixel whose series is in the page: row ${row}, column ${column}.`
       : "Point at the plot to read a date.";
-    note.textContent = this.date < 0 ? resting : describeDate(series, this.ndvi, this.date, this.hidden);
+    note.textContent =
+      this.date < 0 ? resting : describeDate(series, this.ndvi, this.date, this.hidden);
   }
 
   pointAtDate(canvas, left) {
@@ -195,7 +207,9 @@ export class App {
   #classToUse() {
     if (!this.labels.classOf(this.code)) {
       this.code = this.labels.classes[0]?.code ?? this.labels.addClass();
-      this.say(`Labels go to ${this.labels.classOf(this.code).name}: choose or add classes in the panel.`);
+      this.say(
+        `Labels go to ${this.labels.classOf(this.code).name}: choose or add classes in the panel.`,
+      );
     }
     return this.code;
   }
@@ -203,7 +217,8 @@ export class App {
   pick(row, column) {
     if (this.map.tool === "look") return this.look(row, column);
     const pixel = this.scene.first + row * this.scene.width + column;
-    if (!this.hasData(pixel)) return this.say("No data here: too few clear dates for an embedding.");
+    if (!this.hasData(pixel))
+      return this.say("No data here: too few clear dates for an embedding.");
     this.labels.set([pixel], this.#classToUse());
   }
 
@@ -215,7 +230,10 @@ export class App {
     else {
       const pixels = brushPixels(this.scene, row, column, this.view.brush);
       const code = this.map.tool === "erase" ? 0 : this.code;
-      this.labels.paint(pixels.filter((pixel) => this.hasData(pixel)), code);
+      this.labels.paint(
+        pixels.filter((pixel) => this.hasData(pixel)),
+        code,
+      );
     }
   }
 
@@ -223,7 +241,10 @@ export class App {
     if (this.labels.stroke) return this.map.mark(this.labels); // the rest waits for its end
     if (!this.labels.classOf(this.code)) this.code = this.labels.classes[0]?.code ?? 0;
     this.images.delete("map");
-    if (this.found.prediction && !this.found.prediction.codes.every((code) => this.labels.classOf(code))) {
+    if (
+      this.found.prediction &&
+      !this.found.prediction.codes.every((code) => this.labels.classOf(code))
+    ) {
       this.found.prediction = null;
     }
     this.refresh();
@@ -251,7 +272,10 @@ export class App {
     if (codes.length < 2) return null;
     const room = Math.max(200, Math.round(NEAREST_WORK / this.data.scales.length));
     const most = method === "nearest" ? Math.min(MOST_TRAINING, room) : MOST_TRAINING;
-    const rows = thin(codes.map((code) => byClass.get(code)), most);
+    const rows = thin(
+      codes.map((code) => byClass.get(code)),
+      most,
+    );
     const clicks = new Map();
     for (const { click } of rows) if (!clicks.has(click)) clicks.set(click, clicks.size);
     const vectors = new Float32Array(rows.length * size);
@@ -277,10 +301,16 @@ export class App {
     const parts = await this.pool.all({ task: "predict", model });
     const join = (key) => concatenate(parts.map((part) => part[key]));
     const { codes, method } = training;
-    this.showPrediction({ codes, method, classes: join("classes"), confidence: join("confidence") });
+    this.showPrediction({
+      codes,
+      method,
+      classes: join("classes"),
+      confidence: join("confidence"),
+    });
     this.times.learn = performance.now() - start;
     const pixels = this.data.scales.length.toLocaleString("en");
-    const text = `${pixels} px from ${training.target.length} labelled in ${(this.times.learn / 1000).toFixed(2)} s`;
+    const seconds = (this.times.learn / 1000).toFixed(2);
+    const text = `${pixels} px from ${training.target.length} labelled in ${seconds} s`;
     document.getElementById("learned").textContent = text;
     const score = await this.pool.one({ task: "score", training });
     this.learning = false;
@@ -293,7 +323,8 @@ export class App {
     this.found.prediction = prediction;
     this.images.delete("map");
     this.images.delete("mapConfidence");
-    if (["none", "similarity", "labels", "classes"].includes(this.view.overlay)) this.view.overlay = "map";
+    if (["none", "similarity", "labels", "classes"].includes(this.view.overlay))
+      this.view.overlay = "map";
     this.refresh();
   }
 
@@ -352,7 +383,11 @@ export class App {
     if (view.background in BACKGROUNDS) this.view.background = view.background;
     if (view.overlay in OVERLAYS) this.view.overlay = view.overlay;
     if (["softmax", "nearest"].includes(view.method)) this.view.method = view.method;
-    for (const [key, least, most] of [["opacity", 0, 100], ["k", 1, 25], ["brush", 0, 20]]) {
+    for (const [key, least, most] of [
+      ["opacity", 0, 100],
+      ["k", 1, 25],
+      ["brush", 0, 20],
+    ]) {
       if (view[key] >= least && view[key] <= most) this.view[key] = Number(view[key]);
     }
     return fromSession(session, this.scenes, this.labels);

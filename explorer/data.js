@@ -73,7 +73,10 @@ export function seriesAt(scene, row, column) {
   const { step, bands, doys } = series;
   const across = Math.ceil(scene.width / step);
   const down = Math.ceil(scene.height / step);
-  const [r, c] = [Math.min(Math.round(row / step), down - 1), Math.min(Math.round(column / step), across - 1)];
+  const [r, c] = [
+    Math.min(Math.round(row / step), down - 1),
+    Math.min(Math.round(column / step), across - 1),
+  ];
   const [dates, number] = [doys.length, r * across + c];
   const at = (date, band) => series.values[(number * dates + date) * bands.length + band];
   const read = (band) => doys.map((_, date) => at(date, band) / 10000 || NaN);

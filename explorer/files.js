@@ -66,7 +66,7 @@ export function geojson(scenes, labels) {
   return { type: "FeatureCollection", features };
 }
 
-// ---- picture of the map --------------------------------------------------------------------------
+// ---- picture of the map -------------------------------------------------------------------------
 
 // The map with title, legend, areas and a scale bar as a canvas.
 // image: canvas of the scene's grid. classes: [{name, color, pixels}].

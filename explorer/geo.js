@@ -59,7 +59,9 @@ export function scaleBar(scene, zoom, most) {
   const power = 10 ** Math.floor(Math.log10((most / zoom) * unit));
   const length = [5, 2, 1].map((n) => n * power).find((n) => (n / unit) * zoom <= most) ?? power;
   const text = metresPerPixel(scene)
-    ? length >= 1000 ? `${length / 1000} km` : `${length} m`
+    ? length >= 1000
+      ? `${length / 1000} km`
+      : `${length} m`
     : `${length} px`;
   return { width: (length / unit) * zoom, text };
 }

@@ -185,7 +185,11 @@ function cleanClass({ code, name, color }) {
 export function brushPixels(scene, row, column, radius) {
   const pixels = [];
   for (let r = Math.max(0, row - radius); r <= Math.min(scene.height - 1, row + radius); r++) {
-    for (let c = Math.max(0, column - radius); c <= Math.min(scene.width - 1, column + radius); c++) {
+    for (
+      let c = Math.max(0, column - radius);
+      c <= Math.min(scene.width - 1, column + radius);
+      c++
+    ) {
       const inside = (r - row) ** 2 + (c - column) ** 2 <= (radius + 0.3) ** 2;
       if (inside) pixels.push(scene.first + r * scene.width + c);
     }

@@ -17,7 +17,12 @@ export const OVERLAYS = {
   confidence: "Its confidence ",
   labels: "Tile's labels",
 };
-const LAYER_RAMPS = { similarity: "inferno", count: "viridis", confidence: "cividis", mapConfidence: "cividis" };
+const LAYER_RAMPS = {
+  similarity: "inferno",
+  count: "viridis",
+  confidence: "cividis",
+  mapConfidence: "cividis",
+};
 
 // Whether a layer can be shown, with what the page has found so far.
 export function isThere(scene, key, found) {
@@ -89,7 +94,8 @@ export function paintLayer(scene, key, found, scales) {
   const empty = (_, i) => !(scales[scene.first + i] >= 0);
   if (key === "falseColor") paintRgb(out, scene.layers.falseColor, scales, scene.first);
   if (key === "median") paintRgb(out, scene.layers.median);
-  if (key === "count") paintNumbers(out, scene.layers.count, 0, mostOf(scene.layers.count), colors, () => false);
+  if (key === "count")
+    paintNumbers(out, scene.layers.count, 0, mostOf(scene.layers.count), colors, () => false);
   if (key === "classes" || key === "labels") paintCodes(out, scene.layers[key], scene.classes);
   if (key === "confidence") paintNumbers(out, scene.layers.confidence, 0, 255, colors, empty);
   if (key === "similarity") {
@@ -129,7 +135,10 @@ export function legendOf(scene, key, found) {
     return { title: OVERLAYS[key], entries: entries(new Set(scene.layers[key]), own) };
   }
   if (key === "map") {
-    return { title: OVERLAYS.map, entries: entries(new Set(found.prediction.codes), found.classes) };
+    return {
+      title: OVERLAYS.map,
+      entries: entries(new Set(found.prediction.codes), found.classes),
+    };
   }
   return null;
 }

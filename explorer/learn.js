@@ -6,7 +6,7 @@ export const NO_DATA = 255; // in place of a class where there is nothing to cla
 const FOLDS = 5;
 const MEMORY = 8; // pairs that L-BFGS remembers
 
-// ---- similarity ----------------------------------------------------------------------------------
+// ---- similarity ---------------------------------------------------------------------------------
 
 // Length of every pixel's vector; offset (K) and rest put the mean back in that PCA took away.
 function lengths(store, offset, rest) {
@@ -50,7 +50,7 @@ export function similarity(store, vector, about) {
   return out;
 }
 
-// ---- products with many rows ---------------------------------------------------------------------
+// ---- products with many rows --------------------------------------------------------------------
 
 // Rows of numbers, four side by side, as `multiply` reads them fastest.
 function packRows(wanted, size, at) {
@@ -88,7 +88,7 @@ function readPixel({ values, scales, size }, pixel, vector) {
   return scales[pixel] >= 0;
 }
 
-// ---- linear softmax ------------------------------------------------------------------------------
+// ---- linear softmax -----------------------------------------------------------------------------
 
 function dot(a, b) {
   let sum = 0;
@@ -96,7 +96,8 @@ function dot(a, b) {
   return sum;
 }
 
-// L-BFGS's direction: minus the gradient, times what the pairs of steps and changes tell of curvature.
+// L-BFGS's direction: minus the gradient, bent by what the pairs of steps and changes tell of the
+// curvature.
 function direction(gradient, pairs) {
   const d = gradient.map((value) => -value);
   const shares = [];
@@ -213,7 +214,7 @@ function predictSoftmax(store, { weights, classes }) {
   return out;
 }
 
-// ---- k nearest neighbours ------------------------------------------------------------------------
+// ---- k nearest neighbours -----------------------------------------------------------------------
 
 // The class that most of the k nearest labelled vectors have (the first of equals), and its share.
 function predictNearest(store, { vectors, target, classes, k }) {
@@ -261,7 +262,7 @@ function emptyMap(pixels) {
   return { classes: new Uint8Array(pixels).fill(NO_DATA), confidence: new Uint8Array(pixels) };
 }
 
-// ---- both ----------------------------------------------------------------------------------------
+// ---- both ---------------------------------------------------------------------------------------
 
 // A model of labelled pixels: {vectors: Float32Array (m * K), target: Uint8Array (m) of class
 // numbers, classes: C, size: K, deviation, method: "softmax" or "nearest", k}.

@@ -35,7 +35,7 @@ function startTheme() {
   document.documentElement.dataset.theme = kept ?? (dark ? "dark" : "light");
 }
 
-// ---- controls ------------------------------------------------------------------------------------
+// ---- controls -----------------------------------------------------------------------------------
 
 const on = (id, event, run) => byId(id).addEventListener(event, run);
 
@@ -56,7 +56,8 @@ function bindMap(app) {
   on("undo", "click", () => app.labels.undo());
   on("redo", "click", () => app.labels.redo());
   const tools = [...document.querySelectorAll("[data-tool]")];
-  for (const button of tools) button.addEventListener("click", () => app.setTool(button.dataset.tool));
+  for (const button of tools)
+    button.addEventListener("click", () => app.setTool(button.dataset.tool));
   app.toolChanged = (tool) => {
     for (const one of tools) one.setAttribute("aria-pressed", String(one.dataset.tool === tool));
     byId("map").classList.toggle("brushing", tool === "brush" || tool === "erase");
@@ -96,7 +97,8 @@ function bindClasses(app) {
 
 // The classifier's controls as the view says.
 function showMethod(app) {
-  for (const radio of document.getElementsByName("method")) radio.checked = radio.value === app.view.method;
+  for (const radio of document.getElementsByName("method"))
+    radio.checked = radio.value === app.view.method;
   byId("kBox").hidden = app.view.method !== "nearest";
   byId("k").value = byId("kOut").value = app.view.k;
 }
@@ -115,12 +117,20 @@ function bindLearning(app) {
   on("auto", "change", (event) => (app.view.auto = event.target.checked));
   on("learn", "click", () => {
     if (app.training()) app.learn();
-    else say("Label pixels of two classes first: choose a class, then Label (L), then click the map.");
+    else
+      say("Label pixels of two classes first: choose a class, then Label (L), then click the map.");
   });
 }
 
 function bindFiles(app) {
-  for (const id of ["saveLabels", "saveTileJson", "saveGeojson", "savePicture", "saveMap", "saveSession"]) {
+  for (const id of [
+    "saveLabels",
+    "saveTileJson",
+    "saveGeojson",
+    "savePicture",
+    "saveMap",
+    "saveSession",
+  ]) {
     on(id, "click", () => app[id]());
   }
   on("loadSession", "click", () => byId("sessionFile").click());
@@ -169,7 +179,10 @@ function bindFrame(app) {
   const select = byId("scene");
   select.append(...app.scenes.map((scene, i) => make("option", { value: i }, scene.title)));
   byId("sceneBox").hidden = app.scenes.length < 2;
-  select.addEventListener("change", () => app.showScene(Number(select.value)));
+  select.addEventListener("change", () => {
+    app.showScene(Number(select.value));
+    showFacts(app);
+  });
   on("theme", "click", () => {
     chooseTheme(document.documentElement.dataset.theme === "dark" ? "light" : "dark");
     app.drawYear();
@@ -180,7 +193,7 @@ function bindFrame(app) {
   addEventListener("pagehide", () => app.storage.flush());
 }
 
-// ---- keys ----------------------------------------------------------------------------------------
+// ---- keys ---------------------------------------------------------------------------------------
 
 const KEYS = {
   v: (app) => app.setTool("look"),
@@ -213,13 +226,25 @@ function pressKey(app, event) {
   else KEYS[key]?.(app);
 }
 
-// ---- opening -------------------------------------------------------------------------------------
+// ---- opening ------------------------------------------------------------------------------------
+
+// Facts of the scene that is shown, in the header and under Save.
+function showFacts({ facts, scene }) {
+  const line = describePage(facts, scene);
+  byId("facts").textContent = line;
+  const page = `Page ${facts.hash.slice(0, 8)}. Nothing leaves this file.`;
+  byId("about").textContent = `${line}, as int8 with one scale a pixel. ${page}`;
+}
 
 function describePage({ embedding }, scene) {
   const { dimensions, of, variance } = embedding;
-  const thinned = scene.stride > 1 ? `, every ${scene.stride}. row and column of ${scene.fullHeight} x ${scene.fullWidth}` : "";
-  const share = (100 * variance).toFixed(1);
-  return `${scene.height} x ${scene.width} pixels${thinned} · ${dimensions} of ${of} dimensions hold ${share} % of the variance`;
+  const thinned =
+    scene.stride > 1
+      ? `, every ${scene.stride}. row and column of ${scene.fullHeight} x ${scene.fullWidth}`
+      : "";
+  const share = `${(100 * variance).toFixed(1)} % of the variance`;
+  const held = `${dimensions} of ${of} dimensions hold ${share}`;
+  return `${scene.height} x ${scene.width} pixels${thinned} · ${held}`;
 }
 
 function restoreKept(app) {
@@ -241,10 +266,18 @@ async function open() {
   const pool = new Pool(byId("worker").textContent, count);
   pool.load(data.values, data.scales, data.size);
   const app = (window.explore = new App(facts, data, pool, say));
-  for (const bind of [bindTabs, bindMap, bindPixel, bindClasses, bindLearning, bindFiles, bindFrame]) bind(app);
-  byId("facts").textContent = describePage(facts, app.scene);
-  byId("about").textContent = `${describePage(facts, app.scene)}, as int8 with one scale a pixel. Page ${facts.hash.slice(0, 8)}. Nothing leaves this file.`;
+  for (const bind of [
+    bindTabs,
+    bindMap,
+    bindPixel,
+    bindClasses,
+    bindLearning,
+    bindFiles,
+    bindFrame,
+  ])
+    bind(app);
   app.showScene(0);
+  showFacts(app);
   restoreKept(app);
   showMethod(app);
   setBrush(app, app.view.brush);
@@ -257,5 +290,7 @@ async function open() {
 
 open().catch((error) => {
   byId("progress").hidden = true;
-  byId("veilText").textContent = `This page could not be opened (${error.message}). It wants a browser of 2023 or later, and memory for the map.`;
+  byId("veilText").textContent =
+    `This page could not be opened (${error.message}). ` +
+    "It wants a browser of 2023 or later, and memory for the map.";
 });

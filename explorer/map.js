@@ -185,10 +185,11 @@ export class MapView {
 
   #moveCursor([down, right], step) {
     const { scene } = this;
-    const start = this.cursor ?? this.pixel ?? {
-      row: Math.floor(Math.max(0, Math.min(scene.height - 1, this.y))),
-      column: Math.floor(Math.max(0, Math.min(scene.width - 1, this.x))),
-    };
+    const start = this.cursor ??
+      this.pixel ?? {
+        row: Math.floor(Math.max(0, Math.min(scene.height - 1, this.y))),
+        column: Math.floor(Math.max(0, Math.min(scene.width - 1, this.x))),
+      };
     const within = (value, size) => Math.max(0, Math.min(size - 1, value));
     const row = within(start.row + down * step, scene.height);
     const column = within(start.column + right * step, scene.width);
@@ -221,7 +222,8 @@ export class MapView {
     const { canvas, scene, zoom } = this;
     const [width, height, sharp] = [canvas.clientWidth, canvas.clientHeight, devicePixelRatio || 1];
     const [wide, high] = [Math.round(width * sharp), Math.round(height * sharp)];
-    if (canvas.width !== wide || canvas.height !== high) [canvas.width, canvas.height] = [wide, high];
+    if (canvas.width !== wide || canvas.height !== high)
+      [canvas.width, canvas.height] = [wide, high];
     const pen = canvas.getContext("2d");
     pen.setTransform(sharp, 0, 0, sharp, 0, 0);
     pen.clearRect(0, 0, width, height);
@@ -262,12 +264,20 @@ export class MapView {
   #drawPixel(pen, { row, column }) {
     const [left, top] = this.toScreen(column + 0.5, row + 0.5);
     const radius = Math.max(9, this.zoom * 0.9);
-    for (const [width, color] of [[4, "#000000"], [2, "#ffffff"]]) {
+    for (const [width, color] of [
+      [4, "#000000"],
+      [2, "#ffffff"],
+    ]) {
       pen.lineWidth = width;
       pen.strokeStyle = color;
       pen.beginPath();
       pen.arc(left, top, radius, 0, 7);
-      for (const [x, y] of [[1, 0], [-1, 0], [0, 1], [0, -1]]) {
+      for (const [x, y] of [
+        [1, 0],
+        [-1, 0],
+        [0, 1],
+        [0, -1],
+      ]) {
         pen.moveTo(left + x * radius, top + y * radius);
         pen.lineTo(left + x * (radius + 7), top + y * (radius + 7));
       }

@@ -29,12 +29,18 @@ function swatch(color) {
 
 const percent = (share, digits = 0) => `${(100 * share).toFixed(digits)} %`;
 
-// ---- layers --------------------------------------------------------------------------------------
+// ---- layers -------------------------------------------------------------------------------------
 
 function fillChoice(box, names, chosen, scene, found, choose) {
   const rows = Object.entries(names).map(([key, name]) => {
     const there = isThere(scene, key, found);
-    const input = make("input", { type: "radio", name: box.id, value: key, checked: key === chosen, disabled: !there });
+    const input = make("input", {
+      type: "radio",
+      name: box.id,
+      value: key,
+      checked: key === chosen,
+      disabled: !there,
+    });
     input.addEventListener("change", () => choose(key));
     const title = there ? "" : `Not there: ${WHY_NOT[key]}`;
     return make("label", { title }, input, make("span", {}, name));
@@ -60,7 +66,12 @@ function showLegend(legend) {
   if (legend.gradient) {
     const bar = make("div", { className: "ramp" });
     bar.style.background = legend.gradient;
-    const ends = make("div", { className: "ends" }, make("span", {}, legend.low), make("span", {}, legend.high));
+    const ends = make(
+      "div",
+      { className: "ends" },
+      make("span", {}, legend.low),
+      make("span", {}, legend.high),
+    );
     parts.push(bar, ends);
   }
   for (const { name, color } of legend.entries ?? []) {
@@ -69,7 +80,7 @@ function showLegend(legend) {
   byId("legend").replaceChildren(...parts);
 }
 
-// ---- pixel ---------------------------------------------------------------------------------------
+// ---- pixel --------------------------------------------------------------------------------------
 
 // Where a pixel is, in one line for the map's corner.
 export function whereLine(scene, { row, column }) {
@@ -88,7 +99,7 @@ export function pixelFacts(app, { row, column }) {
   const rows = [["Row, column", `${row * scene.stride}, ${column * scene.stride}`]];
   if (map) rows.push([scene.place.crs, `${map[0].toFixed(1)}, ${map[1].toFixed(1)}`]);
   if (place) rows.push(["WGS 84", describePlace(place)]);
-  const name = (code) => (code ? scene.classes[code]?.name ?? `class ${code}` : "none");
+  const name = (code) => (code ? (scene.classes[code]?.name ?? `class ${code}`) : "none");
   const { classes, confidence, labels, count } = scene.layers;
   if (classes) {
     const sure = confidence && classes[i] ? ` (${percent(confidence[i] / 255)})` : "";
@@ -145,11 +156,12 @@ export function showSimilarity(app) {
     if (value === value) valid++;
     if (value >= found.threshold) above++;
   }
-  const text = `${describeArea(scene, above)} of this map (${percent(above / (valid || 1), 1)}) have a cosine similarity of ${found.threshold.toFixed(3)} or more.`;
-  byId("similarFacts").textContent = text;
+  const area = `${describeArea(scene, above)} of this map (${percent(above / (valid || 1), 1)})`;
+  const line = `${area} have a cosine similarity of ${found.threshold.toFixed(3)} or more.`;
+  byId("similarFacts").textContent = line;
 }
 
-// ---- classes -------------------------------------------------------------------------------------
+// ---- classes ------------------------------------------------------------------------------------
 
 function classRow(app, code, index) {
   const pick = make("input", { type: "radio", name: "class", title: `Choose (${index + 1})` });
@@ -162,7 +174,11 @@ function classRow(app, code, index) {
   text.addEventListener("focus", () => app.chooseClass(code, false));
   text.addEventListener("keydown", (event) => event.key === "Enter" && byId("map").focus());
   const number = make("span", { className: "count", title: "Clicks or strokes / labelled pixels" });
-  const remove = make("button", { type: "button", title: "Delete the class and its labels" }, icon("close"));
+  const remove = make(
+    "button",
+    { type: "button", title: "Delete the class and its labels" },
+    icon("close"),
+  );
   remove.addEventListener("click", () => app.labels.removeClass(code));
   return make("li", {}, pick, tint, text, number, remove);
 }
@@ -208,20 +224,25 @@ export function nameClass() {
   byId("classes").lastChild.querySelector("input[type=text]").select();
 }
 
-// ---- the page's own map --------------------------------------------------------------------------
+// ---- the page's own map -------------------------------------------------------------------------
 
 // Pixels of each class on the scene: [{name, color, code, pixels}].
 export function classPixels(app) {
   const { prediction } = app.found;
   const counts = new Uint32Array(256);
   for (const number of partOf(app.scene, prediction.classes)) counts[number]++;
-  return prediction.codes.map((code, i) => ({ ...app.labels.classOf(code), code, pixels: counts[i] }));
+  return prediction.codes.map((code, i) => ({
+    ...app.labels.classOf(code),
+    code,
+    pixels: counts[i],
+  }));
 }
 
 export function showMap(app) {
   const { prediction } = app.found;
   for (const id of ["savePicture", "saveMap"]) byId(id).disabled = !prediction;
-  for (const id of ["saveLabels", "saveTileJson", "saveGeojson"]) byId(id).disabled = !app.labels.byPixel.size;
+  for (const id of ["saveLabels", "saveTileJson", "saveGeojson"])
+    byId(id).disabled = !app.labels.byPixel.size;
   if (!prediction) {
     byId("areas").replaceChildren();
     byId("score").replaceChildren();
@@ -237,7 +258,15 @@ export function showMap(app) {
     const track = make("div", { className: "track" }, fill);
     const [area, share] = [describeArea(app.scene, pixels), percent(pixels / total, 1)];
     const number = (text) => make("span", { className: "number" }, text);
-    return make("div", { className: "area" }, swatch(color), make("span", {}, name), number(area), number(share), track);
+    return make(
+      "div",
+      { className: "area" },
+      swatch(color),
+      make("span", {}, name),
+      number(area),
+      number(share),
+      track,
+    );
   });
   byId("areas").replaceChildren(...bars);
 }
@@ -261,11 +290,29 @@ export function showScore(app, score) {
   const { right, clicks } = score;
   const [low, high] = interval(right, clicks);
   const round = (value) => +value.toFixed(1);
-  const line = `of held-out clicks right (${round(right)} of ${clicks}; 95 % interval ${percent(low)} to ${percent(high)})`;
+  const range = `95 % interval ${percent(low)} to ${percent(high)}`;
+  const line = `of held-out clicks right (${round(right)} of ${clicks}; ${range})`;
   const rows = score.perClass.map((one, i) =>
-    make("tr", {}, make("td", {}, app.labels.classOf(app.found.prediction.codes[i])?.name ?? ""), make("td", {}, one.clicks ? `${round(one.right)} of ${one.clicks}` : "too few")),
+    make(
+      "tr",
+      {},
+      make("td", {}, app.labels.classOf(app.found.prediction.codes[i])?.name ?? ""),
+      make("td", {}, one.clicks ? `${round(one.right)} of ${one.clicks}` : "too few"),
+    ),
   );
   const head = make("tr", {}, make("th", {}, "Class"), make("th", {}, "right"));
-  const how = "Each fifth of the clicks was held out once, and told by a model of the rest. Clicks close to each other flatter the score.";
-  box.replaceChildren(make("p", {}, make("b", {}, percent(right / clicks)), " ", make("span", { className: "hint" }, line)), make("table", {}, head, ...rows), make("p", { className: "hint" }, how));
+  const how =
+    "Each fifth of the clicks was held out once, and told by a model of the rest. " +
+    "Clicks close to each other flatter the score.";
+  box.replaceChildren(
+    make(
+      "p",
+      {},
+      make("b", {}, percent(right / clicks)),
+      " ",
+      make("span", { className: "hint" }, line),
+    ),
+    make("table", {}, head, ...rows),
+    make("p", { className: "hint" }, how),
+  );
 }

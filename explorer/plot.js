@@ -26,7 +26,8 @@ function range(lists, clear, least, most) {
 function ticks([low, high]) {
   const step = [0.05, 0.1, 0.2, 0.25, 0.5, 1, 2].find((one) => (high - low) / one <= 5) ?? 5;
   const out = [];
-  for (let value = Math.ceil(low / step) * step; value <= high + 1e-9; value += step) out.push(value);
+  for (let value = Math.ceil(low / step) * step; value <= high + 1e-9; value += step)
+    out.push(value);
   return out.map((value) => +value.toFixed(2) || 0);
 }
 
@@ -36,7 +37,8 @@ function layPanels(series, ndvi, hidden, width, height) {
     .map((band, i) => ({ ...band, color: bandColor(band.name, i) }))
     .filter((band) => !hidden.has(band.name));
   const panels = [];
-  if (ndvi && !hidden.has("NDVI")) panels.push({ title: "NDVI", curves: [{ values: ndvi, ndvi: true }], share: 1 });
+  if (ndvi && !hidden.has("NDVI"))
+    panels.push({ title: "NDVI", curves: [{ values: ndvi, ndvi: true }], share: 1 });
   if (bands.length) panels.push({ title: "surface reflectance", curves: bands, share: 1.35 });
   const room = height - EDGE.top - EDGE.bottom - EDGE.between * (panels.length - 1);
   const total = panels.reduce((sum, panel) => sum + panel.share, 0);
@@ -83,7 +85,10 @@ function drawMonths(pen, x, ink, height) {
 function drawCurve(pen, curve, panel, series, x, ink) {
   const color = curve.ndvi ? ink.text : curve.color;
   const [bottom, top] = [panel.y(panel.range[0]), panel.y(panel.range[1])];
-  const place = (i) => [x(series.days[i]), Math.min(bottom, Math.max(top, panel.y(curve.values[i])))];
+  const place = (i) => [
+    x(series.days[i]),
+    Math.min(bottom, Math.max(top, panel.y(curve.values[i]))),
+  ];
   pen.strokeStyle = pen.fillStyle = color;
   pen.lineWidth = 1.5;
   pen.beginPath();
@@ -116,7 +121,11 @@ export function dateAt(series, canvas, left) {
 // Draw it. hidden: names of curves that are off; date: number of the date pointed at, or -1.
 export function drawYear(canvas, series, ndvi, hidden, date) {
   const style = getComputedStyle(canvas);
-  const ink = { text: style.getPropertyValue("--text"), muted: style.getPropertyValue("--muted"), line: style.getPropertyValue("--line") };
+  const ink = {
+    text: style.getPropertyValue("--text"),
+    muted: style.getPropertyValue("--muted"),
+    line: style.getPropertyValue("--line"),
+  };
   const [width, height, sharp] = [canvas.clientWidth, canvas.clientHeight, devicePixelRatio || 1];
   [canvas.width, canvas.height] = [width * sharp, height * sharp];
   const pen = canvas.getContext("2d");
@@ -139,10 +148,12 @@ export function drawYear(canvas, series, ndvi, hidden, date) {
 
 // What is known of one date, in words.
 export function describeDate(series, ndvi, date, hidden) {
-  const day = series.dates[date] ?? `day ${series.days[date]}`;
+  const day = series.dates[date] ?? `day of year ${series.days[date]}`;
+  const say = (name, value, digits) =>
+    `${name} ${Number.isFinite(value) ? value.toFixed(digits) : "no data"}`;
   const numbers = series.bands
     .filter((band) => !hidden.has(band.name))
-    .map((band) => `${band.name} ${Number.isFinite(band.values[date]) ? band.values[date].toFixed(3) : "no data"}`);
-  if (ndvi && !hidden.has("NDVI")) numbers.unshift(`NDVI ${Number.isFinite(ndvi[date]) ? ndvi[date].toFixed(2) : "no data"}`);
+    .map((band) => say(band.name, band.values[date], 3));
+  if (ndvi && !hidden.has("NDVI")) numbers.unshift(say("NDVI", ndvi[date], 2));
   return `${day}, ${series.clear[date] ? "clear" : "cloudy"}: ${numbers.join(", ")}`;
 }

@@ -21,8 +21,14 @@ const isIndex = (value, below) => Number.isInteger(value) && value >= 0 && value
 // Read a session into `labels`. Returns {taken, left}: labels that found their pixel or did not.
 // Throws an Error in words where it is no session.
 export function fromSession(session, scenes, labels) {
-  if (session?.format !== FORMAT || !Array.isArray(session.classes) || !Array.isArray(session.labels)) {
-    throw new Error("This file is no session of this page: wanted the JSON that Save session wrote.");
+  if (
+    session?.format !== FORMAT ||
+    !Array.isArray(session.classes) ||
+    !Array.isArray(session.labels)
+  ) {
+    throw new Error(
+      "This file is no session of this page: wanted the JSON that Save session wrote.",
+    );
   }
   const classes = session.classes.filter((one) => isIndex(one?.code - 1, 255));
   const codes = new Set(classes.map((one) => one.code));

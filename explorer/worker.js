@@ -19,7 +19,10 @@ self.onmessage = ({ data }) => {
     const answer = TASKS[data.task](data);
     const arrays = ArrayBuffer.isView(answer) ? [answer] : Object.values(answer);
     const moved = data.task === "predict" || data.task === "similarity" ? arrays : [];
-    self.postMessage({ id: data.id, answer }, moved.map((array) => array.buffer));
+    self.postMessage(
+      { id: data.id, answer },
+      moved.map((array) => array.buffer),
+    );
   } catch (error) {
     self.postMessage({ id: data.id, error: String(error) });
   }
