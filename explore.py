@@ -19,11 +19,14 @@ from pathlib import Path
 
 import numpy as np
 from matplotlib.colors import to_hex
+from rasterio import Affine
+from rasterio._err import CPLE_BaseError  # GDAL's errors, which have no public name
 from rasterio.crs import CRS
 from rasterio.errors import CRSError
 from rasterio.warp import transform as reproject
 from sklearn.decomposition import PCA
 
+from files import make_output_dir
 from maps import (
     WORLDCOVER,
     apply_basis,
@@ -36,7 +39,8 @@ from maps import (
     read_provenance,
 )
 from pages import Blobs, write_page
-from runtime import InputError, check, make_output_dir, run_script, start_log, start_runtime
+from runlog import start_log
+from runtime import InputError, check, run_script, start_runtime
 from tiles import Tile
 
 run_config = {
@@ -353,30 +357,42 @@ def read_series(scene, config, allowed):
 
 
 def place(scene):
-    """Where the pixels are: crs, transform and a grid of longitudes and latitudes (WGS84).
+    """Where the pixels are: crs, transform, unit, and a grid of longitudes and latitudes (WGS84).
 
-    The grid spans the map from corner to corner at even steps; the page interpolates in it (to less
-    than a metre for a UTM tile). {} where nothing tells.
+    {} where nothing tells, and no grid where the CRS is not one of the Earth.
     """
     source = scene.tile.info if scene.tile else scene.info
     if not is_georeferenced(source):
         return {}
     try:
         crs = CRS.from_user_input(source["crs"])
-        a, b, c, d, e, f = (float(number) for number in source["transform"])
+        transform = [float(number) for number in source["transform"]]
+        affine = Affine(*transform)
     except (CRSError, ValueError, TypeError) as error:
-        print(f"{scene.name}: crs and transform cannot be read ({error}), so no coordinates")
+        line = str(error).splitlines()[0]
+        print(f"{scene.name}: crs and transform cannot be read ({line}), so no coordinates")
         return {}
-    height, width = scene.shape[:2]
+    unit = crs.linear_units if crs.is_projected else "degree" if crs.is_geographic else ""
+    place = {"crs": str(source["crs"]), "transform": transform, "unit": unit}
+    return place | geographic_grid(crs, affine, *scene.shape[:2])
+
+
+def geographic_grid(crs, affine, height, width):
+    """Longitudes and latitudes at even steps from corner to corner of a map, {"grid": ..} or {}.
+
+    The page interpolates between them, which is right to less than a metre for a UTM tile.
+    """
     rows, columns = (min(65, 2 + size // 128) for size in (height, width))
     row, column = np.mgrid[0 : height : rows * 1j, 0 : width : columns * 1j].reshape(2, -1)
-    lon, lat = reproject(crs, "EPSG:4326", a * column + b * row + c, d * column + e * row + f)
+    try:
+        lon, lat = reproject(crs, "EPSG:4326", *(affine * (column, row)))
+    except CPLE_BaseError as error:  # a plane of its own, or another planet
+        print(f"no longitude and latitude: {str(error).splitlines()[0][:200]}")
+        return {}
     if not np.isfinite([lon, lat]).all():
         return {}
-    grid = {"rows": rows, "columns": columns, "lon": np.round(lon, 8), "lat": np.round(lat, 8)}
-    grid |= {key: grid[key].tolist() for key in ("lon", "lat")}
-    unit = "degree" if crs.is_geographic else crs.linear_units
-    return {"crs": str(source["crs"]), "transform": [a, b, c, d, e, f], "grid": grid, "unit": unit}
+    lon, lat = (np.round(values, 8).tolist() for values in (lon, lat))
+    return {"grid": {"rows": rows, "columns": columns, "lon": lon, "lat": lat}}
 
 
 def legend_of(scene, layers):

@@ -15,7 +15,8 @@ from pathlib import Path
 
 import numpy as np
 
-from runtime import InputError, atomic_write
+from files import atomic_write
+from runtime import InputError
 
 FOLDER = Path(__file__).resolve().parent / "explorer"
 # in the order in which they are put into the page; a module's constants stand before their use

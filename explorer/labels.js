@@ -45,8 +45,7 @@ export class Labels {
       const before = this.byPixel.get(pixel) ?? null;
       if ((before?.code ?? 0) === code) continue;
       const after = code ? { code, click: this.stroke.click } : null;
-      const first = this.stroke.pixels.get(pixel);
-      this.stroke.pixels.set(pixel, { before: first ? first.before : before, after });
+      this.stroke.pixels.set(pixel, { before, after });
       this.#put(pixel, after);
     }
     this.changed();

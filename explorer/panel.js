@@ -90,6 +90,9 @@ export function whereLine(scene, { row, column }) {
   return place ? `${pixel} · ${describePlace(place)}` : pixel;
 }
 
+// A CRS without a short name is a long text.
+const shortName = (crs) => (crs.length <= 12 ? crs : "Map x, y");
+
 // What is known of a pixel: [[what, text, colour or none]].
 export function pixelFacts(app, { row, column }) {
   const { scene, found } = app;
@@ -97,7 +100,7 @@ export function pixelFacts(app, { row, column }) {
   const center = [middle(scene, row), middle(scene, column)];
   const [map, place] = [mapCoordinates(scene, ...center), geographic(scene, ...center)];
   const rows = [["Row, column", `${row * scene.stride}, ${column * scene.stride}`]];
-  if (map) rows.push([scene.place.crs, `${map[0].toFixed(1)}, ${map[1].toFixed(1)}`]);
+  if (map) rows.push([shortName(scene.place.crs), `${map[0].toFixed(1)}, ${map[1].toFixed(1)}`]);
   if (place) rows.push(["WGS 84", describePlace(place)]);
   const name = (code) => (code ? (scene.classes[code]?.name ?? `class ${code}`) : "none");
   const { classes, confidence, labels, count } = scene.layers;

@@ -3,7 +3,6 @@
 import base64
 import io
 import json
-import os
 import re
 import shutil
 import subprocess
@@ -14,12 +13,12 @@ import zlib
 import matplotlib.pyplot as plt
 import numpy as np
 import pytest
-from conftest import ROOT, make_tile
+from helpers import ENVIRONMENT, ROOT, make_tile, tiny
+from helpers import run as run_any
 from rasterio.warp import transform as reproject
 from sklearn.decomposition import PCA
 from sklearn.linear_model import LogisticRegression
 from sklearn.neighbors import KNeighborsClassifier
-from test_train import tiny
 
 import explore
 import infer
@@ -33,16 +32,15 @@ from tiles import Tile
 
 ARGUMENTS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"]
 ARGUMENTS += ["--disable-background-networking", "--disable-component-update", "--disable-sync"]
-HOSTILE = "</script><script>window.hacked = 1</script><img src=x onerror='window.hacked = 1'><!--"
+HOSTILE = "</script ><!--<script ></script><script>window.hacked = 1</script>"
+HOSTILE += "<img src=x onerror='window.hacked = 1'>"
 GEO = {"crs": "EPSG:32733", "transform": [20, 0, 400000, 0, -20, 7500000]}
+WKT = """LOCAL_CS["</script ><script>window.hacked = 1</script>",UNIT["metre",1]]"""
 SIZE = 64
 
 
 def run(**keywords):
-    keywords = {
-        key: value if type(value) in (int, float) else str(value) for key, value in keywords.items()
-    }
-    return explore.main({**explore.run_config, "wandb_mode": "disabled", **keywords})
+    return run_any(explore, **keywords)
 
 
 def save_map(folder, representations, **info):
@@ -67,14 +65,12 @@ def facts_of(path):
 def place(tmp_path_factory):
     """A simulated tile, the map of an encoder that was trained for a moment, and the page of it."""
     path = tmp_path_factory.mktemp("explore")
-    quiet = {"base_path": str(path), "num_tiles": 1, "size": SIZE}
-    make_demo_data.main({**make_demo_data.run_config, **quiet})
+    run_any(make_demo_data, base_path=path, num_tiles=1, size=SIZE)
     few = {"dataset_name": "simulated", "max_steps": 40, "sample_size": 12, "block_size": 16}
     train.main(tiny(path, path / "encoder", **few))
     tile = path / "data/simulated/processed/MGRS-SIM1"
-    keys = {"checkpoint_path": path / "encoder/last.pt", "tile_path": tile, "output_dir": path}
-    keys = {key: str(value) for key, value in keys.items()}
-    infer.main({**infer.run_config, **keys, "device": "cpu", "wandb_mode": "disabled"})
+    checkpoint = path / "encoder/last.pt"
+    run_any(infer, checkpoint_path=checkpoint, tile_path=tile, output_dir=path)
     rng = np.random.default_rng(0)
     np.save(path / "classification_map.npy", np.load(tile / "labels.npy"))
     np.save(path / "confidence.npy", rng.random((SIZE, SIZE), np.float32))
@@ -249,6 +245,22 @@ def test_the_page_s_modules_fit_together():
             assert (pages.FOLDER / imported).exists()
     listed = {*pages.PAGE_MODULES, *pages.WORKER_MODULES}
     assert {path.name for path in pages.FOLDER.glob("*.js")} == listed
+
+
+def test_median_colour_is_numpys(tmp_path):
+    tile = make_tile(tmp_path / "MGRS-0", (21, 30, 20, 4), bands=["B08", "B04", "B02", "B03"])
+    path = save_map(tmp_path / "out", random_map((30, 20, 6)), tile_path=str(tile))
+    for stride in (1, 3):
+        page = run(representation_path=path, stride=stride)
+        found = read_blob(page, facts_of(page)["scenes"][0]["layers"]["median"])
+        thin = slice(None), slice(None, None, stride), slice(None, None, stride)
+        clear = np.load(tile / "masks.npy")[thin] > 0
+        bands = np.load(tile / "bands.npy")[thin][..., [1, 3, 2]].astype(float)
+        bands[~clear] = np.nan
+        wanted = np.nanquantile(bands, 0.5, axis=0, method="lower")
+        low, high = np.percentile(wanted.reshape(-1, 3), (2, 98), axis=0)
+        wanted = ((wanted - low) / (high - low)).clip(0, 1) * 254 + 1
+        np.testing.assert_allclose(found.reshape(wanted.shape), wanted, atol=1)
 
 
 # ---- the browser ---------------------------------------------------------------------------------
@@ -567,6 +579,7 @@ def test_fingers_tap_move_and_zoom(opened, place):
     page.page.touchscreen.tap(x, y)
     page.until("explore.found.similarity")
     touch = page.context.new_cdp_session(page.page)
+    pixel = page.js("explore.pixel")
     zoom = page.js("explore.map.zoom")
 
     def fingers(kind, *places):
@@ -582,6 +595,7 @@ def test_fingers_tap_move_and_zoom(opened, place):
     fingers("touchMove", (50, 0))
     fingers("touchEnd")
     assert page.js("explore.map.x") < center
+    assert page.js("explore.pixel") == pixel  # neither was a tap
     assert page.js("document.documentElement.scrollWidth") <= 400
 
 
@@ -605,6 +619,11 @@ def test_sessions_stay_in_the_browser_and_in_files(page, opened, place, tmp_path
     assert page.js("[...explore.labels.byPixel.keys()]") == other.js(
         "[...explore.labels.byPixel.keys()]"
     )
+    more = json.loads(content)
+    more["labels"] += [{**more["labels"][0], "row": 9999}, {**more["labels"][0], "code": 77}]
+    file.write_text(json.dumps(more))
+    other.page.set_input_files("#sessionFile", file)
+    other.until("document.getElementById('status').textContent.startsWith('2 labels loaded; 2')")
     for wrong, message in (
         ("{", "no JSON"),
         ("[1]", "no session"),
@@ -641,11 +660,14 @@ def test_exported_labels_read_back_and_train(page, place, tmp_path):
     np.testing.assert_array_equal(found.labels, wanted)
     assert found.info["classes"] == tile.info["classes"]
     assert found.info["crs"] == tile.info["crs"]
-    keys = {"base_path": tmp_path, "dataset_name": "clicked", "output_dir": tmp_path / "out"}
-    keys |= {"checkpoint_path": place / "encoder/last.pt"}
-    keys = {key: str(value) for key, value in keys.items()} | {"device": "cpu", "epochs": 2}
-    scores = train_classification.main(
-        {**train_classification.run_config, **keys, "block_size": 4, "wandb_mode": "disabled"}
+    scores = run_any(
+        train_classification,
+        checkpoint_path=place / "encoder/last.pt",
+        base_path=tmp_path,
+        dataset_name="clicked",
+        output_dir=tmp_path / "out",
+        block_size=4,
+        epochs=2,
     )
     assert {entry["name"] for entry in scores["classes"].values()} == {
         entry["name"] for entry in tile.info["classes"].values()
@@ -686,7 +708,7 @@ def test_hostile_names_do_not_run(opened, tmp_path):
         tmp_path / "MGRS-<img src=x onerror=hacked=1>", (20, 20, 30, 4), classes=legend
     )
     info = json.loads((tile / "tile.json").read_text())
-    hostile = {"bands": ["B04", "B08", HOSTILE, "X"], "dates": [HOSTILE] * 20, "crs": HOSTILE}
+    hostile = {"bands": ["B04", "B08", HOSTILE, "X"], "dates": [HOSTILE] * 20, "crs": WKT}
     (tile / "tile.json").write_text(
         json.dumps({**info, **hostile, "transform": [1, 0, 0, 0, -1, 0]})
     )
@@ -729,6 +751,10 @@ def test_several_maps_share_colours_labels_and_classifier(opened, tmp_path):
     assert page.page.is_visible("#noYear")
     similar = page.array("explore.found.similarity")
     assert similar[5 * 30 + 5] == pytest.approx(1, abs=1e-3)
+    page.page.keyboard.press("l")
+    page.click(7, 9)
+    assert page.js("[...explore.labels.byPixel.keys()].at(-1)") == 720 + 7 * 30 + 9
+    assert page.js("explore.map.marks.length") == 1
 
 
 def test_a_thinned_page_exports_labels_on_the_tiles_own_pixels(opened, tmp_path):
@@ -790,12 +816,12 @@ def test_real_tiles(opened, shared, tmp_path, name):
 
 def test_the_benchmark_runs(browser, tmp_path):
     """In a process of its own: one process drives one browser at a time."""
-    command = [sys.executable, str(ROOT / "benchmarks/explore.py"), f"output_dir={tmp_path}"]
+    command = [sys.executable, str(ROOT / "benchmarks/bench_explore.py"), f"output_dir={tmp_path}"]
     done = subprocess.run(
         [*command, "size=60", "num_dates=4", "clicks=2", "labels=10"],
         capture_output=True,
         text=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        env=ENVIRONMENT,
     )
     assert done.returncode == 0, done.stderr
     assert json.loads((tmp_path / "explore.json").read_text())["click, ms"] < 5000

@@ -1,7 +1,7 @@
 """How fast the page of explore.py opens, answers a click and learns, in a real browser.
 
-    python benchmarks/explore.py
-    python benchmarks/explore.py size=2000 num_dates=0
+    python benchmarks/bench_explore.py
+    python benchmarks/bench_explore.py size=2000 num_dates=0
 
 A simulated map: smooth fields of 32 dimensions and noise, with a tile of num_dates dates beside it.
 Writes explore.json. Wants Chromium and `pip install -r requirements-dev.txt`.
@@ -20,7 +20,8 @@ from scipy.ndimage import zoom
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import explore as script
-from runtime import InputError, check, make_output_dir, run_script, write_json
+from files import make_output_dir, write_json
+from runtime import InputError, check, run_script
 
 run_config = {
     "size": 1098,  # pixels along a side
