@@ -19,7 +19,6 @@ from pathlib import Path
 
 import numpy as np
 from matplotlib.colors import to_hex
-from rasterio import Affine
 from rasterio._err import CPLE_BaseError  # GDAL's errors, which have no public name
 from rasterio.crs import CRS
 from rasterio.errors import CRSError
@@ -366,33 +365,35 @@ def place(scene):
         return {}
     try:
         crs = CRS.from_user_input(source["crs"])
-        transform = [float(number) for number in source["transform"]]
-        affine = Affine(*transform)
+        a, b, c, d, e, f = transform = [float(number) for number in source["transform"]]
     except (CRSError, ValueError, TypeError) as error:
         line = str(error).splitlines()[0]
         print(f"{scene.name}: crs and transform cannot be read ({line}), so no coordinates")
         return {}
     unit = crs.linear_units if crs.is_projected else "degree" if crs.is_geographic else ""
-    place = {"crs": str(source["crs"]), "transform": transform, "unit": unit}
-    return place | geographic_grid(crs, affine, *scene.shape[:2])
+    facts = {"crs": str(source["crs"]), "transform": transform, "unit": unit}
+    row, column = np.meshgrid(
+        *(np.linspace(0, size, min(65, 2 + size // 128)) for size in scene.shape[:2]), indexing="ij"
+    )
+    return facts | geographic_grid(crs, a * column + b * row + c, d * column + e * row + f)
 
 
-def geographic_grid(crs, affine, height, width):
+def geographic_grid(crs, x, y):
     """Longitudes and latitudes at even steps from corner to corner of a map, {"grid": ..} or {}.
 
     The page interpolates between them, which is right to less than a metre for a UTM tile.
+    x, y: (rows, columns) map coordinates of the grid's points.
     """
-    rows, columns = (min(65, 2 + size // 128) for size in (height, width))
-    row, column = np.mgrid[0 : height : rows * 1j, 0 : width : columns * 1j].reshape(2, -1)
     try:
-        lon, lat = reproject(crs, "EPSG:4326", *(affine * (column, row)))
+        lon, lat = reproject(crs, "EPSG:4326", x.ravel(), y.ravel())
     except CPLE_BaseError as error:  # a plane of its own, or another planet
         print(f"no longitude and latitude: {str(error).splitlines()[0][:200]}")
         return {}
     if not np.isfinite([lon, lat]).all():
         return {}
+    lon = np.unwrap(lon, period=360)  # no jump where the map crosses the date line
     lon, lat = (np.round(values, 8).tolist() for values in (lon, lat))
-    return {"grid": {"rows": rows, "columns": columns, "lon": lon, "lat": lat}}
+    return {"grid": {"rows": x.shape[0], "columns": x.shape[1], "lon": lon, "lat": lat}}
 
 
 def legend_of(scene, layers):

@@ -22,7 +22,7 @@ export function geographic(scene, row, column) {
     const top = at(0, 0) * (1 - t) + at(0, 1) * t;
     return top * (1 - s) + (at(1, 0) * (1 - t) + at(1, 1) * t) * s;
   };
-  return [mix(grid.lon), mix(grid.lat)];
+  return [((mix(grid.lon) + 540) % 360) - 180, mix(grid.lat)];
 }
 
 // The middle of a pixel: a pixel of a thinned grid is the first of its rows and columns on disk.
