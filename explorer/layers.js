@@ -114,6 +114,12 @@ export function paintLayer(scene, key, found, scales) {
   return canvas;
 }
 
+// The codes that occur in a layer, looked for once.
+function codesOf(scene, key) {
+  scene.codes ??= {};
+  return (scene.codes[key] ??= new Set(scene.layers[key]));
+}
+
 // The legend of a layer: {title, gradient, low, high} or {title, entries: [{name, color}]} or null.
 export function legendOf(scene, key, found) {
   const percent = { low: "0 %", high: "100 %" };
@@ -132,7 +138,7 @@ export function legendOf(scene, key, found) {
     return bar(nearest ? "Share of the neighbours" : "Probability of the class", percent);
   }
   if (key === "classes" || key === "labels") {
-    return { title: OVERLAYS[key], entries: entries(new Set(scene.layers[key]), own) };
+    return { title: OVERLAYS[key], entries: entries(codesOf(scene, key), own) };
   }
   if (key === "map") {
     return {
