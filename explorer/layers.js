@@ -14,7 +14,7 @@ export const OVERLAYS = {
   map: "Your map",
   mapConfidence: "Its confidence",
   classes: "Class map",
-  confidence: "Its confidence ",
+  confidence: "Its confidence",
   labels: "Tile's labels",
 };
 const LAYER_RAMPS = {
@@ -22,6 +22,13 @@ const LAYER_RAMPS = {
   count: "viridis",
   confidence: "cividis",
   mapConfidence: "cividis",
+};
+
+// Names in full, where the short ones lean on their neighbours.
+export const FULL_NAMES = {
+  mapConfidence: "Confidence of your map",
+  classes: "Class map of infer.py",
+  confidence: "Confidence of the class map of infer.py",
 };
 
 // Whether a layer can be shown, with what the page has found so far.

@@ -1,7 +1,7 @@
 // The panel beside the map: fills what page.html lays out. Text goes in as text, never as HTML.
 import { bandColor } from "./plot.js";
 import { describeArea, describePlace, geographic, mapCoordinates, middle } from "./geo.js";
-import { BACKGROUNDS, OVERLAYS, WHY_NOT, isThere, legendOf, partOf } from "./layers.js";
+import { BACKGROUNDS, FULL_NAMES, OVERLAYS, WHY_NOT, isThere, legendOf, partOf } from "./layers.js";
 
 export const byId = (id) => document.getElementById(id);
 
@@ -42,7 +42,9 @@ function fillChoice(box, names, chosen, scene, found, choose) {
       disabled: !there,
     });
     input.addEventListener("change", () => choose(key));
-    const title = there ? "" : `Not there: ${WHY_NOT[key]}`;
+    const full = FULL_NAMES[key] ?? name;
+    input.setAttribute("aria-label", full);
+    const title = there ? full : `${full}: ${WHY_NOT[key]}`;
     return make("label", { title }, input, make("span", {}, name));
   });
   box.replaceChildren(...rows);
