@@ -18,10 +18,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
-from matplotlib.colors import to_hex
 from rasterio._err import CPLE_BaseError  # GDAL's errors, which have no public name
 from rasterio.crs import CRS
-from rasterio.errors import CRSError
 from rasterio.warp import transform as reproject
 from sklearn.decomposition import PCA
 
@@ -133,7 +131,7 @@ def open_scene(path, tile_path):
     shape = open_representations(path)[0].shape
     if 0 in shape:
         raise InputError(f"{path}: found shape {shape}, wanted (H, W, D), none of them 0")
-    info = read_info(path)
+    info = read_provenance(path)
     folder = Path(tile_path or str(info.get("tile_path", "")))
     tile = None
     if tile_path or (info.get("tile_path") and folder.exists()):
@@ -147,18 +145,6 @@ def open_scene(path, tile_path):
         where = info.get("tile_path", "no infer.json tells where")
         print(f"{path}: its tile is not at hand ({where}), so the page has no series and labels")
     return Scene(path, shape, info, tile)
-
-
-def read_info(path):
-    """What infer.json tells of a map, or {}. Raises InputError where it is no JSON object."""
-    try:
-        info = read_provenance(path)
-    except (OSError, ValueError) as error:
-        file = path.parent / "infer.json"
-        raise InputError(f"{file}: found no readable JSON ({error}), wanted an object") from None
-    if not isinstance(info, dict):
-        raise InputError(f"{path.parent / 'infer.json'}: found a list, wanted a JSON object")
-    return info
 
 
 def choose_stride(scenes, config):
@@ -363,13 +349,8 @@ def place(scene):
     source = scene.tile.info if scene.tile else scene.info
     if not is_georeferenced(source):
         return {}
-    try:
-        crs = CRS.from_user_input(source["crs"])
-        a, b, c, d, e, f = transform = [float(number) for number in source["transform"]]
-    except (CRSError, ValueError, TypeError) as error:
-        line = str(error).splitlines()[0]
-        print(f"{scene.name}: crs and transform cannot be read ({line}), so no coordinates")
-        return {}
+    crs = CRS.from_user_input(source["crs"])
+    a, b, c, d, e, f = transform = [float(number) for number in source["transform"]]
     unit = crs.linear_units if crs.is_projected else "degree" if crs.is_geographic else ""
     facts = {"crs": str(source["crs"]), "transform": transform, "unit": unit}
     row, column = np.meshgrid(
@@ -397,25 +378,16 @@ def geographic_grid(crs, x, y):
 
 
 def legend_of(scene, layers):
-    """{code: {"name", "color"}} of the codes of class map and labels, and of all that are named.
-
-    Raises InputError where names and colours are not as in a tile.json.
-    """
+    """{code: {"name", "color"}} of the codes of class map and labels, and of all that are named."""
     codes = {int(c) for key in ("classes", "labels") for c in np.unique(layers.get(key, []))}
     told = scene.tile.info.get("classes") if scene.tile else None
     told = told or scene.info.get("classes") or {}
-    try:
-        legend = class_legend(codes | {int(code) for code in told}, told)
-        for index, (code, entry) in enumerate(legend.items()):
-            known = told.get(str(code), {}) if told else WORLDCOVER.get(code, {})
-            color = entry["color"] if "color" in known else COLORS[index % len(COLORS)]
-            legend[code] = {"name": str(entry["name"]), "color": to_hex(color)}
-        return legend
-    except (ValueError, TypeError, AttributeError) as error:
-        wanted = 'wanted {"10": {"name": .., "color": "#rrggbb"}}'
-        raise InputError(
-            f"{scene.path}: found classes that cannot be read ({error}), {wanted}"
-        ) from None
+    legend = class_legend(codes | {int(code) for code in told}, told)
+    for index, (code, entry) in enumerate(legend.items()):
+        known = told.get(str(code), {}) if told else WORLDCOVER.get(code, {})
+        if "color" not in known:
+            entry["color"] = COLORS[index % len(COLORS)]
+    return legend
 
 
 # ---- the page ------------------------------------------------------------------------------------
