@@ -59,7 +59,17 @@ def label_count(page):
 
 
 @pytest.fixture(scope="session")
-def place(tmp_path_factory):
+def chromium():
+    """The path of a browser; without one, or without Playwright, its tests are skipped."""
+    pytest.importorskip("playwright.sync_api", reason="no Playwright is installed")
+    names = ("chromium", "chromium-browser", "google-chrome")
+    if program := next(filter(None, map(shutil.which, names)), None):
+        return program
+    pytest.skip("no Chromium is installed")
+
+
+@pytest.fixture(scope="session")
+def place(chromium, tmp_path_factory):
     """A simulated tile, the map of an encoder that was trained for a moment, and the page of it."""
     path = tmp_path_factory.mktemp("explore")
     run(make_demo_data, base_path=path, num_tiles=1, size=SIZE)
@@ -76,14 +86,10 @@ def place(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def browser():
-    playwright = pytest.importorskip("playwright.sync_api", reason="no playwright is installed")
-    names = ("chromium", "chromium-browser", "google-chrome")
-    program = next(filter(None, map(shutil.which, names)), None)
-    if not program:
-        pytest.skip("no Chromium is installed")
+def browser(chromium):
+    playwright = pytest.importorskip("playwright.sync_api")
     with playwright.sync_playwright() as play:
-        browser = play.chromium.launch(executable_path=program, args=ARGUMENTS)
+        browser = play.chromium.launch(executable_path=chromium, args=ARGUMENTS)
         yield browser
         browser.close()
 
