@@ -12,7 +12,7 @@ os.environ["NETRC"] = os.devnull
 for name in ("WANDB_API_KEY", "WANDB_MODE"):
     os.environ.pop(name, None)
 
-pytest.register_assert_rewrite("helpers")
+pytest.register_assert_rewrite("helpers", "browser")
 import helpers  # noqa: E402
 
 import train  # noqa: E402

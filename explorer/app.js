@@ -1,0 +1,419 @@
+// The state of the page and what can be done with it; panel.js and map.js show it.
+import { geojson, classTable, download, labelMap, mapPicture, npy } from "./files.js";
+import { Labels, brushPixels, drawLabels } from "./labels.js";
+import { OVERLAYS, BACKGROUNDS, isThere, mapCodes, paintLayer } from "./layers.js";
+import {
+  classPixels,
+  markClass,
+  nameClass,
+  showClasses,
+  showLayers,
+  showMap,
+  showPixel,
+  showScore,
+  showSimilarity,
+} from "./panel.js";
+import { concatenate } from "./pool.js";
+import { ndviOf, seriesAt, vectorOf } from "./data.js";
+import { Storage, fromSession, toSession } from "./session.js";
+
+const MOST_TRAINING = 4000; // labelled pixels that the softmax learns from
+const NEAREST_WORK = 1.5e8; // pixels times labelled pixels that k nearest may compare
+const SHARE_SHOWN = 0.1; // of the pixels that are similar enough at first
+const MOST_THRESHOLD = 0.999;
+const PATIENCE = 120; // milliseconds after a label until the map is made again
+
+export class App {
+  // data: of readScenes; pool: of workers; say: shows a line of text for a while.
+  constructor(facts, data, pool, say) {
+    Object.assign(this, { facts, data, pool, say, scenes: data.scenes, scene: data.scenes[0] });
+    this.labels = new Labels(() => this.labelsChanged());
+    this.storage = new Storage(facts.hash);
+    this.found = { similarity: null, threshold: 0.9, prediction: null, classes: [] };
+    this.view = { background: "falseColor", overlay: "none", opacity: 85, hidden: false };
+    this.view = { ...this.view, method: "softmax", k: 5, auto: true, brush: 2, centred: false };
+    this.hidden = new Set(); // curves of the plot that are off
+    [this.pixel, this.series, this.ndvi, this.date, this.code] = [null, null, null, -1, 0];
+    [this.images, this.times, this.learnedVersion] = [new Map(), {}, -1];
+    this.setBackground = (key) => this.change({ background: key });
+    this.setOverlay = (key) => this.change({ overlay: key, hidden: false });
+  }
+
+  hasData(pixel) {
+    return this.data.scales[pixel] >= 0;
+  }
+
+  // ---- view ----
+
+  change(view) {
+    Object.assign(this.view, view);
+    this.compose();
+    this.keep();
+  }
+
+  showScene(index) {
+    this.scene = this.scenes[index];
+    this.images.clear();
+    [this.pixel, this.series, this.map.pixel] = [null, null, null];
+    this.map.show(this.scene);
+    this.refresh();
+  }
+
+  // Show everything anew.
+  refresh() {
+    this.found.classes = this.labels.classes;
+    showPixel(this);
+    showClasses(this);
+    showSimilarity(this);
+    showMap(this);
+    this.map.mark(this.labels);
+    this.compose();
+  }
+
+  #image(key) {
+    if (!this.images.has(key)) {
+      this.images.set(key, paintLayer(this.scene, key, this.found, this.data.scales));
+    }
+    return this.images.get(key);
+  }
+
+  // Put the layers on the map, those that there are.
+  compose() {
+    const { view, scene, found } = this;
+    if (!isThere(scene, view.background, found)) view.background = "falseColor";
+    if (!isThere(scene, view.overlay, found)) view.overlay = "none";
+    const layers = [];
+    if (view.background !== "none")
+      layers.push({ image: this.#image(view.background), opacity: 1 });
+    if (view.overlay !== "none" && !view.hidden) {
+      layers.push({ image: this.#image(view.overlay), opacity: view.opacity / 100 });
+    }
+    this.map.layers = layers;
+    this.map.draw();
+    showLayers(this);
+  }
+
+  // ---- a pixel ----
+
+  // Look at a pixel: its facts and year at once, what is like it as soon as the workers know.
+  async look(row, column) {
+    const start = performance.now();
+    this.showTab("pixelPage");
+    this.pixel = this.map.pixel = { row, column };
+    this.series = seriesAt(this.scene, row, column);
+    this.ndvi = this.series && ndviOf(this.series);
+    this.date = -1;
+    showPixel(this);
+    this.drawYear();
+    this.map.draw();
+    await this.findSimilar();
+    this.times.look = performance.now() - start;
+  }
+
+  async findSimilar() {
+    const { row, column } = this.pixel;
+    const vector = vectorOf(this.data, this.scene.first + row * this.scene.width + column);
+    if (!vector) return this.say("No data here: too few clear dates for an embedding.");
+    const { offset, rest } = this.facts.embedding;
+    const about = this.view.centred
+      ? { name: "mean", offset: offset.map(() => 0), rest: 0 }
+      : { name: "origin", offset, rest };
+    const asked = (this.similarityAsked = {});
+    const parts = await this.pool.all({ task: "similarity", vector, about });
+    if (asked !== this.similarityAsked) return; // a later click was faster
+    this.found.similarity = concatenate(parts);
+    if (!this.thresholdChosen) this.found.threshold = shareThreshold(this.found.similarity);
+    if (this.view.overlay === "none") this.view.overlay = "similarity";
+    this.showSimilar();
+  }
+
+  showSimilar() {
+    this.images.delete("similarity");
+    showSimilarity(this);
+    this.compose();
+  }
+
+  setThreshold(value) {
+    this.found.threshold = value;
+    this.thresholdChosen = true;
+    this.showSimilar();
+  }
+
+  toggleCurve(name) {
+    if (!this.hidden.delete(name)) this.hidden.add(name);
+    showPixel(this);
+    this.drawYear();
+  }
+
+  drawYear() {
+    const [canvas, note] = [document.getElementById("year"), document.getElementById("yearNote")];
+    if (!this.series || !canvas.clientWidth) return;
+    drawYear(canvas, this.series, this.ndvi, this.hidden, this.date);
+    const { series, pixel, scene } = this;
+    const far = series.row !== pixel.row || series.column !== pixel.column;
+    const [row, column] = [series.row * scene.stride, series.column * scene.stride];
+    const resting = far
+      ? `Year of the nearest pixel whose series is in the page: row ${row}, column ${column}.`
+      : "Point at the plot to read a date.";
+    note.textContent =
+      this.date < 0 ? resting : describeDate(series, this.ndvi, this.date, this.hidden);
+  }
+
+  pointAtDate(canvas, left) {
+    this.date = left === null || !this.series ? -1 : dateAt(this.series, canvas, left);
+    this.drawYear();
+  }
+
+  // ---- labels ----
+
+  chooseClass(code, focus = true) {
+    this.code = code;
+    this.showTab("labelsPage");
+    markClass(this);
+    if (focus && this.map.tool === "look") this.setTool("label");
+  }
+
+  addClass() {
+    const code = this.labels.addClass();
+    if (!code) return this.say("There are 255 classes, and labels.npy holds no more.");
+    this.chooseClass(code);
+    nameClass();
+  }
+
+  takeClasses() {
+    const names = new Set(this.labels.classes.map((one) => one.code));
+    for (const [code, entry] of Object.entries(this.scene.classes)) {
+      if (!names.has(Number(code))) this.labels.addClass({ ...entry, code: Number(code) });
+    }
+    this.chooseClass(this.labels.classes[0].code);
+  }
+
+  drawTen() {
+    this.takeClasses();
+    const free = (pixel) => this.hasData(pixel) && !this.labels.byPixel.has(pixel);
+    this.labels.setMany(drawLabels(this.scene, 10, free));
+    this.setTool("look");
+  }
+
+  setTool(tool) {
+    this.map.tool = tool;
+    this.map.brush = tool === "brush" || tool === "erase" ? this.view.brush : 0;
+    this.map.draw();
+    if (tool !== "look") this.showTab("labelsPage");
+    this.toolChanged(tool);
+  }
+
+  // The class to label with; one is made where there is none.
+  #classToUse() {
+    if (!this.labels.classOf(this.code)) {
+      this.code = this.labels.classes[0]?.code ?? this.labels.addClass();
+      this.say(
+        `Labels go to ${this.labels.classOf(this.code).name}: choose or add classes in the panel.`,
+      );
+    }
+    return this.code;
+  }
+
+  pick(row, column) {
+    if (this.map.tool === "look") return this.look(row, column);
+    const pixel = this.scene.first + row * this.scene.width + column;
+    if (!this.hasData(pixel))
+      return this.say("No data here: too few clear dates for an embedding.");
+    this.labels.set([pixel], this.#classToUse());
+  }
+
+  stroke(phase, row, column) {
+    if (phase === "begin") {
+      if (this.map.tool === "brush") this.#classToUse();
+      this.labels.beginStroke();
+    } else if (phase === "end") this.labels.endStroke();
+    else {
+      const pixels = brushPixels(this.scene, row, column, this.view.brush);
+      const code = this.map.tool === "erase" ? 0 : this.code;
+      this.labels.paint(
+        pixels.filter((pixel) => this.hasData(pixel)),
+        code,
+      );
+    }
+  }
+
+  labelsChanged() {
+    if (this.labels.stroke) return this.map.mark(this.labels); // the rest waits for its end
+    if (!this.labels.classOf(this.code)) this.code = this.labels.classes[0]?.code ?? 0;
+    this.images.delete("map");
+    if (
+      this.found.prediction &&
+      !this.found.prediction.codes.every((code) => this.labels.classOf(code))
+    ) {
+      this.found.prediction = null;
+    }
+    this.refresh();
+    this.keep();
+    if (this.view.auto && this.labels.version !== this.learnedVersion) this.learnSoon();
+  }
+
+  // ---- the page's own map ----
+
+  learnSoon() {
+    clearTimeout(this.learnTimer);
+    this.learnTimer = setTimeout(() => this.learn(), PATIENCE);
+  }
+
+  // The labelled pixels as learn.js wants them; null for fewer than two classes.
+  training() {
+    const { size } = this.data;
+    const { method, k } = this.view;
+    const byClass = new Map();
+    for (const [pixel, { code, click }] of this.labels.byPixel) {
+      if (!byClass.has(code)) byClass.set(code, []);
+      byClass.get(code).push({ pixel, click });
+    }
+    const codes = [...byClass.keys()].sort((a, b) => a - b);
+    if (codes.length < 2) return null;
+    const room = Math.max(200, Math.round(NEAREST_WORK / this.data.scales.length));
+    const most = method === "nearest" ? Math.min(MOST_TRAINING, room) : MOST_TRAINING;
+    const rows = thin(
+      codes.map((code) => byClass.get(code)),
+      most,
+    );
+    const clicks = new Map();
+    for (const { click } of rows) if (!clicks.has(click)) clicks.set(click, clicks.size);
+    const vectors = new Float32Array(rows.length * size);
+    rows.forEach(({ pixel }, i) => vectors.set(vectorOf(this.data, pixel), i * size));
+    const target = Uint8Array.from(rows, (row) => row.target);
+    const click = rows.map((row) => clicks.get(row.click));
+    const { deviation } = this.facts.embedding;
+    return { codes, method, k, size, deviation, vectors, target, click, classes: codes.length };
+  }
+
+  // Learn from the labels, map all pixels, then score the clicks.
+  async learn() {
+    if (this.learning) return (this.learnAgain = true);
+    const [start, training, version] = [performance.now(), this.training(), this.labels.version];
+    this.learnedVersion = version;
+    if (!training) {
+      this.found.prediction = null;
+      this.images.delete("map");
+      return this.refresh();
+    }
+    this.learning = true;
+    const model = await this.pool.one({ task: "train", training });
+    const parts = await this.pool.all({ task: "predict", model });
+    const join = (key) => concatenate(parts.map((part) => part[key]));
+    const { codes, method } = training;
+    this.showPrediction({
+      codes,
+      method,
+      classes: join("classes"),
+      confidence: join("confidence"),
+    });
+    this.times.learn = performance.now() - start;
+    const pixels = this.data.scales.length.toLocaleString("en");
+    const seconds = (this.times.learn / 1000).toFixed(2);
+    const text = `${pixels} px from ${training.target.length} labelled in ${seconds} s`;
+    document.getElementById("learned").textContent = text;
+    const score = await this.pool.one({ task: "score", training });
+    this.learning = false;
+    if (this.found.prediction) showScore(this, (this.score = score));
+    if (this.learnAgain) [this.learnAgain] = [false, this.learn()];
+  }
+
+  showPrediction(prediction) {
+    if (!prediction.codes.every((code) => this.labels.classOf(code))) return; // deleted meanwhile
+    this.found.prediction = prediction;
+    this.images.delete("map");
+    this.images.delete("mapConfidence");
+    if (["none", "similarity", "labels", "classes"].includes(this.view.overlay))
+      this.view.overlay = "map";
+    this.refresh();
+  }
+
+  // ---- files and sessions ----
+
+  // <name>.<ending>, with the tile's name in it where the page has several.
+  #fileName(name) {
+    return this.scenes.length > 1 ? name.replace(".", `_${this.scene.name}.`) : name;
+  }
+
+  saveLabels() {
+    download(this.#fileName("labels.npy"), labelMap(this.scene, this.labels));
+  }
+
+  saveTileJson() {
+    const { place, tileInfo } = this.scene;
+    const known = place.crs ? { crs: place.crs, transform: place.transform } : {};
+    const content = { ...known, ...tileInfo, classes: classTable(this.labels) };
+    download(this.#fileName("tile.json"), [JSON.stringify(content, null, 1)], "application/json");
+  }
+
+  saveGeojson() {
+    const content = geojson(this.scenes, this.labels);
+    download("labels.geojson", [JSON.stringify(content, null, 1)], "application/geo+json");
+  }
+
+  saveMap() {
+    const codes = mapCodes(this.scene, this.found.prediction);
+    download(this.#fileName("map.npy"), npy(codes, this.scene.height, this.scene.width));
+  }
+
+  savePicture() {
+    const image = paintLayer(this.scene, "map", this.found, this.data.scales);
+    const picture = mapPicture(this.scene, image, classPixels(this), this.scene.title);
+    picture.toBlob((blob) => download(this.#fileName("map.png"), [blob], "image/png"));
+  }
+
+  session() {
+    return toSession(this.facts, this.scenes, this.labels, this.view);
+  }
+
+  saveSession() {
+    download("session.json", [JSON.stringify(this.session(), null, 1)], "application/json");
+  }
+
+  keep() {
+    this.storage.save(
+      () => this.session(),
+      () => this.say("This browser keeps nothing for this page: use Save session."),
+    );
+  }
+
+  // Take a session from a file or the storage.
+  restore(session) {
+    const view = session.view ?? {};
+    if (view.background in BACKGROUNDS) this.view.background = view.background;
+    if (view.overlay in OVERLAYS) this.view.overlay = view.overlay;
+    if (["softmax", "nearest"].includes(view.method)) this.view.method = view.method;
+    for (const [key, least, most] of [
+      ["opacity", 0, 100],
+      ["k", 1, 25],
+      ["brush", 0, 20],
+    ]) {
+      if (view[key] >= least && view[key] <= most) this.view[key] = Number(view[key]);
+    }
+    return fromSession(session, this.scenes, this.labels);
+  }
+}
+
+// The similarity that a share of the pixels reach, in thousandths.
+function shareThreshold(values) {
+  const counts = new Uint32Array(2001);
+  let valid = 0;
+  for (const value of values) {
+    if (value !== value) continue;
+    counts[Math.max(0, Math.min(2000, Math.floor((value + 1) * 1000)))]++;
+    valid++;
+  }
+  let [place, above] = [2001, 0];
+  while (place > 0 && above < valid * SHARE_SHOWN) above += counts[--place];
+  return Math.min(MOST_THRESHOLD, place / 1000 - 1);
+}
+
+// At most so many labelled pixels, each class its share, evenly drawn: rows {pixel, click, target}.
+function thin(classes, most) {
+  const each = Math.floor(most / classes.length);
+  return classes.flatMap((rows, target) => {
+    const step = Math.max(1, rows.length / each);
+    const kept = Math.min(rows.length, each);
+    return Array.from({ length: kept }, (_, i) => ({ ...rows[Math.floor(i * step)], target }));
+  });
+}
