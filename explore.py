@@ -23,21 +23,13 @@ from rasterio.crs import CRS
 from rasterio.warp import transform as reproject
 from sklearn.decomposition import PCA
 
+from false_color import apply_basis, fit_basis, load_basis
 from files import make_output_dir
-from maps import (
-    WORLDCOVER,
-    apply_basis,
-    class_legend,
-    fit_basis,
-    is_georeferenced,
-    open_representations,
-    quantise,
-    read_map,
-    read_provenance,
-)
+from land_cover import WORLDCOVER, class_legend
+from maps import is_georeferenced, open_representations, quantise, read_map, read_provenance
 from pages import Blobs, write_page
 from runlog import start_log
-from runtime import InputError, check, run_script, start_runtime
+from runtime import InputError, check, refuse_torchrun, run_script, start_runtime
 from tiles import Tile
 
 run_config = {
@@ -215,23 +207,6 @@ def fit_components(sample, config):
         "deviation": float(np.sqrt(pca.explained_variance_.sum() / sample.shape[1])) or 1.0,
     }
     return pca.mean_.astype(np.float32), components.astype(np.float32), facts
-
-
-def load_basis(config, sample):
-    """The false-colour basis of basis_path, else one fitted to the sample (N, D)."""
-    path = config["basis_path"]
-    if not path:
-        return fit_basis(sample)
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            basis = {key: file[key] for key in ("mean", "components", "low", "high")}
-    except (OSError, ValueError, KeyError, EOFError, TypeError) as error:
-        line = str(error).splitlines()[0]
-        raise InputError(f"{path}: found no basis ({line}), wanted one of ours") from None
-    if basis["components"].shape != (3, sample.shape[1]):
-        found = basis["components"].shape
-        raise InputError(f"{path}: found shape {found}, wanted (3, {sample.shape[1]}) of the map")
-    return basis
 
 
 # ---- layers of a scene ---------------------------------------------------------------------------
@@ -425,12 +400,16 @@ def main(config):
     """Write the page. Returns its path."""
     limits = {"dimensions": (1, 65536), "variance": (0.01, 1), "stride": (0, 10_980)}
     config = check(config, max_mb=(1, math.inf), **limits)
+    refuse_torchrun()
 
     # maps
     scenes = open_scenes(config)
     allowed = choose_stride(scenes, config)
     sample = draw_sample(scenes, config)
-    basis = load_basis(config, sample)
+    if config["basis_path"]:
+        basis, _ = load_basis(config["basis_path"], scenes[0].shape[2])
+    else:
+        basis = fit_basis(sample)
     mean, components, embedding = fit_components(sample, config)
     output_dir = make_output_dir(config["output_dir"] or scenes[0].path.parent)
     log = start_log(config, "explore", output_dir, start_runtime("cpu"))
