@@ -1,0 +1,250 @@
+"""Make tiles from real Sentinel-2: bands, masks, days, statistics, labels, splits, a picture.
+
+    python prepare_tiles.py mgrs_tile=33UUP year=2021 bbox=12.3,48.6,12.5,48.7 \\
+        dataset_name=bavaria_2021 labels=worldcover splits=blocks
+    python prepare_tiles.py local_path=scenes/33UUP offset=raw dataset_name=mine
+    python prepare_tiles.py statistics_only=true dataset_name=theirs labels=fields.gpkg \\
+        class_column=crop splits=polygons
+
+Needs `pip install -r requirements-prepare.txt`. A run that was stopped goes on where it ended; a
+tile that is done is not made again.
+"""
+
+from pathlib import Path
+
+import numpy as np
+
+import sentinel2
+import sources
+import tile_builder
+import tile_labels
+import tile_picture
+import utils
+from utils import InputError
+
+run_config = {
+    # where Sentinel-2 is: a STAC API, unless one of the two paths is given
+    "stac_url": "https://earth-search.aws.element84.com/v1",  # or another catalogue's
+    "collection": "sentinel-2-l2a",  # of level 2A, in that catalogue
+    "items_path": "",  # a saved ItemCollection (JSON) in place of a search
+    "local_path": "",  # a folder of GeoTIFFs, one a date, or of .SAFE folders
+    "local_bands": "",  # names of a GeoTIFF's bands (B02,..,SCL or MASK); empty: it tells them
+    # which part of it
+    "mgrs_tile": "",  # like 33UUP; empty: the tiles that cover bbox
+    "bbox": "",  # west,south,east,north in degrees; empty: the whole of mgrs_tile
+    "year": "2021",  # or the first of any 12 months: 2020-10
+    "max_cloud_cover": 80.0,  # per cent of a scene, as the catalogue tells it
+    "skip_items": "",  # ids to leave out, with commas between
+    # what to make of it
+    "bands": "tessera",  # tessera (10), ancestor (11, with B09), or a list: B02,B03,B04
+    "resolution": 0.0,  # metres of a pixel; 0: as the 10 m bands
+    "stride": 1,  # keep every so many-th row and column
+    "resampling": "nearest",  # of bands with other pixels: nearest, bilinear, cubic, average
+    "clear_scl": "4,5,6,7,10,11",  # scene classes that count as clear
+    "offset": "auto",  # auto: by baseline and flag of each item; applied; raw: flags are wrong
+    # labels and splits, also of tiles that are done
+    "labels": "",  # worldcover, a raster, or a file of polygons or points
+    "worldcover_url": tile_labels.WORLDCOVER_URL,  # {place}: of a file of 3 x 3 degrees, N48E012
+    "class_column": "",  # of a vector file: names or codes 1 to 255
+    "classes_path": "",  # JSON {"10": {"name": .., "color": ..}}; empty: made from the labels
+    "splits": "",  # polygons, blocks, or a column of train, validation, test; empty: none
+    "split_block": 1600.0,  # metres along the side of a square that keeps to one side
+    "seed": 0,  # of the sides that are drawn
+    # where to
+    "base_path": ".",  # tiles go to <base_path>/data/<dataset_name>/processed/MGRS-*
+    "dataset_name": "sentinel2",
+    "overwrite": False,  # make tiles again that are done or begun
+    # running
+    "threads": 4,  # dates that are fetched at a time; each takes about 0.3 GB of memory
+    "retries": 5,  # of a read or a search after an error, 1, 2, 4 .. seconds apart
+    "skip_bad_items": False,  # go on without an item that cannot be read; else stop there
+    "statistics_only": False,  # fetch nothing: add what the tiles of dataset_name lack
+}
+
+FEW_DATES = 10  # clear observations; embeddings get much worse below 10 to 20 (arXiv 2506.20380)
+
+
+def check_config(config):
+    """Raise InputError for what is wrong with the settings, before anything is fetched."""
+    utils.check_least(config, 1, "stride", "threads")
+    utils.check_least(config, 0, "retries", "resolution", "max_cloud_cover")
+    utils.check_choice(config, "offset", ("auto", "applied", "raw"))
+    utils.check_choice(config, "resampling", ("nearest", "bilinear", "cubic", "average"))
+    sentinel2.parse_bands(config["bands"])
+    sentinel2.parse_clear_scl(config["clear_scl"])
+    sentinel2.year_window(config["year"])
+    sources.parse_bbox(config["bbox"])
+    if config["local_path"] and config["items_path"]:
+        raise InputError("local_path and items_path: found both, wanted one of them")
+    place = config["mgrs_tile"] or config["bbox"] or config["local_path"] or config["items_path"]
+    if not place and not config["statistics_only"]:
+        raise InputError("mgrs_tile: found none, wanted a tile like 33UUP, or bbox=..")
+
+
+# ---- choosing items ------------------------------------------------------------------------------
+
+
+def choose_items(items, config):
+    """The items to use by tile, {tile: {date: items}}, and what was left out and why (printed).
+
+    Of a solar day, the newest baseline comes first. Raises InputError where nothing is left, or an
+    item lacks a band or its mask.
+    """
+    first, last = sentinel2.year_window(config["year"])
+    bands = sentinel2.parse_bands(config["bands"])
+    skipped, chosen = set(filter(None, config["skip_items"].split(","))), {}
+    reasons = dict.fromkeys(("of another tile", "of other dates", "too cloudy", "skip_items"), 0)
+    for item in {item.id: item for item in items}.values():  # a catalogue may tell one twice
+        tile = sentinel2.tile_of(item)
+        day = sentinel2.solar_date(item)
+        if config["mgrs_tile"] and tile != config["mgrs_tile"]:
+            reasons["of another tile"] += 1
+        elif not first <= day <= last:
+            reasons["of other dates"] += 1
+        elif item.properties.get("eo:cloud_cover", 0) > config["max_cloud_cover"]:
+            reasons["too cloudy"] += 1
+        elif item.id in skipped:
+            reasons["skip_items"] += 1
+        else:
+            sentinel2.check_assets(item, bands)
+            sentinel2.offset_of(item, config["offset"])
+            chosen.setdefault(tile, {}).setdefault(day, []).append(item)
+    told = ", ".join(f"{count} {reason}" for reason, count in reasons.items() if count)
+    print(f"found {len(items)} items" + (f"; left out: {told}" if told else ""))
+    if not chosen:
+        raise InputError(
+            f"year={config['year']}: found no item to use among {len(items)} ({told or 'none'}), "
+            "wanted some; look at mgrs_tile, bbox, year and max_cloud_cover"
+        )
+    return chosen
+
+
+def order_days(days):
+    """(date, items) of {date: items} by day of year, as the contract wants; newest items first."""
+
+    def newest_first(item):
+        baseline = sentinel2.origin_of(item)["baseline"] or "00.00"
+        return baseline, str(item.properties.get("updated", "")), item.id
+
+    by_doy = sorted(days, key=lambda day: (day.timetuple().tm_yday, day))
+    return [(day, sorted(days[day], key=newest_first, reverse=True)) for day in by_doy]
+
+
+def tile_grid(days, config):
+    """The pixels of a tile to read, an odc.geo GeoBox: the 10 m pixels of its source, or coarser.
+
+    Cut to bbox, on pixel edges; None where bbox lies outside.
+    """
+    bands = sentinel2.parse_bands(config["bands"])
+    _, items = days[0]
+    name = next((b for b in sentinel2.NATIVE_10M if sentinel2.find_asset(items[0], b)), bands[0])
+    grid = sources.source_grid(items[0], name, config["retries"])
+    if config["resolution"]:
+        grid = grid.zoom_to(resolution=config["resolution"])
+    if config["bbox"]:
+        geometry = sources.need("odc.geo.geom")
+        box = geometry.box(*sources.parse_bbox(config["bbox"]), "EPSG:4326")
+        if not grid.extent.to_crs("EPSG:4326").intersects(box):
+            return None
+        grid = grid[grid.overlap_roi(grid.enclosing(box.to_crs(grid.crs)))]
+    return grid if min(grid.shape) >= config["stride"] else None
+
+
+def make_plans(chosen, config):
+    """A Plan for each tile that is needed: with bbox, none that others cover already."""
+    kept = {key: config[key] for key in tile_builder.RESULT_KEYS}
+    plans, covered = [], None
+    for tile, days in sorted(chosen.items()):
+        ordered = order_days(days)
+        grid = tile_grid(ordered, config)
+        if grid is not None:
+            plans.append(tile_builder.Plan(f"MGRS-{tile}", grid, config["stride"], ordered, kept))
+    if not config["bbox"]:
+        return plans
+    needed = []
+    for plan in sorted(
+        plans, key=lambda plan: (-plan.grid.shape[0] * plan.grid.shape[1], plan.name)
+    ):
+        place = plan.grid.extent.to_crs("EPSG:4326")
+        if covered is not None and covered.buffer(1e-6).contains(place):
+            print(f"{plan.name}: not made, its part of bbox is covered by the others")
+            continue
+        covered = place if covered is None else covered | place
+        needed.append(plan)
+    return needed
+
+
+# ---- the steps -----------------------------------------------------------------------------------
+
+
+def fetch_tiles(processed, config):
+    """Make the tiles that are not done. Returns the folders of all of them."""
+    sources.set_up_reading()
+    window = sentinel2.year_window(config["year"])
+    chosen = choose_items(sources.find_items(config, window), config)
+    plans = make_plans(chosen, config)
+    if not plans:
+        raise InputError(f"bbox={config['bbox']}: found no pixel of the items' tiles inside")
+    folders = []
+    for plan in plans:
+        folder = processed / plan.name
+        if config["overwrite"]:
+            tile_builder.remove_begun(folder)
+        if folder.exists() and not config["overwrite"]:
+            tile_builder.check_same(folder, tile_builder.read_info(folder), plan.config)
+            print(f"{folder}: done already (overwrite=true makes it again)")
+        else:
+            tile_builder.build_tile(plan, folder, config)
+            shape = " x ".join(map(str, plan.shape))
+            print(f"{folder}: {shape} (dates, rows, columns, bands)")
+        folders.append(folder)
+    return folders
+
+
+def warn(folder):
+    """Print what looks strange about a tile. Returns the warnings."""
+    info = tile_builder.read_info(folder)
+    warnings = tile_builder.check_reflectance(info.get("counts", {}))
+    masks = np.load(folder / "masks.npy", mmap_mode="r", allow_pickle=False)
+    step = max(1, max(masks.shape[1:]) // 512)  # of a large tile, a look at some pixels
+    clear = np.sum([mask[::step, ::step] for mask in masks], axis=0)
+    if np.median(clear) < FEW_DATES:
+        warnings.append(
+            f"half of the pixels have {np.median(clear):.0f} clear dates or fewer, wanted "
+            f"{FEW_DATES} to 20 or more: look at max_cloud_cover and the year"
+        )
+    for text in warnings:
+        print(f"warning: {folder.name}: {text}")
+    return warnings
+
+
+def main(config):
+    """Make the tiles, or add to those there are. Returns their folders."""
+    config = dict(config)
+    config["mgrs_tile"] = config["mgrs_tile"].strip().upper().removeprefix("MGRS-")
+    config = utils.freeze(config)
+    check_config(config)
+    labels = tile_labels.open_labels(config)
+
+    # bands, masks, days and statistics
+    processed = Path(config["base_path"]) / "data" / config["dataset_name"] / "processed"
+    if config["statistics_only"]:
+        folders = tile_builder.complete_tiles(processed, config)
+    else:
+        utils.make_output_dir(processed)
+        folders = fetch_tiles(processed, config)
+
+    # labels, splits and a look
+    if labels:
+        written = [tile_labels.write_labels(folder, labels, config) for folder in folders]
+        if not any(written):
+            raise InputError(f"labels={config['labels']}: found no label inside any tile")
+    for folder in folders:
+        tile_picture.draw_tile(folder)
+        warn(folder)
+        print(f"{folder / 'quick_look.png'}: median colours, clear dates and labels")
+    return folders
+
+
+if __name__ == "__main__":
+    utils.run_script(main, run_config, __doc__)

@@ -1,0 +1,478 @@
+"""Write one tile of the contract from its items, by blocks, in a way that a kill cannot spoil.
+
+A tile is made in the hidden folder `.<name>.part` and renamed when it is whole. There,
+`progress.json` lists the dates that are on the disk, with their statistics, and `items.json` the
+items that the tile is made of, so that a second run goes on where the first one ended and gives
+the same bytes, whatever the catalogue has become meanwhile.
+
+Shapes: H x W pixels, T dates, B bands.
+"""
+
+import fcntl
+import json
+import os
+import shutil
+import threading
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import date
+from pathlib import Path
+
+import numpy as np
+from tqdm import tqdm
+
+import sentinel2
+import sources
+from data import Tile
+from sources import ItemError
+from utils import InputError, write_json, written_beside
+
+BLOCK = 2048  # pixels along a block's side: two internal blocks of the usual files
+BRIGHT, DARK = 3000, 1000  # reflectance x 10000 of blue, for `check_reflectance`
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a tile is made of.
+
+    name: of the tile, MGRS-<id>. grid: odc.geo GeoBox of the pixels that are read; every stride-th
+    of its rows and columns is kept. days: (date, items) in the order of the tile's dates; where
+    pixels of two items are equally good the earlier item's is taken.
+    """
+
+    name: str
+    grid: object
+    stride: int
+    days: list
+    config: dict  # the keys of RESULT_KEYS
+
+    @property
+    def shape(self):
+        """(T, H, W, B) of the tile."""
+        height, width = (size // self.stride for size in self.grid.shape)
+        bands = sentinel2.parse_bands(self.config["bands"])
+        return len(self.days), height, width, len(bands)
+
+    @property
+    def transform(self):
+        """(a, b, c, d, e, f) of the tile's pixels."""
+        a, b, c, d, e, f = tuple(self.grid.transform)[:6]
+        return [a * self.stride, b * self.stride, c, d * self.stride, e * self.stride, f]
+
+    @property
+    def crs(self):
+        return f"EPSG:{self.grid.crs.epsg}" if self.grid.crs.epsg else self.grid.crs.to_wkt()
+
+    def blocks(self):
+        """(rows, columns) slices of the tile's blocks, from north-west to south-east."""
+        size = max(1, BLOCK // self.stride)
+        _, height, width, _ = self.shape
+        return [
+            (slice(row, min(row + size, height)), slice(column, min(column + size, width)))
+            for row in range(0, height, size)
+            for column in range(0, width, size)
+        ]
+
+
+# settings that change what is in a tile, in the order of run_config
+RESULT_KEYS = (
+    "stac_url",
+    "collection",
+    "items_path",
+    "local_path",
+    "local_bands",
+    "mgrs_tile",
+    "bbox",
+    "year",
+    "max_cloud_cover",
+    "skip_items",
+    "bands",
+    "resolution",
+    "stride",
+    "resampling",
+    "clear_scl",
+    "offset",
+)
+
+
+def check_same(file, before, config):
+    """Raise InputError where a tile was made, or begun, with other settings."""
+    differ = [key for key in RESULT_KEYS if before.get(key) != config[key]]
+    if differ:
+        raise InputError(
+            f"{file}: was made with another {', '.join(differ)}; wanted another dataset_name or "
+            "overwrite=true"
+        )
+
+
+# ---- one block -----------------------------------------------------------------------------------
+
+
+def read_block(plan, items, rows, columns, retries, stop=None):
+    """One block of one date: bands (h, w, B) uint16 and mask (h, w) uint8.
+
+    Of several items, a clear pixel goes before one that is not, and that before nodata. A pixel
+    without one of its bands is nodata in all of them.
+    """
+    config = plan.config
+    bands = sentinel2.parse_bands(config["bands"])
+    clear_scl = sentinel2.parse_clear_scl(config["clear_scl"])
+    step = plan.stride
+    window = [slice(part.start * step, part.stop * step) for part in (rows, columns)]
+    geobox = plan.grid[tuple(window)]
+    kept = np.s_[step // 2 :: step, step // 2 :: step]  # the middle of each coarse pixel
+    shape = rows.stop - rows.start, columns.stop - columns.start
+    found, rank = np.zeros((*shape, len(bands)), np.uint16), np.zeros(shape, np.uint8)
+    for item in items:
+        *_, mask_name = sentinel2.check_assets(item, bands)
+        classes = sources.read_band(item, mask_name, geobox, "nearest", retries, stop)[kept]
+        try:
+            here = sentinel2.rank_pixels(classes, mask_name, clear_scl)
+        except (ValueError, IndexError) as error:
+            raise ItemError(item.id, f"asset {mask_name}: {error}") from None
+        better = here > rank
+        if not better.any():  # outside the scene, or clear already: nothing to fetch
+            continue
+        offset = sentinel2.offset_of(item, config["offset"])
+        for index, name in enumerate(bands):
+            numbers = sources.read_band(item, name, geobox, config["resampling"], retries, stop)
+            values = sentinel2.to_reflectance(numbers[kept], offset)
+            np.copyto(found[..., index], values, where=better)
+            here[values == 0] = 0
+        np.copyto(rank, here, where=better)
+    found[rank == 0] = 0
+    return found, (rank == 2).astype(np.uint8)
+
+
+def count_block(bands, mask, blue):
+    """Exact sums over the clear pixels of a block, for statistics and checks.
+
+    bands (h, w, B) uint16, mask (h, w) uint8; blue: index of the band to check, or -1.
+    Returns a dict of integers and lists of B integers.
+    """
+    clear = mask > 0
+    columns = [bands[..., index][clear] for index in range(bands.shape[-1])]
+    counted = {
+        "count": int(clear.sum()),
+        "pixels": clear.size,
+        "sum": [int(column.sum(dtype=np.uint64)) for column in columns],
+        "squares": [int(np.square(c, dtype=np.uint64).sum(dtype=np.uint64)) for c in columns],
+    }
+    if blue >= 0:
+        column = columns[blue]
+        counted["floored"] = int((column == 1).sum())
+        counted["dark"] = int((column < DARK).sum())
+        counted["bright"] = int((column > BRIGHT).sum())
+    return counted
+
+
+def add_counts(total, part):
+    """The sums of two dicts of `count_block`; an empty one counts nothing."""
+    if not total:
+        return part
+    return {
+        key: [a + b for a, b in zip(value, part[key], strict=True)]
+        if isinstance(value, list)
+        else value + part[key]
+        for key, value in total.items()
+    }
+
+
+def statistics(counted):
+    """Mean and standard deviation of each band, (B,) float32, from exact sums."""
+    count = max(counted["count"], 1)
+    mean = [total / count for total in counted["sum"]]
+    pairs = zip(counted["sum"], counted["squares"], strict=True)
+    variance = [(count * squares - total * total) / (count * count) for total, squares in pairs]
+    return np.array(mean, np.float32), np.sqrt(variance).astype(np.float32)
+
+
+# ---- one tile ------------------------------------------------------------------------------------
+
+
+@contextmanager
+def locked(folder):
+    """Hold a folder for this process; InputError where another one does."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with open(folder / "lock", "w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise InputError(f"{folder}: another process is making this tile") from None
+        yield
+
+
+def reserve(path, dtype, shape):
+    """An array on the disk with all of its space; zeros. Raises InputError where it has no room."""
+    wanted = int(np.prod(shape, dtype=np.int64)) * np.dtype(dtype).itemsize
+    free = shutil.disk_usage(path.parent).free
+    message = f"{path}: found {free / 1e9:.1f} GB free, wanted {wanted / 1e9:.1f} GB"
+    if wanted > free:
+        raise InputError(message)
+    with written_beside(path) as part:
+        np.lib.format.open_memmap(part, "w+", dtype, shape)
+        with open(part, "r+b") as file:
+            try:
+                os.posix_fallocate(file.fileno(), 0, part.stat().st_size)
+            except OSError as error:
+                raise InputError(f"{message} ({error.strerror})") from None
+
+
+class TileWriter:
+    """Writes the dates of a tile, several at a time, each block where it belongs."""
+
+    def __init__(self, plan, folder, progress, config):
+        self.plan, self.folder, self.progress = plan, folder, progress
+        self.retries, self.threads = config["retries"], config["threads"]
+        self.skip_bad_items = config["skip_bad_items"]
+        bands = sentinel2.parse_bands(plan.config["bands"])
+        self.blue = bands.index("B02") if "B02" in bands else -1
+        self.stop, self.lock = threading.Event(), threading.Lock()
+
+    def write_missing(self):
+        """Fetch the dates that are not on the disk; the first failure ends it, the rest is kept."""
+        days, blocks = self.plan.days, len(self.plan.blocks())
+        missing = [i for i, (day, _) in enumerate(days) if str(day) not in self.progress["done"]]
+        bar = tqdm(
+            total=len(days) * blocks,
+            initial=(len(days) - len(missing)) * blocks,
+            desc=self.plan.name,
+            unit="block",
+        )
+        with bar, ThreadPoolExecutor(self.threads) as pool:
+            futures = [pool.submit(self._finish_date, index, bar) for index in missing]
+            try:
+                for future in as_completed(futures):
+                    future.result()
+            finally:  # also by Ctrl-C: those at work end at their next block
+                self.stop.set()
+                pool.shutdown(cancel_futures=True)
+
+    def _finish_date(self, index, bar):
+        """Fetch one date, see it safely to the disk, and say so in progress.json."""
+        day, items = self.plan.days[index]
+        while True:
+            try:
+                counted = self._write_date(index, items, bar)
+                break
+            except ItemError as error:
+                if not self.skip_bad_items:
+                    raise
+                tqdm.write(f"left out: {error}")
+                items = [item for item in items if item.id != error.item_id]
+                self.progress["left_out"][error.item_id] = str(error)
+        for name in ("bands.npy", "masks.npy"):
+            with open(self.folder / name, "r+b") as file:
+                os.fdatasync(file.fileno())
+        with self.lock:
+            self.progress["done"][str(day)] = counted
+            write_json(self.folder / "progress.json", self.progress)
+
+    def _write_date(self, index, items, bar):
+        """Fetch the blocks of one date; returns its sums."""
+        counted = {}
+        for number, (rows, columns) in enumerate(self.plan.blocks()):
+            if self.stop.is_set():
+                raise InputError(f"{self.folder}: stopped")
+            try:
+                bands, mask = read_block(self.plan, items, rows, columns, self.retries, self.stop)
+            except ItemError:
+                bar.update(-number)
+                raise
+            self._write("bands.npy", index, rows, columns, bands)
+            self._write("masks.npy", index, rows, columns, mask)
+            counted = add_counts(counted, count_block(bands, mask, self.blue))
+            bar.update()
+        return counted
+
+    def _write(self, name, index, rows, columns, block):
+        # opened for each block: pages written before do not count as this process's memory
+        array = np.load(self.folder / name, mmap_mode="r+", allow_pickle=False)
+        array[index, rows, columns] = block
+
+
+def build_tile(plan, folder, config):
+    """Make a tile at `folder`, or go on with one that was begun. Returns its sums by date.
+
+    plan: a Plan, or where the tile was begun any plan with the same settings: the one on the disk
+    counts. Raises InputError; what is on the disk by then is used by the next run.
+    """
+    part = folder.with_name(f".{folder.name}.part")
+    with locked(part):
+        progress = _begin(plan, part)
+        plan = _begun_plan(plan, part)
+        TileWriter(plan, part, progress, config).write_missing()
+        _write_rest(plan, part, progress)
+        for name in ("progress.json", "lock"):
+            (part / name).unlink()
+        if folder.exists():  # overwrite=true
+            shutil.rmtree(folder)
+        part.rename(folder)
+    return progress["done"]
+
+
+def _begin(plan, part):
+    """What progress.json tells; on a first run, space is reserved and the file is written."""
+    file = part / "progress.json"
+    for stale in part.glob(".*.part*"):  # of a run that was killed
+        stale.unlink()
+    if file.exists():
+        progress = json.loads(file.read_text())
+        check_same(file, progress["made_with"], plan.config)
+        return progress
+    pystac = sources.need("pystac")
+    items = [item for _, items in plan.days for item in items]
+    write_json(part / "items.json", pystac.ItemCollection(items).to_dict(transform_hrefs=False))
+    reserve(part / "bands.npy", np.uint16, plan.shape)
+    reserve(part / "masks.npy", np.uint8, plan.shape[:3])
+    order = [[str(day), [item.id for item in items]] for day, items in plan.days]
+    progress = {"made_with": plan.config, "days": order, "done": {}, "left_out": {}}
+    write_json(file, progress)
+    return progress
+
+
+def _begun_plan(plan, part):
+    """The plan as it was when the tile was begun: with the items that are saved in its folder."""
+    progress = json.loads((part / "progress.json").read_text())
+    items = {item.id: item for item in sources.saved_items(part / "items.json")}
+    days = [
+        (date.fromisoformat(day), [items[name] for name in names])
+        for day, names in progress["days"]
+    ]
+    return Plan(plan.name, plan.grid, plan.stride, days, plan.config)
+
+
+def _write_rest(plan, part, progress):
+    """The small files of a tile: days, statistics and tile.json."""
+    counted, done = {}, progress["done"]
+    for day, _ in plan.days:
+        counted = add_counts(counted, done[str(day)])
+    mean, std = statistics(counted)
+    doys = [day.timetuple().tm_yday for day, _ in plan.days]
+    np.save(part / "doys.npy", np.array(doys, np.int16))
+    np.save(part / "band_mean.npy", mean)
+    np.save(part / "band_std.npy", std)
+    setting = plan.config["offset"]
+    write_json(
+        part / "tile.json",
+        {
+            "bands": sentinel2.parse_bands(plan.config["bands"]),
+            "dates": [str(day) for day, _ in plan.days],
+            "crs": plan.crs,
+            "transform": plan.transform,
+            "boa_offset_applied": True,
+            "clear_scl": sentinel2.parse_clear_scl(plan.config["clear_scl"]),
+            "items": {
+                str(day): [
+                    {"id": item.id, "offset_subtracted": sentinel2.offset_of(item, setting)}
+                    | sentinel2.origin_of(item)
+                    for item in items
+                ]
+                for day, items in plan.days
+            },
+            "left_out": dict(sorted(progress["left_out"].items())),
+            "made_with": plan.config,
+            "counts": {str(day): done[str(day)] for day, _ in plan.days},
+        },
+    )
+
+
+def read_info(folder):
+    """The content of a tile's tile.json; an empty dict where there is none."""
+    file = folder / "tile.json"
+    try:
+        return json.loads(file.read_text())
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError) as error:
+        raise InputError(f"{file}: found no readable JSON ({error}), wanted an object") from None
+
+
+# ---- tiles of others -----------------------------------------------------------------------------
+
+
+def complete_tiles(processed, config):
+    """Add what the tiles in a folder lack: band_mean.npy, band_std.npy, and tile.json with bands.
+
+    So TESSERA's own tiles (bands.npy, masks.npy, doys.npy) can be used. Returns their folders.
+    Raises InputError where there is none, or one is not in the contract.
+    """
+    folders = sorted(file.parent for file in processed.glob("MGRS-*/bands.npy"))
+    if not folders:
+        raise InputError(f"{processed}: found no MGRS-*/bands.npy, wanted a tile to complete")
+    for folder in folders:
+        if not all((folder / name).exists() for name in ("band_mean.npy", "band_std.npy")):
+            _add_statistics(folder)
+        names = sentinel2.parse_bands(config["bands"])
+        num_bands = _open(folder / "bands.npy", 4, np.uint16).shape[3]
+        if not (folder / "tile.json").exists() and len(names) == num_bands:
+            write_json(folder / "tile.json", {"bands": names})
+            print(f"{folder / 'tile.json'}: names the bands as bands={config['bands']} says")
+        Tile(folder)  # checks all of it
+    return folders
+
+
+def _open(file, ndim, dtype):
+    try:
+        array = np.load(file, mmap_mode="r", allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        raise InputError(f"{file}: found no readable array ({error}), wanted one") from None
+    if array.ndim != ndim or array.dtype != dtype:
+        raise InputError(
+            f"{file}: found {array.dtype} {array.shape}, wanted {np.dtype(dtype)} in {ndim} axes"
+        )
+    return array
+
+
+def _add_statistics(folder):
+    bands = _open(folder / "bands.npy", 4, np.uint16)
+    masks = _open(folder / "masks.npy", 3, np.uint8)
+    if bands.shape[:3] != masks.shape:
+        raise InputError(f"{folder}: found bands {bands.shape} and masks {masks.shape}, wanted one")
+    counted, step = {}, max(1, (1 << 22) // bands.shape[2])
+    for date_bands, date_masks in tqdm(zip(bands, masks, strict=True), folder.name, len(bands)):
+        for row in range(0, bands.shape[1], step):
+            rows = slice(row, row + step)
+            counted = add_counts(counted, count_block(date_bands[rows], date_masks[rows], -1))
+    if not counted["count"]:
+        raise InputError(f"{folder / 'masks.npy'}: found no clear observation, wanted some")
+    for name, values in zip(("band_mean", "band_std"), statistics(counted), strict=True):
+        with written_beside(folder / f"{name}.npy") as part:
+            np.save(part, values)
+    print(f"{folder}: band_mean.npy, band_std.npy over {counted['count']} clear observations")
+
+
+# ---- checks --------------------------------------------------------------------------------------
+
+
+def check_reflectance(counts):
+    """Warnings about a tile from its sums by date; an empty list where nothing is strange.
+
+    counts: {date: sums of `count_block`}. Looks at the clear pixels' blue reflectance: floored at 1
+    in many pixels, the offset was subtracted twice; never below 0.1, it was perhaps not subtracted
+    at all; above 0.3 in many, the mask takes cloud, or snow, for clear.
+    """
+    looks = {
+        "the offset may have been subtracted twice": lambda c: c["floored"] > 0.1 * c["count"],
+        "the offset may not have been subtracted": lambda c: c["dark"] < 0.01 * c["count"],
+        "the mask calls bright pixels clear (cloud, or snow)": lambda c: (
+            c["bright"] > 0.05 * c["count"]
+        ),
+    }
+    warnings = []
+    for text, is_strange in looks.items():
+        seen = {day: c for day, c in counts.items() if c["count"] >= 100 and "dark" in c}
+        strange = sorted(day for day, c in seen.items() if is_strange(c))
+        if strange:
+            days = ", ".join(strange[:5]) + (" .." if len(strange) > 5 else "")
+            warnings.append(f"{text} on {len(strange)} of {len(seen)} dates: {days}")
+    return warnings
+
+
+def remove_begun(folder):
+    """Forget a tile that was begun and not finished (overwrite=true)."""
+    part = Path(folder).with_name(f".{Path(folder).name}.part")
+    if part.exists():
+        with locked(part):
+            shutil.rmtree(part)

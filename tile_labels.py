@@ -1,0 +1,336 @@
+"""labels.npy and splits.npy of a tile, from a raster or from polygons and points.
+
+Everything is decided once for all tiles of a call, on the whole label file: codes, names, colours
+and the side of each polygon, so that a class has one code, and a field one side, in all of them.
+
+Shapes: H x W pixels, N features (polygons or points).
+"""
+
+import hashlib
+import json
+from collections import defaultdict
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import rasterio
+from rasterio.errors import RasterioError
+from rasterio.features import rasterize
+from rasterio.warp import Resampling, reproject, transform_bounds
+
+import sources
+import tile_builder
+from data import TEST, TRAIN, VALIDATION
+from utils import WORLDCOVER, InputError, class_legend, write_json, written_beside
+
+WORLDCOVER_URL = (  # 2021; for 2020 put v100/2020 and 2020_v100 in it
+    "https://esa-worldcover.s3.eu-central-1.amazonaws.com/v200/2021/map/"
+    "ESA_WorldCover_10m_2021_v200_{place}_Map.tif"
+)
+SIDE_NAMES = {"train": TRAIN, "validation": VALIDATION, "val": VALIDATION, "test": TEST}
+SIDE_NAMES |= {str(side): side for side in (0, TRAIN, VALIDATION, TEST)} | {"": 0}
+
+
+@dataclass
+class Labels:
+    """Where labels come from. Either files (rasters; {place} is filled in) or features.
+
+    features: geopandas GeoDataFrame with the columns code and, where polygons have sides, side.
+    classes: {code: {"name": .., "color": ..}}, of rasters as far as it is known.
+    """
+
+    origin: str
+    classes: dict = field(default_factory=dict)
+    features: object = None
+
+
+def open_labels(config):
+    """The Labels that the config asks for, or None. Raises InputError for what does not fit."""
+    if not config["labels"]:
+        if config["splits"]:
+            raise InputError(f"splits={config['splits']}: found no labels, wanted labels=..")
+        return None
+    classes = _read_classes(config["classes_path"])
+    if config["labels"] == "worldcover":
+        labels = Labels(config["worldcover_url"], classes or WORLDCOVER)
+    elif _is_raster(config["labels"]):
+        labels = Labels(config["labels"], classes)
+    else:
+        return _open_features(config, classes)
+    if config["splits"] not in ("", "blocks"):
+        raise InputError(f"splits={config['splits']}: wanted blocks, as the labels are a raster")
+    return labels
+
+
+def _read_classes(path):
+    if not path:
+        return {}
+    try:
+        content = json.loads(Path(path).read_text())
+        classes = {
+            int(code): {"name": str(entry["name"]), **entry} for code, entry in content.items()
+        }
+    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+        raise InputError(
+            f"classes_path={path}: found {type(error).__name__} {error}, wanted JSON like "
+            '{"10": {"name": "maize", "color": "#ffbb22"}}'
+        ) from None
+
+
+def _is_raster(path):
+    try:
+        with rasterio.open(path):
+            return True
+    except RasterioError:
+        if "://" not in path and not Path(path).exists():
+            raise InputError(
+                f"labels={path}: found no file, wanted worldcover, a raster or a vector file"
+            ) from None
+        return False
+
+
+# ---- polygons and points -------------------------------------------------------------------------
+
+
+def _open_features(config, classes):
+    geopandas = sources.need("geopandas")
+    path, column, splits = config["labels"], config["class_column"], config["splits"]
+    try:
+        features = geopandas.read_file(path)
+    except (RuntimeError, OSError, ValueError) as error:  # pyogrio's errors are RuntimeErrors
+        reason = str(error).splitlines()[0]
+        raise InputError(f"labels={path}: found no readable file ({reason})") from None
+    if features.crs is None:
+        raise InputError(f"labels={path}: found no coordinate system, wanted one in the file")
+    columns = [name for name in features.columns if name != "geometry"]
+    wanted = {"class_column": column} | (
+        {"splits": splits} if splits not in ("", "polygons", "blocks") else {}
+    )
+    for key, name in wanted.items():
+        if name not in columns:
+            raise InputError(f"{key}={name}: wanted a column of {path}: {', '.join(columns)}")
+    whole = features[column].notna() & features.geometry.notna() & ~features.geometry.is_empty
+    if not whole.all():
+        print(f"{path}: {(~whole).sum()} features without class or geometry are left out")
+    features = features[whole].reset_index(drop=True)
+    if not len(features):
+        raise InputError(f"labels={path}: found no feature with a class, wanted some")
+    features["code"], classes = _number_classes(features[column], classes, path)
+    if splits == "polygons":
+        features["side"] = draw_sides(features, config["seed"])
+    elif splits not in ("", "blocks"):
+        features["side"] = _read_sides(features[splits], splits)
+    return Labels(path, classes, features)
+
+
+def _number_classes(values, classes, path):
+    """Codes (N,) uint8 of class names or codes, and {code: entry}.
+
+    Names that classes (of classes_path) knows get its codes; else they are numbered by the
+    alphabet, from 1.
+    """
+    if np.issubdtype(values.dtype, np.number):
+        codes = values.to_numpy()
+        wrong = codes[(codes != np.round(codes)) | (codes < 1) | (codes > 255)]
+        if len(wrong):
+            raise InputError(f"{path}: found class {wrong[0]}, wanted names or codes 1 to 255")
+        return codes.astype(np.uint8), classes
+    names = values.astype(str)
+    known = {entry["name"]: code for code, entry in classes.items()}
+    if not known:
+        known = {name: code for code, name in enumerate(sorted(names.unique()), 1)}
+        classes = {code: {"name": name} for name, code in known.items()}
+    unknown = sorted(set(names) - set(known))
+    if unknown or len(known) > 255:
+        raise InputError(
+            f"{path}: found the classes {unknown[:5] or len(known)}, wanted those of "
+            f"classes_path, at most 255"
+        )
+    return names.map(known).to_numpy(np.uint8), classes
+
+
+def _read_sides(values, column):
+    sides = values.fillna("").map(lambda value: str(value).strip().lower().removesuffix(".0"))
+    unknown = sorted(set(sides) - set(SIDE_NAMES))
+    if unknown:
+        raise InputError(f"splits={column}: found {unknown[0]}, wanted train, validation or test")
+    return sides.map(SIDE_NAMES).to_numpy(np.uint8)
+
+
+def draw_sides(features, seed):
+    """The side of each feature, (N,) uint8: in each class a fifth validates and a fifth tests.
+
+    Drawn from the geometry and the seed, so that the order of the file and the tile play no part,
+    and one polygon that is listed twice keeps to one side. A class of two has no validation; one
+    feature alone trains.
+    """
+    keys = [
+        hashlib.sha256(f"{seed} ".encode() + shape.normalize().wkb).hexdigest()
+        for shape in features.geometry
+    ]
+    groups = defaultdict(set)
+    for key, code in zip(keys, features["code"], strict=True):
+        groups[code].add(key)
+    side_of = {}
+    for code in sorted(groups):
+        fresh = sorted(groups[code] - set(side_of))
+        fifth = max(round(len(fresh) / 5), len(fresh) >= 2)
+        for place, key in enumerate(fresh):
+            validates = fifth <= place < 2 * fifth and len(fresh) > 2
+            side_of[key] = TEST if place < fifth else VALIDATION if validates else TRAIN
+    return np.array([side_of[key] for key in keys], np.uint8)
+
+
+# ---- blocks in map coordinates -------------------------------------------------------------------
+
+
+def block_sides(x, y, crs, size, seed):
+    """The side of places by the square block of `size` metres they lie in: 3/5, 1/5, 1/5.
+
+    x, y: arrays of one shape, map coordinates. The same ground has the same side in every tile.
+    """
+    columns, column = np.unique(np.floor(x / size).astype(np.int64), return_inverse=True)
+    rows, row = np.unique(np.floor(y / size).astype(np.int64), return_inverse=True)
+    drawn = np.empty((len(rows), len(columns)), np.uint8)
+    for place in np.ndindex(drawn.shape):
+        text = f"{seed} {crs} {rows[place[0]]} {columns[place[1]]}"
+        share = int.from_bytes(hashlib.sha256(text.encode()).digest()[:4]) / 2**32
+        drawn[place] = TEST if share < 0.2 else VALIDATION if share < 0.4 else TRAIN
+    return drawn[row.reshape(np.shape(y)), column.reshape(np.shape(x))]
+
+
+def _block_map(transform, shape, crs, config):
+    """`block_sides` of each pixel's middle, (H, W)."""
+    x = transform.c + transform.a * (np.arange(shape[1]) + 0.5)
+    y = transform.f + transform.e * (np.arange(shape[0]) + 0.5)
+    return block_sides(x[None], y[:, None], crs, config["split_block"], config["seed"])
+
+
+# ---- onto a tile ---------------------------------------------------------------------------------
+
+
+def write_labels(folder, labels, config):
+    """labels.npy, splits.npy where asked for, and the classes in tile.json.
+
+    They take the place of what was there. Returns whether any label lies inside the tile; where
+    none does, nothing is written. Raises InputError for a tile without crs and transform.
+    """
+    info = tile_builder.read_info(folder)
+    if not {"crs", "transform"} <= set(info):
+        raise InputError(f"{folder / 'tile.json'}: found no crs and transform, wanted both")
+    shape = np.load(folder / "masks.npy", mmap_mode="r", allow_pickle=False).shape[1:]
+    transform = rasterio.Affine(*info["transform"])
+    sides = None
+    if labels.features is not None:
+        codes, sides = burn_features(labels.features, transform, shape, info["crs"], config)
+    else:
+        codes = warp_rasters(labels.origin, transform, shape, info["crs"])
+        if config["splits"]:
+            sides = _block_map(transform, shape, info["crs"], config) * (codes > 0)
+    present = [int(code) for code in np.unique(codes) if code]
+    if not present:
+        print(f"{folder}: no label of {labels.origin} lies inside")
+        return False
+    known = {str(code): entry for code, entry in labels.classes.items()}
+    legend = class_legend({*labels.classes, *present}, known)  # the same colours in all tiles
+    keys = ("labels", "class_column", "splits", "split_block", "seed")
+    added = {
+        "classes": {str(code): legend[code] for code in present},
+        "labels_from": {key: config[key] for key in keys},
+    }
+    for name, array in (("labels", codes), ("splits", sides)):
+        if array is None:
+            (folder / f"{name}.npy").unlink(missing_ok=True)
+            continue
+        with written_beside(folder / f"{name}.npy") as part:
+            np.save(part, array.astype(np.uint8))
+    write_json(folder / "tile.json", info | added)
+    print(f"{folder / 'labels.npy'}: {len(present)} classes on {(codes > 0).mean():.1%} of pixels")
+    return True
+
+
+def burn_features(features, transform, shape, crs, config):
+    """Codes and sides of the features that hold each pixel's middle, (H, W) uint8 each.
+
+    A point fills its pixel; of overlapping features the last one counts. sides is None where no
+    split is asked for. With splits=blocks a feature lies whole on the side of its middle.
+    """
+    here = features.to_crs(crs)
+    west, north = transform @ (0, 0)
+    east, south = transform @ shape[::-1]
+    here = here.cx[min(west, east) : max(west, east), min(south, north) : max(south, north)]
+    codes, sides = np.zeros(shape, np.uint8), None
+    if config["splits"]:
+        sides = np.zeros(shape, np.uint8)
+    if not len(here):
+        return codes, sides
+    numbers = np.zeros(shape, np.int32)
+    burnt = zip(here.geometry, range(1, len(here) + 1), strict=True)
+    rasterize(burnt, out=numbers, transform=transform)
+    lost = len(here) - len(np.unique(numbers[numbers > 0]))
+    if lost:
+        print(f"{lost} of {len(here)} features hold no pixel's middle, or lie under others")
+    codes = np.append(np.uint8(0), here["code"].to_numpy(np.uint8))[numbers]
+    if config["splits"] == "blocks":
+        middle = here.representative_point()
+        side = block_sides(middle.x, middle.y, crs, config["split_block"], config["seed"])
+    elif config["splits"]:
+        side = here["side"].to_numpy(np.uint8)
+    if sides is not None:
+        sides = np.append(np.uint8(0), side)[numbers]
+    return codes, sides
+
+
+def warp_rasters(origin, transform, shape, crs):
+    """A raster of class codes on a tile's grid by nearest pixel, (H, W) uint8, 0 for no label.
+
+    origin: path or URL; with {place} in it, the files of 3 x 3 degrees that the tile touches.
+    """
+    files = [origin]
+    if "{place}" in origin:
+        west, north = transform @ (0, 0)
+        east, south = transform @ shape[::-1]
+        bounds = transform_bounds(crs, "EPSG:4326", west, south, east, north)
+        files = [origin.format(place=place) for place in worldcover_places(bounds)]
+    codes = np.zeros(shape, np.uint8)
+    for file in files:
+        try:
+            with rasterio.Env(**sources.NETWORK), rasterio.open(file) as source:
+                _check_raster(source, file)
+                found = np.zeros(shape, np.int32)
+                reproject(
+                    rasterio.band(source, 1),
+                    found,
+                    src_nodata=source.nodata,
+                    dst_nodata=0,
+                    dst_transform=transform,
+                    dst_crs=crs,
+                    resampling=Resampling.nearest,
+                )
+        except RasterioError as error:
+            reason = str(error).splitlines()[0]
+            raise InputError(f"labels={file}: cannot be read ({reason}), wanted a raster") from None
+        if found.min() < 0 or found.max() > 255:
+            raise InputError(
+                f"labels={file}: found codes {found.min()} to {found.max()}, wanted 0 to 255"
+            )
+        np.copyto(codes, found.astype(np.uint8), where=codes == 0)
+    return codes
+
+
+def _check_raster(source, file):
+    if source.crs is None or not np.issubdtype(source.dtypes[0], np.integer):
+        raise InputError(
+            f"labels={file}: found {source.dtypes[0]}, {source.crs}, wanted whole numbers and a "
+            "coordinate system"
+        )
+
+
+def worldcover_places(bounds):
+    """Names like N48E012 of the 3 x 3 degree squares under (west, south, east, north) degrees."""
+    west, south, east, north = (int(np.floor(edge / 3)) * 3 for edge in bounds)
+    return [
+        f"{'N' if y >= 0 else 'S'}{abs(y):02d}{'E' if x >= 0 else 'W'}{abs(x):03d}"
+        for y in range(south, north + 1, 3)
+        for x in range(west, east + 1, 3)
+    ]
