@@ -85,9 +85,9 @@ def check_config(config):
 
 
 def choose_items(items, config):
-    """The items to use by tile, {tile: {date: items}}, and what was left out and why (printed).
+    """The items to use, {tile: {date: items}}; prints how many are left out, and why.
 
-    Of a solar day, the newest baseline comes first. Raises InputError where nothing is left, or an
+    Raises InputError where nothing is left, or an
     item lacks a band or its mask.
     """
     first, last = sentinel2.year_window(config["year"])
@@ -120,14 +120,17 @@ def choose_items(items, config):
 
 
 def order_days(days):
-    """(date, items) of {date: items} by day of year, as the contract wants; newest items first."""
+    """(date, items) of {date: items} by day of year, as the contract wants.
 
-    def newest_first(item):
-        baseline = sentinel2.origin_of(item)["baseline"] or "00.00"
-        return baseline, str(item.properties.get("updated", "")), item.id
+    Of a day, the item of the newest baseline comes first, and of these the least cloudy one.
+    """
+
+    def first_choice(item):
+        baseline = float(sentinel2.origin_of(item)["baseline"] or 0)
+        return -baseline, item.properties.get("eo:cloud_cover", 0), item.id
 
     by_doy = sorted(days, key=lambda day: (day.timetuple().tm_yday, day))
-    return [(day, sorted(days[day], key=newest_first, reverse=True)) for day in by_doy]
+    return [(day, sorted(days[day], key=first_choice)) for day in by_doy]
 
 
 def tile_grid(days, config):

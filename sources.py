@@ -27,6 +27,7 @@ NETWORK = {  # settings of GDAL: no listing of folders, patience, and a bounded 
     "CPL_VSIL_CURL_CACHE_SIZE": str(128 << 20),  # bytes
     "GDAL_CACHEMAX": 256 << 20,  # bytes of decoded pixels
 }
+PAUSE = 1.0  # seconds before the second attempt
 PERMANENT = ("404", "403", "401")  # answers that no second attempt changes
 TILE_SIZE, MARGIN = 109_800, 100  # metres: a tile, and how far its corner may lie off the square
 DAY = re.compile(r"(?<!\d)(\d{4})-?(\d{2})-?(\d{2})(?!\d)")
@@ -264,8 +265,8 @@ def with_retries(read, item, name, retries, stop=None):
                     f"whole image at {href}",
                 ) from None
         if stop is None:
-            time.sleep(2**attempt)
-        elif stop.wait(2**attempt):
+            time.sleep(PAUSE * 2**attempt)
+        elif stop.wait(PAUSE * 2**attempt):
             raise InputError(f"{item.id}: stopped while waiting for asset {name}")
 
 

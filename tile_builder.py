@@ -37,8 +37,8 @@ class Plan:
     """What a tile is made of.
 
     name: of the tile, MGRS-<id>. grid: odc.geo GeoBox of the pixels that are read; every stride-th
-    of its rows and columns is kept. days: (date, items) in the order of the tile's dates; where
-    pixels of two items are equally good the earlier item's is taken.
+    of its rows and columns is kept. days: (date, items) in the order of the tile's dates; a pixel
+    is taken from the first item that has it.
     """
 
     name: str
@@ -112,8 +112,8 @@ def check_same(file, before, config):
 def read_block(plan, items, rows, columns, retries, stop=None):
     """One block of one date: bands (h, w, B) uint16 and mask (h, w) uint8.
 
-    Of several items, a clear pixel goes before one that is not, and that before nodata. A pixel
-    without one of its bands is nodata in all of them.
+    Of several items a pixel is the first one's that has data there: what a newer baseline calls
+    cloud stays cloud. A pixel without one of its bands is nodata in all of them.
     """
     config = plan.config
     bands = sentinel2.parse_bands(config["bands"])
@@ -131,16 +131,16 @@ def read_block(plan, items, rows, columns, retries, stop=None):
             here = sentinel2.rank_pixels(classes, mask_name, clear_scl)
         except (ValueError, IndexError) as error:
             raise ItemError(item.id, f"asset {mask_name}: {error}") from None
-        better = here > rank
-        if not better.any():  # outside the scene, or clear already: nothing to fetch
+        missing = (rank == 0) & (here > 0)
+        if not missing.any():  # outside the scene, or there already: nothing to fetch
             continue
         offset = sentinel2.offset_of(item, config["offset"])
         for index, name in enumerate(bands):
             numbers = sources.read_band(item, name, geobox, config["resampling"], retries, stop)
             values = sentinel2.to_reflectance(numbers[kept], offset)
-            np.copyto(found[..., index], values, where=better)
+            np.copyto(found[..., index], values, where=missing)
             here[values == 0] = 0
-        np.copyto(rank, here, where=better)
+        np.copyto(rank, here, where=missing)
     found[rank == 0] = 0
     return found, (rank == 2).astype(np.uint8)
 

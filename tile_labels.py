@@ -16,6 +16,7 @@ import numpy as np
 import rasterio
 from rasterio.errors import RasterioError
 from rasterio.features import rasterize
+from rasterio.transform import array_bounds
 from rasterio.warp import Resampling, reproject, transform_bounds
 
 import sources
@@ -256,9 +257,8 @@ def burn_features(features, transform, shape, crs, config):
     split is asked for. With splits=blocks a feature lies whole on the side of its middle.
     """
     here = features.to_crs(crs)
-    west, north = transform @ (0, 0)
-    east, south = transform @ shape[::-1]
-    here = here.cx[min(west, east) : max(west, east), min(south, north) : max(south, north)]
+    west, south, east, north = array_bounds(*shape, transform)
+    here = here.cx[west:east, south:north]
     codes, sides = np.zeros(shape, np.uint8), None
     if config["splits"]:
         sides = np.zeros(shape, np.uint8)
@@ -288,9 +288,7 @@ def warp_rasters(origin, transform, shape, crs):
     """
     files = [origin]
     if "{place}" in origin:
-        west, north = transform @ (0, 0)
-        east, south = transform @ shape[::-1]
-        bounds = transform_bounds(crs, "EPSG:4326", west, south, east, north)
+        bounds = transform_bounds(crs, "EPSG:4326", *array_bounds(*shape, transform))
         files = [origin.format(place=place) for place in worldcover_places(bounds)]
     codes = np.zeros(shape, np.uint8)
     for file in files:

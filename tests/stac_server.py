@@ -81,13 +81,16 @@ def write_cog(path, array, pixel, tile="33UUP", **options):
         file.write(array, 1)
 
 
-def make_scene(folder, base_url, name, day, *, shifted, tile="33UUP", covers=None, **told):
+def make_scene(
+    folder, base_url, name, day, *, shifted, tile="33UUP", covers=None, shows="", **told
+):
     """Write the images of a scene and return its STAC item.
 
     shifted: whether its numbers carry the offset of 1000. covers: of a scene that does not fill its
-    tile, the columns (first, last + 1) that it fills, in 10 m pixels, multiples of 6. told:
-    properties by name, with __ for a colon (s2__processing_baseline). provider names: Element 84's
-    if the item has `earthsearch__boa_offset_applied`, else Planetary Computer's.
+    tile, the columns (first, last + 1) that it fills, in 10 m pixels, multiples of 6. shows: the
+    day whose truth it shows, if not its own. told: properties by name, with __ for a colon
+    (s2__processing_baseline). Its assets have Element 84's names if it tells
+    `earthsearch__boa_offset_applied`, else Planetary Computer's.
     """
     (folder / name).mkdir(parents=True)
     first, last = covers or (0, SIZE)
@@ -98,9 +101,9 @@ def make_scene(folder, base_url, name, day, *, shifted, tile="33UUP", covers=Non
     for band in NAMES:
         pixel = pixel_size(band)
         if band == "SCL":
-            array = true_classes(day, tile)
+            array = true_classes(shows or day, tile)
         else:
-            array = true_reflectance(day, band, tile) + np.uint16(1000 * shifted)
+            array = true_reflectance(shows or day, band, tile) + np.uint16(1000 * shifted)
         edges = [edge * 10 // pixel for edge in (first, last)]
         array[:, : edges[0]] = array[:, edges[1] :] = 0
         write_cog(folder / name / f"{band}.tif", array, pixel, tile)
