@@ -194,7 +194,8 @@ def fetch_tiles(processed, config):
         if config["overwrite"]:
             tile_builder.remove_begun(folder)
         if folder.exists() and not config["overwrite"]:
-            tile_builder.check_same(folder, tile_builder.read_info(folder), plan.config)
+            before = tile_builder.read_info(folder).get("made_with", {})
+            tile_builder.check_same(folder, before, plan.config)
             print(f"{folder}: done already (overwrite=true makes it again)")
         else:
             tile_builder.build_tile(plan, folder, config)

@@ -68,9 +68,7 @@ def _read_classes(path):
         return {}
     try:
         content = json.loads(Path(path).read_text())
-        classes = {
-            int(code): {"name": str(entry["name"]), **entry} for code, entry in content.items()
-        }
+        return {int(code): {"name": str(entry["name"]), **entry} for code, entry in content.items()}
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
         raise InputError(
             f"classes_path={path}: found {type(error).__name__} {error}, wanted JSON like "
@@ -130,7 +128,7 @@ def _number_classes(values, classes, path):
     Names that classes (of classes_path) knows get its codes; else they are numbered by the
     alphabet, from 1.
     """
-    if np.issubdtype(values.dtype, np.number):
+    if values.dtype.kind in "iuf":
         codes = values.to_numpy()
         wrong = codes[(codes != np.round(codes)) | (codes < 1) | (codes > 255)]
         if len(wrong):
@@ -300,11 +298,12 @@ def warp_rasters(origin, transform, shape, crs):
                     rasterio.band(source, 1),
                     found,
                     src_nodata=source.nodata,
-                    dst_nodata=0,
                     dst_transform=transform,
                     dst_crs=crs,
                     resampling=Resampling.nearest,
                 )
+                if source.nodata is not None:
+                    found[found == source.nodata] = 0
         except RasterioError as error:
             reason = str(error).splitlines()[0]
             raise InputError(f"labels={file}: cannot be read ({reason}), wanted a raster") from None

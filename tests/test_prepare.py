@@ -5,19 +5,15 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from datetime import date
 from types import SimpleNamespace
 
-import geopandas
 import numpy as np
 import pystac
 import pytest
 import rasterio
-import shapely
 from conftest import ROOT
 from stac_server import (
-    BANDS,
     CRS,
     LEFT,
     SIZE,
@@ -36,8 +32,6 @@ import prepare_tiles
 import sentinel2
 import sources
 import tile_builder
-import tile_labels
-import tile_picture
 from data import Tile
 from utils import InputError
 
@@ -99,6 +93,14 @@ def small_blocks():
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(tile_builder, "BLOCK", 128)  # so that a tile has four
         yield
+
+
+@pytest.fixture
+def fresh(world, tmp_path):
+    """The items as a saved search, under addresses of which GDAL has kept nothing."""
+    items = json.loads(json.dumps(world.items).replace(".tif", f".tif?{tmp_path.name}"))
+    write_collection(tmp_path / "collection.json", items)
+    return {"items_path": str(tmp_path / "items.json")}
 
 
 @pytest.fixture
@@ -239,19 +241,19 @@ def test_bbox_stride_and_resolution_keep_to_the_pixels(world, tmp_path, made):
 
 
 def test_overviews_are_never_read(tmp_path):
-    """Averaged classes are classes of nothing: 4 and 9 give 6, water."""
+    """Averaged classes are classes of nothing: 4 and 9 give 7, unclassified."""
     classes = np.tile(np.array([[4, 9], [9, 4]], np.uint8), (600, 600))
     write_cog(tmp_path / "SCL.tif", classes, 20, overview_resampling="AVERAGE", blocksize=128)
     with rasterio.open(tmp_path / "SCL.tif") as file:
-        assert file.overviews(1) and 6 in file.read(1, out_shape=(600, 600))
-    item = pystac.Item("x", None, None, prepare_tiles_time(), {})
+        assert file.overviews(1) and 7 in file.read(1, out_shape=(600, 600))
+    item = pystac.Item("x", None, None, a_moment(), {})
     item.add_asset("SCL", pystac.Asset(str(tmp_path / "SCL.tif")))
     grid = sources.source_grid(item, "SCL", 0)
     found = sources.read_band(item, "SCL", grid.zoom_to(resolution=80), "nearest", 0)
     assert found.shape == (300, 300) and set(np.unique(found)) <= {4, 9}
 
 
-def prepare_tiles_time():
+def a_moment():
     return pystac.utils.str_to_datetime("2021-06-05T10:00:00Z")
 
 
@@ -274,7 +276,7 @@ def prepare_tiles_time():
     ],
 )
 def test_offset_is_told_by_baseline_and_provider(told, setting, wanted):
-    item = pystac.Item("S2A_33UUP_20230605_0_L2A", None, None, prepare_tiles_time(), told)
+    item = pystac.Item("S2A_33UUP_20230605_0_L2A", None, None, a_moment(), told)
     assert sentinel2.offset_of(item, setting) == wanted
 
 
@@ -299,9 +301,9 @@ def test_solar_day_is_the_tiles_own():
 
 def test_a_saved_search_gives_the_same_tile(world, tmp_path, made):
     path = write_collection(tmp_path / "collection.json", world.items)
-    (tile,) = prepare(tmp_path, items_path=str(path))
-    assert (tile.path / "bands.npy").read_bytes() == (made.path / "bands.npy").read_bytes()
-    assert (tile.path / "masks.npy").read_bytes() == (made.path / "masks.npy").read_bytes()
+    (tile,) = prepare(tmp_path, items_path=str(path), bands="B11,B04")
+    np.testing.assert_array_equal(tile.bands, made.bands[..., [8, 0]])
+    np.testing.assert_array_equal(tile.masks, made.masks)
 
 
 @pytest.mark.parametrize("mask", ["SCL", "MASK"])
@@ -350,3 +352,204 @@ def test_safe_folders(tmp_path):
     np.testing.assert_array_equal(tile.bands[0], bands)
     np.testing.assert_array_equal(tile.masks[0], clear)
     assert tile.info["items"][day][0]["offset_subtracted"] == 1000
+
+
+# ---- stops and faults ----------------------------------------------------------------------------
+
+
+def script(*arguments, **keywords):
+    command = [sys.executable, str(ROOT / "prepare_tiles.py"), *arguments]
+    return subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT, **keywords
+    )
+
+
+def files_of(folder):
+    return {file.name: file.read_bytes() for file in folder.iterdir()}
+
+
+def test_a_kill_and_a_second_run_give_the_same_bytes(world, tmp_path, made):
+    arguments = [f"{key}={value}" for key, value in settings(tmp_path, world, threads=1).items()]
+    processed = tmp_path / "data" / "sentinel2" / "processed"
+    progress = processed / ".MGRS-33UUP.part" / "progress.json"
+    world.server.delay = 0.02
+    first = script(*arguments)
+    while first.poll() is None:
+        if progress.exists() and len(json.loads(progress.read_text())["done"]) >= 3:
+            first.send_signal(signal.SIGKILL)
+            break
+    first.communicate()
+    world.server.delay = 0
+    assert first.returncode == -signal.SIGKILL and not (processed / "MGRS-33UUP").exists()
+
+    done = json.loads(progress.read_text())["done"]
+    assert 3 <= len(done) < len(DAYS)
+    world.server.seen.clear()
+    second = script(*arguments)
+    output, errors = second.communicate()
+    assert second.returncode == 0, errors
+    fetched = {path.split("/")[1] for path in world.server.seen}
+    for name, (day, _, _) in SCENES.items():
+        if day in done and name != "S2A_33UUP_20210110_0_L2A":  # whose grid is looked at
+            assert name not in fetched
+    assert files_of(processed / "MGRS-33UUP") == files_of(made.path)
+    assert not list(processed.glob(".*"))
+
+
+def test_a_tile_that_is_done_stays(world, made, capsys):
+    before = files_of(made.path)
+    keys = {"base_path": made.path.parents[3], "world": world}
+    prepare(**keys)
+    assert "done already" in capsys.readouterr().out
+    with pytest.raises(InputError, match="was made with another clear_scl; wanted .* overwrite"):
+        prepare(clear_scl="4,5", **keys)
+    assert files_of(made.path) == before
+
+
+def test_a_changed_catalogue_does_not_change_a_tile_that_was_begun(world, tmp_path, made, fresh):
+    broken = "/S2A_33UUP_20210606_0_L2A/B12.tif"
+    world.server.faults[broken] = 10**6
+    with pytest.raises(InputError, match="asset B12 cannot be read"):
+        prepare(tmp_path, retries=0, bands="B04,B12", **fresh)
+    world.server.faults.clear()
+    items = json.loads((tmp_path / "items.json").read_text())["features"]
+    write_collection(tmp_path / "collection.json", items[:4])
+    (tile,) = prepare(tmp_path, bands="B04,B12", **fresh)
+    assert tile.info["dates"] == DAYS
+    np.testing.assert_array_equal(tile.bands, made.bands[..., [0, 9]])
+
+
+def test_an_asset_that_fails_twice_is_read_in_the_end(world, tmp_path, fresh, no_waiting):
+    broken = ["/S2A_33UUP_20210410_0_L2A/SCL.tif", "/S2A_33UUP_20210606_0_L2A/B04.tif"]
+    for path in broken:
+        world.server.faults[path] = 2
+    (tile,) = prepare(tmp_path, bands="B04", **fresh)
+    assert all(world.server.faults[path] == 0 for path in broken)
+    for index, day in enumerate(DAYS):
+        bands, clear = truth(day, ["B04"])
+        np.testing.assert_array_equal(tile.bands[index], bands)
+        np.testing.assert_array_equal(tile.masks[index], clear)
+
+
+@pytest.fixture
+def truncated(world, tmp_path):
+    """A saved search among whose scenes one has a file that ends in the middle."""
+    server = FileServer(tmp_path)
+    path = "S2A_33UUP_20210410_0_L2A/B8A.tif"
+    shutil.copytree(world.folder, tmp_path, dirs_exist_ok=True)
+    (tmp_path / path).write_bytes((world.folder / path).read_bytes()[:4000])
+    items = json.loads(json.dumps(world.items).replace(world.server.url, server.url))
+    yield write_collection(tmp_path / "collection.json", items)
+    server.shutdown()
+
+
+def test_a_truncated_asset_is_named(tmp_path, truncated, no_waiting):
+    keys = {"items_path": str(truncated), "bands": "B8A,B04"}
+    with pytest.raises(InputError, match=r"S2A_33UUP_20210410_0_L2A: asset B8A .*3 attempts") as e:
+        prepare(tmp_path, **keys)
+    assert "\n" not in str(e.value)
+    processed = tmp_path / "data" / "sentinel2" / "processed"
+    assert not (processed / "MGRS-33UUP").exists()
+
+    (tile,) = prepare(tmp_path, skip_bad_items=True, **keys)  # goes on from there
+    assert list(tile.info["left_out"]) == ["S2A_33UUP_20210410_0_L2A"]
+    for index, day in enumerate(DAYS):
+        bands, clear = truth(day, ["B8A", "B04"])
+        left_out = day == "2021-04-10"
+        np.testing.assert_array_equal(tile.bands[index], 0 if left_out else bands)
+        np.testing.assert_array_equal(tile.masks[index], 0 if left_out else clear)
+
+
+def without(items, *names):
+    """Copies of the items, which lack some assets."""
+    items = json.loads(json.dumps(items))
+    for item in items:
+        item["assets"] = {key: a for key, a in item["assets"].items() if key not in names}
+    return items
+
+
+@pytest.mark.parametrize(
+    ("change", "keys", "message"),
+    [
+        (lambda items: without(items, "scl", "SCL"), {}, "found the assets .* wanted SCL too"),
+        (lambda items: without(items, "red", "B04"), {}, "found the assets .* wanted B04 too"),
+        (lambda items: [], {}, "found no item to use among 0"),
+        (
+            lambda items: items,
+            {"year": "2019"},
+            "found no item to use among 15 .*13 of other dates",
+        ),
+        (lambda items: items, {"mgrs_tile": "31TCJ"}, "15 of another tile"),
+        (lambda items: items, {"max_cloud_cover": 1.0}, "12 too cloudy"),
+        (lambda items: items, {"year": "21"}, "year=21: wanted a year"),
+        (lambda items: items, {"bands": "B04,B99"}, "bands=B04,B99: wanted"),
+        (lambda items: items, {"clear_scl": "0,4"}, "clear_scl=0,4: wanted classes 1 to 11"),
+        (lambda items: items, {"bbox": "1,2,3"}, "bbox=1,2,3: wanted west,south,east,north"),
+        (lambda items: items, {"bbox": "100,1,101,2"}, "found no pixel of the items' tiles"),
+        (lambda items: items, {"resampling": "magic"}, "resampling=magic: wanted one of"),
+        (lambda items: items, {"offset": "maybe"}, "offset=maybe: wanted one of"),
+        (lambda items: items, {"stride": 0}, "stride=0: wanted 1 or more"),
+        (lambda items: items, {"splits": "blocks"}, "found no labels, wanted labels="),
+        (lambda items: items, {"labels": "nowhere.tif"}, "labels=nowhere.tif: found no file"),
+    ],
+)
+def test_mistakes_end_in_one_line(world, tmp_path, change, keys, message):
+    path = write_collection(tmp_path / "collection.json", change(world.items))
+    with pytest.raises(InputError, match=message) as error:
+        prepare(tmp_path, items_path=str(path), **keys)
+    assert "\n" not in str(error.value)
+    assert not list(tmp_path.glob("data/*/processed/*/bands.npy"))
+
+
+def test_sources_that_are_none_end_in_one_line(tmp_path):
+    (tmp_path / "text.json").write_text("hello")
+    for keys, message in [
+        ({"items_path": str(tmp_path / "none.json")}, "found no file, wanted an ItemCollection"),
+        ({"items_path": str(tmp_path / "text.json")}, "found no ItemCollection"),
+        ({"local_path": str(tmp_path / "none")}, "found no folder"),
+        ({"local_path": str(tmp_path)}, "found no .tif and no .SAFE"),
+        ({"stac_url": "http://127.0.0.1:9", "retries": 0}, "the search failed"),
+        ({"mgrs_tile": "hello"}, "mgrs_tile=HELLO: wanted a tile like 33UUP"),
+        ({"mgrs_tile": ""}, "mgrs_tile: found none"),
+    ]:
+        with pytest.raises(InputError, match=message) as error:
+            prepare(tmp_path, **keys)
+        assert "\n" not in str(error.value)
+
+
+def test_a_page_that_is_no_catalogue_ends_in_one_line(world, tmp_path):
+    (world.folder / "index.html").write_text("<html>hello</html>")
+    url = f"{world.server.url}/index.html"
+    with pytest.raises(InputError, match="the search failed"):
+        prepare(tmp_path, stac_url=url)
+
+
+def test_a_full_disk_is_found_before_anything_is_fetched(world, tmp_path, fresh, monkeypatch):
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=1 << 20))
+    world.server.seen.clear()
+    with pytest.raises(InputError, match=r"bands.npy: found 0.0 GB free, wanted 0.0 GB"):
+        prepare(tmp_path, **fresh)
+    assert list(world.server.seen) == ["/S2A_33UUP_20210110_0_L2A/B02.tif"]  # the grid
+
+
+def test_two_processes_do_not_make_one_tile(world, tmp_path):
+    part = tmp_path / "data" / "sentinel2" / "processed" / ".MGRS-33UUP.part"
+    with tile_builder.locked(part), pytest.raises(InputError, match="another process is making"):
+        prepare(tmp_path, world)
+
+
+def test_without_its_requirements_one_line_tells_what_to_install(tmp_path):
+    code = (
+        "import sys\n"
+        "for name in ('pystac', 'pystac_client', 'odc', 'geopandas', 'mgrs', 'pyogrio'):\n"
+        "    sys.modules[name] = None\n"
+        "import prepare_tiles, utils\n"
+        "sys.argv[1:] = ['mgrs_tile=33UUP', 'base_path=' + sys.argv[1]]\n"
+        "utils.run_script(prepare_tiles.main, prepare_tiles.run_config, '')\n"
+    )
+    command = [sys.executable, "-c", code, str(tmp_path)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    lines = done.stderr.strip().splitlines()
+    assert done.returncode == 1 and len(lines) == 1
+    assert lines[0].endswith("not installed, wanted pip install -r requirements-prepare.txt")

@@ -1,0 +1,328 @@
+"""Labels, splits, pictures, warnings, and tiles of others: what needs no catalogue."""
+
+import json
+
+import geopandas
+import numpy as np
+import pytest
+import rasterio
+import shapely
+from conftest import make_tile
+from rasterio.warp import transform as transform_places
+from stac_server import FileServer
+
+import prepare_tiles
+import tile_builder
+import tile_labels
+import tile_picture
+from data import Tile
+from utils import WORLDCOVER, InputError
+
+CRS, LEFT, TOP, SIZE = "EPSG:32633", 300000, 5400000, 60
+SHAPE = (4, SIZE, SIZE, 10)
+pytestmark = [
+    pytest.mark.filterwarnings(f"ignore::{kind}")
+    for kind in ("DeprecationWarning", "PendingDeprecationWarning")
+]
+
+
+@pytest.fixture
+def tiles(tmp_path):
+    """Two tiles side by side, the second shifted by 40 pixels to the east; they overlap."""
+    folders = []
+    for number, left in enumerate((LEFT, LEFT + 400)):
+        folder = tmp_path / "data" / "toy" / "processed" / f"MGRS-{number}"
+        place = {"crs": CRS, "transform": [10, 0, left, 0, -10, TOP]}
+        folders.append(make_tile(folder, SHAPE, labels=False, seed=number, **place))
+    return folders
+
+
+def label(base_path, **changes):
+    """Add labels to the tiles; returns them."""
+    keys = {"base_path": str(base_path), "dataset_name": "toy", "statistics_only": True}
+    return [Tile(f) for f in prepare_tiles.main(prepare_tiles.run_config | keys | changes)]
+
+
+def field(column, row, width=8, height=8):
+    """A rectangle whose corners are pixel corners of the first tile, in pixels."""
+    left, top = LEFT + 10 * column, TOP - 10 * row
+    return shapely.box(left, top - 10 * height, left + 10 * width, top)
+
+
+@pytest.fixture
+def fields(tmp_path):
+    """A file in degrees of 64 fields of three crops; returns its path and its rows."""
+    places = [(12 * i % 96 + 1, 12 * i // 96 * 7 + 1) for i in range(64)]
+    crops = ["wheat", "maize", "beet"]
+    frame = geopandas.GeoDataFrame(
+        {
+            "crop": [crops[i % 3] for i in range(64)],
+            "code": [(i % 3) + 7 for i in range(64)],
+            "use": [("train", "validation", "test")[i % 3] for i in range(64)],
+        },
+        geometry=[field(column, row, height=5) for column, row in places],
+        crs=CRS,
+    )
+    frame.to_crs("EPSG:4326").to_file(tmp_path / "fields.gpkg")
+    return str(tmp_path / "fields.gpkg"), list(zip(places, frame["crop"], strict=True))
+
+
+def under(tile, array, place):
+    """The values of a tile's array under a field of `fields`."""
+    first = round((tile.info["transform"][2] - LEFT) / 10)
+    column, row = place
+    start = max(0, column - first)
+    return array[row : row + 5, start : max(start, column - first + 8)]
+
+
+def test_polygons_reappear_under_themselves(tiles, tmp_path, fields):
+    path, rows = fields
+    made = label(tmp_path, labels=path, class_column="crop")
+    for tile in made:
+        names = {int(code): e["name"] for code, e in tile.info["classes"].items()}
+        assert names == {1: "beet", 2: "maize", 3: "wheat"}
+        seen = np.zeros((SIZE, SIZE), bool)
+        for place, crop in rows:
+            values = under(tile, np.asarray(tile.labels), place)
+            assert {names[code] for code in np.unique(values)} <= {crop}
+            under(tile, seen, place)[:] = True
+        assert ((np.asarray(tile.labels) > 0) == seen).all() and seen.any()
+        assert tile.splits is None
+    assert made[0].info["classes"] == made[1].info["classes"]
+
+
+def test_codes_and_names_of_the_users_own(tiles, tmp_path, fields):
+    path, rows = fields
+    tile = label(tmp_path, labels=path, class_column="code")[0]
+    assert sorted(map(int, tile.info["classes"])) == [7, 8, 9]
+    classes = {"40": {"name": "wheat", "color": "#f096ff"}, "41": {"name": "maize"}}
+    file = tmp_path / "classes.json"
+    file.write_text(json.dumps(classes))
+    keys = {"labels": path, "class_column": "crop", "classes_path": str(file)}
+    with pytest.raises(InputError, match=r"found the classes \['beet'\], wanted those of"):
+        label(tmp_path, **keys)
+    file.write_text(json.dumps(classes | {"42": {"name": "beet"}}))
+    tile = label(tmp_path, **keys)[0]
+    assert set(np.unique(tile.labels)) == {0, 40, 41, 42}
+    assert tile.info["classes"]["40"] == {"name": "wheat", "color": "#f096ff"}
+    assert tile.info["classes"]["41"]["color"].startswith("#")
+
+
+def test_no_field_lies_on_two_sides(tiles, tmp_path, fields):
+    path, rows = fields
+    for splits in ("polygons", "blocks", "use"):
+        keys = {"labels": path, "class_column": "crop", "splits": splits, "split_block": 130.0}
+        made = label(tmp_path, **keys)
+        side_of, sides = {}, []
+        for tile in made:
+            assert ((np.asarray(tile.splits) > 0) == (np.asarray(tile.labels) > 0)).all()
+            for place, crop in rows:
+                found = np.unique(under(tile, np.asarray(tile.splits), place))
+                if len(found):
+                    assert len(found) == 1, (splits, place)
+                    assert side_of.setdefault((place, crop), found[0]) == found[0]
+        sides = list(side_of.values())
+        assert set(sides) == {1, 2, 3}
+        if splits == "polygons":  # a fifth of each crop
+            for crop in ("wheat", "maize", "beet"):
+                ours = [side for (_, name), side in side_of.items() if name == crop]
+                assert 0.1 < ours.count(2) / len(ours) < 0.35
+                assert 0.1 < ours.count(3) / len(ours) < 0.35
+        if splits == "use":
+            wanted = {"wheat": 1, "maize": 2, "beet": 3}
+            assert all(wanted[name] == side for (_, name), side in side_of.items())
+    drawn = [
+        np.array(label(tmp_path, **keys | {"splits": "polygons", "seed": seed})[0].splits)
+        for seed in (0, 0, 1)
+    ]
+    assert (drawn[0] == drawn[1]).all() and (drawn[0] != drawn[2]).any()
+    none = label(tmp_path, **keys | {"splits": ""})
+    assert none[0].splits is None
+
+
+def test_few_features_are_shared_out_and_twins_stay_together():
+    frame = geopandas.GeoDataFrame(
+        {"code": [1, 2, 2, 3, 3, 3, 4, 4]},
+        geometry=[field(i, 0) for i in (0, 1, 2, 3, 4, 5, 6, 6)],
+        crs=CRS,
+    )
+    sides = tile_labels.draw_sides(frame, 0)
+    assert sides[0] == 1
+    assert sorted(sides[1:3]) == [1, 3]
+    assert sorted(sides[3:6]) == [1, 2, 3]
+    assert sides[6] == sides[7] == 1
+    shuffled = frame.iloc[::-1].reset_index(drop=True)
+    assert tile_labels.draw_sides(shuffled, 0).tolist() == sides[::-1].tolist()
+
+
+def test_points_fill_their_pixels(tiles, tmp_path):
+    points = [shapely.Point(LEFT + 105, TOP - 205), shapely.Point(LEFT + 339, TOP - 1)]
+    frame = geopandas.GeoDataFrame({"class": [3, 5]}, geometry=points, crs=CRS)
+    frame.to_file(tmp_path / "points.geojson")
+    tile = label(tmp_path, labels=str(tmp_path / "points.geojson"), class_column="class")[0]
+    labels = np.asarray(tile.labels)
+    assert labels[20, 10] == 3 and labels[0, 33] == 5 and (labels > 0).sum() == 2
+
+
+def write_raster(path, array, left, top, pixel, crs=CRS, **options):
+    profile = {"driver": "GTiff", "count": 1, "dtype": array.dtype, "crs": crs}
+    profile |= {"height": array.shape[0], "width": array.shape[1]}
+    profile["transform"] = rasterio.Affine(pixel, 0, left, 0, -pixel, top)
+    with rasterio.open(path, "w", **profile | options) as file:
+        file.write(array, 1)
+
+
+def test_a_raster_is_put_in_place_by_nearest_pixel(tiles, tmp_path):
+    """Classes 40 and 80 side by side: anything between them is a class that is not there."""
+    array = np.random.default_rng(0).choice(np.array([40, 80, 255], np.uint8), (70, 50))
+    path = tmp_path / "cover.tif"
+    write_raster(path, array, LEFT - 60, TOP + 60, 20, nodata=255)
+    tile = label(tmp_path, labels=str(path), splits="blocks", split_block=200.0)[0]
+    wanted = np.kron(array, np.ones((2, 2), np.uint8))[6 : 6 + SIZE, 6 : 6 + SIZE]
+    np.testing.assert_array_equal(tile.labels, np.where(wanted == 255, 0, wanted))
+    assert tile.info["classes"]["40"]["name"] == "Cropland"
+    sides = np.asarray(tile.splits)
+    for row in range(0, SIZE, 20):
+        for column in range(0, SIZE, 20):
+            assert len(set(np.unique(sides[row : row + 20, column : column + 20])) - {0}) == 1
+    assert ((sides > 0) == (np.asarray(tile.labels) > 0)).all()
+
+
+def test_blocks_are_of_the_ground_not_of_the_tile(tiles, tmp_path):
+    array = np.full((100, 110), 40, np.uint8)
+    write_raster(tmp_path / "cover.tif", array, LEFT, TOP, 10)
+    keys = {"labels": str(tmp_path / "cover.tif"), "splits": "blocks", "split_block": 70.0}
+    west, east = label(tmp_path, **keys)
+    np.testing.assert_array_equal(west.splits[:, 40:], east.splits[:, : SIZE - 40])
+    assert set(np.unique(west.splits)) == {1, 2, 3}
+
+
+def test_worldcover_of_two_squares_on_loopback(tmp_path):
+    """A tile across the border of two 3 x 3 degree files, at 12 degrees east."""
+    (x,), (y,) = transform_places("EPSG:4326", CRS, [12.0], [49.5])
+    folder = tmp_path / "data" / "toy" / "processed" / "MGRS-0"
+    place = {"crs": CRS, "transform": [10, 0, round(x) - 300, 0, -10, round(y) + 300]}
+    make_tile(folder, SHAPE, labels=False, **place)
+    (tmp_path / "web").mkdir()
+    for name, left, code in (("N48E009", 9, 10), ("N48E012", 12, 80)):
+        array = np.full((300, 300), code, np.uint8)
+        path = tmp_path / "web" / f"{name}.tif"
+        write_raster(path, array, left, 51, 0.01, "EPSG:4326", driver="COG", nodata=0)
+    server = FileServer(tmp_path / "web")
+    keys = {"labels": "worldcover", "worldcover_url": server.url + "/{place}.tif"}
+    (tile,) = label(tmp_path, **keys)
+    server.shutdown()
+    row, column = np.mgrid[:SIZE, :SIZE] * 10 + 5
+    xs, ys = place["transform"][2] + column.ravel(), place["transform"][5] - row.ravel()
+    longitude = np.array(transform_places(CRS, "EPSG:4326", xs, ys)[0]).reshape(SIZE, SIZE)
+    wanted = np.where(longitude < 12, 10, 80)
+    assert (np.asarray(tile.labels) == wanted).mean() > 0.999  # to an eighth of a pixel
+    assert tile.info["classes"]["80"] == WORLDCOVER[80]
+
+
+def test_worldcover_squares_have_names():
+    assert tile_labels.worldcover_places((11.9, 47.9, 12.1, 48.1)) == [
+        "N45E009",
+        "N45E012",
+        "N48E009",
+        "N48E012",
+    ]
+    assert tile_labels.worldcover_places((-0.5, -0.5, -0.1, -0.1)) == ["S03W003"]
+
+
+def test_mistakes_in_labels_end_in_one_line(tiles, tmp_path, fields):
+    path, _ = fields
+    write_raster(tmp_path / "wide.tif", np.full((70, 70), 300, np.int32), LEFT, TOP, 10)
+    write_raster(tmp_path / "real.tif", np.ones((70, 70), np.float32), LEFT, TOP, 10)
+    write_raster(tmp_path / "far.tif", np.ones((70, 70), np.uint8), LEFT + 90000, TOP, 10)
+    nowhere = geopandas.GeoDataFrame({"a": [1]}, geometry=[shapely.Point(1, 2)])
+    nowhere.to_file(tmp_path / "nowhere.gpkg")
+    (tmp_path / "text.gpkg").write_text("hello")
+    for keys, message in [
+        ({"labels": path}, "class_column=: wanted a column of .*: crop, code, use"),
+        ({"labels": path, "class_column": "kind"}, "class_column=kind: wanted a column"),
+        ({"labels": path, "class_column": "crop", "splits": "side"}, "splits=side: wanted a col"),
+        ({"labels": path, "class_column": "crop", "splits": "crop"}, "splits=crop: found beet"),
+        ({"labels": str(tmp_path / "wide.tif")}, "found codes 300 to 300, wanted 0 to 255"),
+        ({"labels": str(tmp_path / "real.tif")}, "found float32, EPSG:32633, wanted whole"),
+        ({"labels": str(tmp_path / "far.tif")}, "found no label inside any tile"),
+        ({"labels": str(tmp_path / "real.tif"), "splits": "polygons"}, "wanted blocks"),
+        ({"labels": str(tmp_path / "nowhere.gpkg"), "class_column": "a"}, "no coordinate system"),
+        ({"labels": str(tmp_path / "text.gpkg"), "class_column": "a"}, "found no readable file"),
+        ({"labels": "worldcover", "classes_path": path}, "classes_path=.* wanted JSON like"),
+    ]:
+        with pytest.raises(InputError, match=message) as error:
+            label(tmp_path, **keys)
+        assert "\n" not in str(error.value)
+    assert not (tiles[0] / "labels.npy").exists()
+
+
+# ---- pictures, warnings, tiles of others ---------------------------------------------------------
+
+
+def test_the_picture_shows_the_median_of_the_clear_dates(tiles, monkeypatch):
+    folder = tiles[0]
+    info = json.loads((folder / "tile.json").read_text())
+    names = ["B04", "B03", "B02", *info["bands"][3:]]
+    (folder / "tile.json").write_text(json.dumps(info | {"bands": names}))
+    bands, masks = np.load(folder / "bands.npy"), np.load(folder / "masks.npy")
+    seen = np.where(masks[..., None] > 0, bands[..., :3].astype(float), np.nan)
+    with pytest.warns(RuntimeWarning, match="All-NaN"):
+        wanted = np.nanmedian(seen, axis=0)
+    np.testing.assert_allclose(tile_picture.draw_tile(folder), wanted)
+    assert (folder / "quick_look.png").stat().st_size > 10_000
+    monkeypatch.setattr(tile_picture, "SIDE", 20)
+    np.testing.assert_allclose(tile_picture.draw_tile(folder), wanted[::3, ::3])
+
+
+def counts(blue, mask=None):
+    bands = np.full((20, 20, 1), blue, np.uint16)
+    mask = np.ones((20, 20), np.uint8) if mask is None else mask
+    return tile_builder.count_block(bands, mask, 0)
+
+
+def test_strange_reflectances_are_told():
+    good, bright = counts(400), counts(4000)
+    assert tile_builder.check_reflectance({"2021-01-01": good}) == []
+    few = np.zeros((20, 20), np.uint8)
+    few[0, :5] = 1
+    assert tile_builder.check_reflectance({"2021-01-01": counts(1, few)}) == []  # too few to tell
+    for value, message in ((1, "subtracted twice"), (1400, "may not have been subtracted")):
+        (text,) = tile_builder.check_reflectance({"2021-01-01": good, "2021-02-01": counts(value)})
+        assert message in text and text.endswith("on 1 of 2 dates: 2021-02-01")
+    texts = tile_builder.check_reflectance({"2021-01-01": bright})
+    assert any("calls bright pixels clear" in text for text in texts)
+
+
+def test_few_dates_are_told(tiles, tmp_path, capsys):
+    label(tmp_path)
+    assert "clear dates or fewer, wanted 10 to 20" in capsys.readouterr().out
+
+
+def test_tiles_of_others_get_what_they_lack(tmp_path):
+    folder = make_tile(tmp_path / "data" / "toy" / "processed" / "MGRS-0", SHAPE, labels=False)
+    mean, std = (np.load(folder / f"{name}.npy") for name in ("band_mean", "band_std"))
+    for name in ("band_mean.npy", "band_std.npy", "tile.json"):
+        (folder / name).unlink()
+    (tile,) = label(tmp_path)
+    np.testing.assert_allclose(tile.band_mean, mean, rtol=1e-5)
+    np.testing.assert_allclose(tile.band_std, std, rtol=1e-5)
+    assert tile.band_names == prepare_tiles.sentinel2.TESSERA_BANDS
+    np.save(folder / "band_mean.npy", np.full(10, 7, np.float32))  # what is there stays
+    assert label(tmp_path)[0].band_mean.tolist() == [7] * 10
+
+
+def test_tiles_of_others_that_are_none_end_in_one_line(tmp_path):
+    with pytest.raises(InputError, match=r"found no MGRS-\*/bands.npy"):
+        label(tmp_path)
+    folder = make_tile(tmp_path / "data" / "toy" / "processed" / "MGRS-0", SHAPE)
+    (folder / "band_mean.npy").unlink()
+    np.save(folder / "masks.npy", np.zeros(SHAPE[:3], np.uint8))
+    with pytest.raises(InputError, match="found no clear observation"):
+        label(tmp_path)
+    np.save(folder / "masks.npy", np.zeros((2, 2, 2), np.uint8))
+    with pytest.raises(InputError, match="found bands .* and masks"):
+        label(tmp_path)
+    np.save(folder / "bands.npy", np.zeros((2, 2, 2, 1), np.float32))
+    with pytest.raises(InputError, match="found float32 .*, wanted uint16"):
+        label(tmp_path)
