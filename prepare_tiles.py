@@ -10,8 +10,6 @@ Needs `pip install -r requirements-prepare.txt`. A run that was stopped goes on 
 tile that is done is not made again.
 """
 
-from pathlib import Path
-
 import numpy as np
 
 import sentinel2
@@ -19,8 +17,8 @@ import sources
 import tile_builder
 import tile_labels
 import tile_picture
-import utils
-from utils import InputError
+from runtime import InputError, check, make_output_dir, run_script
+from tiles import tiles_folder
 
 run_config = {
     # where Sentinel-2 is: a STAC API, unless one of the two paths is given
@@ -65,11 +63,19 @@ FEW_DATES = 10  # clear observations; embeddings get much worse below 10 to 20 (
 
 
 def check_config(config):
-    """Raise InputError for what is wrong with the settings, before anything is fetched."""
-    utils.check_least(config, 1, "stride", "threads")
-    utils.check_least(config, 0, "retries", "resolution", "max_cloud_cover")
-    utils.check_choice(config, "offset", ("auto", "applied", "raw"))
-    utils.check_choice(config, "resampling", ("nearest", "bilinear", "cubic", "average"))
+    """The config, checked and frozen; InputError for what is wrong, before anything is fetched."""
+    tile = config["mgrs_tile"].strip().upper().removeprefix("MGRS-")
+    config = check(
+        config | {"mgrs_tile": tile},
+        stride=(1, 1000),
+        threads=(1, 256),
+        retries=(0, 20),
+        resolution=(0, 10_000),
+        split_block=(1, 1e7),
+        max_cloud_cover=(0, 100),
+        offset=("auto", "applied", "raw"),
+        resampling=("nearest", "bilinear", "cubic", "average"),
+    )
     sentinel2.parse_bands(config["bands"])
     sentinel2.parse_clear_scl(config["clear_scl"])
     sentinel2.year_window(config["year"])
@@ -79,6 +85,7 @@ def check_config(config):
     place = config["mgrs_tile"] or config["bbox"] or config["local_path"] or config["items_path"]
     if not place and not config["statistics_only"]:
         raise InputError("mgrs_tile: found none, wanted a tile like 33UUP, or bbox=..")
+    return config
 
 
 # ---- choosing items ------------------------------------------------------------------------------
@@ -224,18 +231,15 @@ def warn(folder):
 
 def main(config):
     """Make the tiles, or add to those there are. Returns their folders."""
-    config = dict(config)
-    config["mgrs_tile"] = config["mgrs_tile"].strip().upper().removeprefix("MGRS-")
-    config = utils.freeze(config)
-    check_config(config)
+    config = check_config(config)
     labels = tile_labels.open_labels(config)
 
     # bands, masks, days and statistics
-    processed = Path(config["base_path"]) / "data" / config["dataset_name"] / "processed"
+    processed = tiles_folder(config["base_path"], config["dataset_name"])
     if config["statistics_only"]:
         folders = tile_builder.complete_tiles(processed, config)
     else:
-        utils.make_output_dir(processed)
+        make_output_dir(processed)
         folders = fetch_tiles(processed, config)
 
     # labels, splits and a look
@@ -251,4 +255,4 @@ def main(config):
 
 
 if __name__ == "__main__":
-    utils.run_script(main, run_config, __doc__)
+    run_script(main, run_config, __doc__)

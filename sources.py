@@ -16,7 +16,7 @@ import rasterio
 from rasterio.errors import RasterioError
 
 import sentinel2
-from utils import InputError
+from runtime import InputError
 
 NETWORK = {  # settings of GDAL: no listing of folders, patience, and a bounded cache
     "GDAL_DISABLE_READDIR_ON_OPEN": "EMPTY_DIR",

@@ -24,9 +24,9 @@ from tqdm import tqdm
 
 import sentinel2
 import sources
-from data import Tile
+from runtime import InputError, atomic_write, write_json
 from sources import ItemError
-from utils import InputError, write_json, written_beside
+from tiles import Tile
 
 BLOCK = 2048  # pixels along a block's side: two internal blocks of the usual files
 BRIGHT, DARK = 3000, 1000  # reflectance x 10000 of blue, for `check_reflectance`
@@ -210,7 +210,7 @@ def reserve(path, dtype, shape):
     message = f"{path}: found {free / 1e9:.1f} GB free, wanted {wanted / 1e9:.1f} GB"
     if wanted > free:
         raise InputError(message)
-    with written_beside(path) as part:
+    with atomic_write(path) as part:
         np.lib.format.open_memmap(part, "w+", dtype, shape)
         with open(part, "r+b") as file:
             try:
@@ -438,7 +438,7 @@ def _add_statistics(folder):
     if not counted["count"]:
         raise InputError(f"{folder / 'masks.npy'}: found no clear observation, wanted some")
     for name, values in zip(("band_mean", "band_std"), statistics(counted), strict=True):
-        with written_beside(folder / f"{name}.npy") as part:
+        with atomic_write(folder / f"{name}.npy") as part:
             np.save(part, values)
     print(f"{folder}: band_mean.npy, band_std.npy over {counted['count']} clear observations")
 

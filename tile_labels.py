@@ -21,8 +21,9 @@ from rasterio.warp import Resampling, reproject, transform_bounds
 
 import sources
 import tile_builder
-from data import TEST, TRAIN, VALIDATION
-from utils import WORLDCOVER, InputError, class_legend, write_json, written_beside
+from maps import WORLDCOVER, class_legend, is_georeferenced
+from runtime import InputError, atomic_write, write_json
+from tiles import TEST, TRAIN, VALIDATION
 
 WORLDCOVER_URL = (  # 2021; for 2020 put v100/2020 and 2020_v100 in it
     "https://esa-worldcover.s3.eu-central-1.amazonaws.com/v200/2021/map/"
@@ -215,7 +216,7 @@ def write_labels(folder, labels, config):
     none does, nothing is written. Raises InputError for a tile without crs and transform.
     """
     info = tile_builder.read_info(folder)
-    if not {"crs", "transform"} <= set(info):
+    if not is_georeferenced(info):
         raise InputError(f"{folder / 'tile.json'}: found no crs and transform, wanted both")
     shape = np.load(folder / "masks.npy", mmap_mode="r", allow_pickle=False).shape[1:]
     transform = rasterio.Affine(*info["transform"])
@@ -241,7 +242,7 @@ def write_labels(folder, labels, config):
         if array is None:
             (folder / f"{name}.npy").unlink(missing_ok=True)
             continue
-        with written_beside(folder / f"{name}.npy") as part:
+        with atomic_write(folder / f"{name}.npy") as part:
             np.save(part, array.astype(np.uint8))
     write_json(folder / "tile.json", info | added)
     print(f"{folder / 'labels.npy'}: {len(present)} classes on {(codes > 0).mean():.1%} of pixels")

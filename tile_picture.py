@@ -2,12 +2,14 @@
 
 from datetime import date
 
-import matplotlib.dates
-import matplotlib.pyplot as plt
 import numpy as np
+from matplotlib.colors import to_rgba
+from matplotlib.dates import DateFormatter
+from matplotlib.figure import Figure
 
 import tile_builder
-from utils import class_legend, save_figure
+from maps import class_legend
+from utils import save_figure
 
 SIDE = 400  # pixels along a picture's longer side, at most
 PARTS = 16  # of the rows: so much of a tile is in memory at a time
@@ -27,12 +29,9 @@ def draw_tile(folder):
     step = max(1, -(-max(masks.shape[1:]) // SIDE))
     clear = np.stack([mask[::step, ::step] for mask in masks])
     names = info.get("bands", [])
-    figure, axes = plt.subplot_mosaic(
-        [["color", "clear", "labels"], ["line", "line", "line"]],
-        figsize=(12, 6),
-        height_ratios=(3, 1),
-        layout="constrained",
-    )
+    figure = Figure(figsize=(12, 6), layout="constrained")
+    rooms = [["color", "clear", "labels"], ["line", "line", "line"]]
+    axes = figure.subplot_mosaic(rooms, height_ratios=(3, 1))
     color = None
     if {"B04", "B03", "B02"} <= set(names):
         chosen = [names.index(name) for name in ("B04", "B03", "B02")]
@@ -75,7 +74,7 @@ def _draw_labels(axes, folder, info, step):
     legend = class_legend(np.unique(labels), info.get("classes", {}) or {})
     rgba = np.zeros((*labels.shape, 4))
     for code, entry in legend.items():
-        rgba[labels == code] = plt.matplotlib.colors.to_rgba(entry["color"])
+        rgba[labels == code] = to_rgba(entry["color"])
         axes.scatter([], [], marker="s", color=entry["color"], label=f"{code} {entry['name']}")
     axes.imshow(rgba, interpolation="none")
     axes.legend(fontsize=7, loc="upper left", bbox_to_anchor=(1, 1), frameon=False)
@@ -86,7 +85,7 @@ def _draw_dates(axes, folder, info, clear):
     share = clear.mean((1, 2))
     if info.get("dates"):
         days = [date.fromisoformat(day) for day in info["dates"]]
-        axes.xaxis.set_major_formatter(matplotlib.dates.DateFormatter("%Y-%m-%d"))
+        axes.xaxis.set_major_formatter(DateFormatter("%Y-%m-%d"))
     else:
         days = np.load(folder / "doys.npy", allow_pickle=False)
         axes.set_xlabel("day of year")

@@ -32,8 +32,8 @@ import prepare_tiles
 import sentinel2
 import sources
 import tile_builder
-from data import Tile
-from utils import InputError
+from runtime import InputError
+from tiles import Tile
 
 pytestmark = [  # of libraries that we cannot change
     pytest.mark.filterwarnings(f"ignore::{kind}")
@@ -488,7 +488,7 @@ def without(items, *names):
         (lambda items: items, {"bbox": "100,1,101,2"}, "found no pixel of the items' tiles"),
         (lambda items: items, {"resampling": "magic"}, "resampling=magic: wanted one of"),
         (lambda items: items, {"offset": "maybe"}, "offset=maybe: wanted one of"),
-        (lambda items: items, {"stride": 0}, "stride=0: wanted 1 or more"),
+        (lambda items: items, {"stride": 0}, "stride=0: wanted 1 to 1000"),
         (lambda items: items, {"splits": "blocks"}, "found no labels, wanted labels="),
         (lambda items: items, {"labels": "nowhere.tif"}, "labels=nowhere.tif: found no file"),
     ],
@@ -544,9 +544,9 @@ def test_without_its_requirements_one_line_tells_what_to_install(tmp_path):
         "import sys\n"
         "for name in ('pystac', 'pystac_client', 'odc', 'geopandas', 'mgrs', 'pyogrio'):\n"
         "    sys.modules[name] = None\n"
-        "import prepare_tiles, utils\n"
+        "import prepare_tiles, runtime\n"
         "sys.argv[1:] = ['mgrs_tile=33UUP', 'base_path=' + sys.argv[1]]\n"
-        "utils.run_script(prepare_tiles.main, prepare_tiles.run_config, '')\n"
+        "runtime.run_script(prepare_tiles.main, prepare_tiles.run_config, '')\n"
     )
     command = [sys.executable, "-c", code, str(tmp_path)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)

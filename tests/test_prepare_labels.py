@@ -15,8 +15,9 @@ import prepare_tiles
 import tile_builder
 import tile_labels
 import tile_picture
-from data import Tile
-from utils import WORLDCOVER, InputError
+from maps import WORLDCOVER
+from runtime import InputError
+from tiles import Tile
 
 CRS, LEFT, TOP, SIZE = "EPSG:32633", 300000, 5400000, 60
 SHAPE = (4, SIZE, SIZE, 10)
