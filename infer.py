@@ -19,6 +19,7 @@ import numpy as np
 from tqdm import tqdm
 
 from backbones import Classifier, load_backbone, load_classifier
+from cog import write_representation_tif
 from files import load_checkpoint, make_output_dir, remove_parts, write_json
 from land_cover import class_legend, plot_class_map
 from maps import is_georeferenced, quantise, read_provenance, remove_products, write_geotiff
@@ -38,6 +39,7 @@ run_config = {
     # maps
     "classify": "auto",  # auto: where the checkpoint is fine-tuned; true: refuse others; false
     "representation_format": "float32",  # float32, float16, or int8 with a scale for each pixel
+    "representation_tif": False,  # write it as a cloud-optimised GeoTIFF too
     "min_valid": 0,  # clear observations that a pixel needs; 0: as in training
     "draws": 0,  # 0: all clear observations at once; else the mean of so many even draws
     # running
@@ -110,6 +112,11 @@ def open_tiles(config, checkpoint, bad):
         with skipping(config, bad, notice):
             tile = Tile(folder)
             check_tile(tile, checkpoint, config["checkpoint_path"])
+            if config["representation_tif"] and not is_georeferenced(tile.info):
+                raise InputError(
+                    f"{folder / 'tile.json'}: found no crs and transform, wanted both for "
+                    "representation_tif=true"
+                )
             tiles.append((tile, output_dir))
     if not tiles:
         raise InputError(f"{config['tile_path']}: found {len(bad)} bad tiles and no good one")
@@ -225,11 +232,14 @@ def map_tile(tile, module, checkpoint, config, runtime, output_dir, made_by, sto
     height, width = shape = tile.shape[1:3]
     # the bytes of a map depend on how its pixels are put into batches
     batches = [runtime.device.type, runtime.block_pixels, runtime.batch_dates, runtime.pad_dates]
+    room = 8 * height * width  # the pictures that follow are smaller
+    if config["representation_tif"]:  # written twice, see cog.py
+        room += 8 * size * height * width
     writer = MapWriter(
         output_dir,
         map_arrays(shape, made_by, size),
         made_by | {"batches": batches},
-        room=8 * height * width,  # the pictures that follow are smaller
+        room=room,
     )
     if writer.rows:
         print(f"{output_dir}: goes on behind row {writer.rows} of {height}")
@@ -266,6 +276,10 @@ def finish(writer, tile, legend, output_dir, made_by):
     remove_products(output_dir, kept=published)
     writer.free_room()
     write_pictures(writer, tile, legend, output_dir)
+    if made_by.get("representation_tif"):
+        names = ("representation_map", "representation_map_scales")
+        array, scales = (writer.read(n) if n in writer.arrays else None for n in names)
+        write_representation_tif(output_dir, array, scales, tile.info)
     writer.publish()
     georeference = {key: tile.info[key] for key in ("crs", "transform") if key in tile.info}
     made_by = made_by | georeference | {"tile": tile.title, "classes": legend}
@@ -305,6 +319,8 @@ def main(config):
     module = load_module(config, checkpoint).to(runtime.device)
     made_by = {key: config[key] for key in ("representation_format", "min_valid", "draws")}
     made_by["classify"] = isinstance(module, Classifier)
+    if config["representation_tif"]:  # maps that were made with it are done without it too
+        made_by["representation_tif"] = True
     made_by["checkpoint_sha256"] = file_hash(config["checkpoint_path"])
 
     # tiles, divided among the processes: all are looked at before the first is mapped

@@ -21,6 +21,7 @@ ROWS = 64  # of a representation map, in memory at a time
 BLOCK_PIXELS = 1 << 22  # of a class map, in memory at a time
 PRODUCTS = [  # all files that we write beside the maps of a tile, GDAL's sidecars aside
     *("representation_map.npy", "representation_map_scales.npy"),
+    *("representation_map.tif", "representation_map_scales.tif"),
     *("valid_count.npy", "valid_count.tif", "confidence.npy", "confidence.tif"),
     *("classification_map.npy", "classification_map.png", "classification_map.tif"),
     *("false_color.png", "false_color.tif"),

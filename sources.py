@@ -9,11 +9,13 @@ import importlib
 import logging
 import re
 import time
+import warnings
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
+import numpy as np
 import rasterio
-from rasterio.errors import RasterioError
+from rasterio.errors import NotGeoreferencedWarning, RasterioError
 
 import sentinel2
 from runtime import InputError
@@ -231,8 +233,9 @@ def _add_asset(item, name, href):
 
 
 def set_up_reading():
-    """Tell GDAL about networks, and its reader to leave errors to us; once, before any read."""
-    need("odc.stac").configure_rio(**NETWORK)
+    """Leave the telling of errors to us; once, before any read."""
+    # spurious: https://github.com/opendatacube/odc-geo/issues/131
+    warnings.filterwarnings("ignore", category=NotGeoreferencedWarning, module="rasterio.warp")
     logging.getLogger("odc.loader").setLevel(logging.CRITICAL)
     logging.getLogger("rasterio").setLevel(logging.CRITICAL)
 
@@ -256,8 +259,9 @@ def with_retries(read, item, name, retries, stop=None):
         try:
             with rasterio.Env(**NETWORK, **_fresh(href, attempt)):
                 return read(sign(href))
-        except RasterioError as error:
+        except (RasterioError, OSError) as error:  # OSError: of a signature
             reason = str(error.__cause__ or error).strip().splitlines()[0]
+            reason = re.sub(r"\?\S*", "", reason)  # without the signature
             if attempt == attempts - 1 or any(code in reason for code in PERMANENT):
                 raise ItemError(
                     item.id,
@@ -290,26 +294,21 @@ def read_band(item, name, geobox, resampling, retries, stop=None):
     """Pixels of one asset of an item on a grid, (H, W) uint16; 0 where it has none.
 
     Where the grid is the asset's own, pixels are copied. Overviews are never read: nobody knows how
-    they were made. Raises InputError as `with_retries`.
+    they were made. This is the reader inside odc.stac.load, which would also choose among items.
+    Raises ItemError as `with_retries`.
     """
-    pystac, odc_stac = need("pystac"), need("odc.stac")
+    loader = need("odc.loader")
+    how = loader.RasterLoadParams(
+        dtype="uint16",
+        fill_value=0,
+        src_nodata_override=0,
+        use_overviews=False,
+        resampling=resampling,
+    )
 
     def read(href):
-        # placed on the grid: footprints in catalogues are coarse, the file knows where it lies
-        place = geobox.geographic_extent
-        box = list(place.boundingbox)
-        alone = pystac.Item(item.id, place.json, box, item.datetime, {})
-        alone.add_asset(name, pystac.Asset(href, media_type=pystac.MediaType.COG, roles=["data"]))
-        loaded = odc_stac.load(
-            [alone],
-            bands=[name],
-            geobox=geobox,
-            resampling=resampling,
-            dtype="uint16",
-            nodata=0,
-            use_overviews=False,
-            fail_on_error=True,
-        )
-        return loaded[name].values[0]
+        found = np.zeros(geobox.shape, np.uint16)
+        loader.RioReader(loader.RasterSource(href), None).read(how, geobox, dst=found)
+        return found
 
     return with_retries(read, item, name, retries, stop)

@@ -1,0 +1,221 @@
+"""From a place and a year to a land-cover map, as docs/prepare.md tells it, on loopback."""
+
+import json
+import re
+import shlex
+import subprocess
+from types import SimpleNamespace
+
+import geopandas
+import numpy as np
+import pytest
+import rasterio
+import shapely
+from conftest import ROOT, make_tile
+from rio_cogeo import cog_validate
+from stac_server import CRS, LEFT, SIZE, TOP, Catalogue, FileServer, make_scene
+from tessera_eval import run_kfold_cv
+from tessera_eval.data import load_geotessera_tile
+
+import infer
+import maps
+import prepare_tiles
+import train
+import train_classification
+from runtime import InputError, override
+from tiles import Tile
+
+pytestmark = [
+    pytest.mark.filterwarnings(f"ignore::{kind}")
+    for kind in ("DeprecationWarning", "PendingDeprecationWarning")
+]
+STRIDE = 3  # of the tiles, so that mapping them takes seconds
+WIDTH = SIZE // STRIDE
+SCRIPTS = {
+    "prepare_tiles.py": prepare_tiles,
+    "train.py": train,
+    "train_classification.py": train_classification,
+    "infer.py": infer,
+}
+SMALL = {  # what a test changes of the commands, so that they take seconds
+    "prepare_tiles.py": [],
+    "train.py": [
+        "min_valid=4",
+        "max_steps=4",
+        "width=16",
+        "depth=1",
+        "latent_dim=8",
+        "projector_dim=16",
+    ],
+    "train_classification.py": ["min_valid=4", "epochs=1", "label_count=600"],
+    "infer.py": [],
+}
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    """Twelve dates of two tiles that overlap by 24 pixels."""
+    folder = tmp_path_factory.mktemp("world")
+    server = FileServer(folder)
+    items = [
+        make_scene(
+            folder,
+            server.url,
+            f"S2A_{tile}_2021{month:02d}05_0_L2A",
+            f"2021-{month:02d}-05",
+            shifted=month % 2 == 0,
+            tile=tile,
+            s2__processing_baseline="04.00",
+            earthsearch__boa_offset_applied=month % 2 == 1,
+        )
+        for month in range(1, 13)
+        for tile in ("33UUP", "33UVP")
+    ]
+    catalogue = Catalogue(folder, items)
+    yield SimpleNamespace(server=server, url=catalogue.url)
+    catalogue.stop()
+    server.shutdown()
+
+
+def commands():
+    """The commands of the first block of docs/prepare.md, in order, as lists of words."""
+    text = (ROOT / "docs" / "prepare.md").read_text()
+    block = re.search(r"```bash\n(.*?)```", text, re.S)[1].replace("\\\n", " ")
+    return [words for line in block.splitlines() if (words := shlex.split(line, comments=True))]
+
+
+@pytest.fixture(scope="module")
+def mapped(world, tmp_path_factory):
+    """All commands of docs/prepare.md, run in an empty folder; returns the folder."""
+    folder = tmp_path_factory.mktemp("mapped")
+    fields = [
+        shapely.box(x, TOP - y - 180, x + 180, TOP - y)
+        for y in range(100, 2200, 240)
+        for x in range(LEFT["33UUP"] + 200, LEFT["33UVP"] + 2200, 240)
+    ]
+    crops = [("wheat", "maize", "meadow")[i % 3] for i in range(len(fields))]
+    frame = geopandas.GeoDataFrame({"crop": crops}, geometry=fields, crs=CRS)
+    frame.to_file(folder / "fields.gpkg")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        patch.setenv("WANDB_MODE", "disabled")
+        for program, script, *arguments in (c for c in commands() if c[0] == "python"):
+            assert program == "python"
+            if script == "prepare_tiles.py" and "statistics_only=true" not in arguments:
+                arguments += [f"stac_url={world.url}", f"stride={STRIDE}"]
+            module = SCRIPTS[script]
+            module.main(override(module.run_config, arguments + SMALL[script]))
+    return folder
+
+
+def test_the_commands_of_the_docs_make_tiles_a_model_and_maps(mapped):
+    assert len([c for c in commands() if c[0] == "python"]) >= 4
+    tiles = sorted((mapped / "data").glob("*/processed/MGRS-*"))
+    assert [tile.name for tile in tiles] == ["MGRS-33UUP", "MGRS-33UVP"]
+    for folder in tiles:
+        tile = Tile(folder)
+        assert tile.shape[0] == 12 and (folder / "quick_look.png").exists()
+        assert set(np.unique(tile.splits)) == {0, 1, 2, 3}
+        names = {entry["name"] for entry in tile.info["classes"].values()}
+        assert names == {"wheat", "maize", "meadow"}
+
+
+def test_maps_lie_where_their_source_lies(mapped):
+    for name, left in LEFT.items():
+        for file in ("classification_map", "confidence", "representation_map"):
+            with rasterio.open(mapped / "outputs" / f"MGRS-{name}" / f"{file}.tif") as source:
+                wanted = (left, TOP - 10 * SIZE, left + 10 * SIZE, TOP)
+                assert tuple(source.bounds) == wanted and str(source.crs) == CRS
+
+
+def test_a_polygons_label_lies_under_the_polygon(mapped):
+    fields = geopandas.read_file(mapped / "fields.gpkg")
+    folder = mapped / "data" / "bavaria_2021" / "processed" / "MGRS-33UVP"
+    tile = Tile(folder)
+    names = {int(code): entry["name"] for code, entry in tile.info["classes"].items()}
+    inverse = ~rasterio.Affine(*tile.info["transform"])
+    seen = 0
+    for crop, place in zip(fields["crop"], fields.representative_point(), strict=True):
+        column, row = inverse * (place.x, place.y)
+        if 0 <= column < WIDTH and 0 <= row < WIDTH:
+            seen += 1
+            assert names[tile.labels[int(row), int(column)]] == crop
+    assert seen > 50
+
+
+def test_representations_as_cloud_optimised_geotiff(mapped):
+    folder = mapped / "outputs" / "MGRS-33UUP"
+    values, scales = maps.open_representations(folder / "representation_map.npy")
+    assert values.dtype == np.int8
+    for name, wanted, nodata in (
+        ("representation_map", np.where(np.isnan(scales)[..., None], -128, values), -128),
+        ("representation_map_scales", scales[..., None], np.nan),
+    ):
+        valid, errors, warnings = cog_validate(folder / f"{name}.tif")
+        assert valid and not errors and not warnings
+        with rasterio.open(folder / f"{name}.tif") as file:
+            np.testing.assert_array_equal(np.moveaxis(file.read(), 0, -1), wanted)
+            assert all(name for name in file.descriptions)
+            assert len(set(file.descriptions)) == file.count
+            np.testing.assert_equal(file.nodata, nodata)
+    assert not list(folder.glob(".*"))
+
+
+def test_large_maps_have_overviews(tmp_path):
+    """More rows than a block, a size that is no multiple of one, float32 with gaps."""
+    values = np.random.default_rng(0).normal(size=(700, 530, 3)).astype(np.float32)
+    values[100:140, 7] = np.nan
+    np.save(tmp_path / "map.npy", values)
+    place = {"crs": CRS, "transform": [10, 0, LEFT["33UUP"], 0, -10, TOP]}
+    maps.write_representation_tif(tmp_path / "map.npy", place)
+    valid, errors, warnings = cog_validate(tmp_path / "map.tif")
+    assert valid and not errors and not warnings
+    with rasterio.open(tmp_path / "map.tif") as file:
+        np.testing.assert_array_equal(np.moveaxis(file.read(), 0, -1), values)
+        assert np.isnan(file.nodata) and file.overviews(1)
+        coarse = np.moveaxis(file.read(out_shape=(3, 350, 265)), 0, -1)
+        assert np.isin(coarse[np.isfinite(coarse)], values).all()
+    assert sorted(f.name for f in tmp_path.iterdir()) == ["map.npy", "map.tif"]
+
+
+def test_maps_of_one_call_mosaic_without_a_seam(mapped, tmp_path):
+    """A virtual mosaic holds the pixels of its sources, and no gap between them."""
+    files = [mapped / "outputs" / f"MGRS-{name}" / "valid_count.tif" for name in LEFT]
+    try:
+        command = ["gdalbuildvrt", str(tmp_path / "all.vrt"), *map(str, files)]
+        subprocess.run(command, check=True, capture_output=True)
+        with rasterio.open(tmp_path / "all.vrt") as file:
+            mosaic, left = file.read(1), file.bounds.left
+    except FileNotFoundError:  # GDAL's programs are not here, its mosaics are
+        from rasterio.merge import merge
+
+        merged, transform = merge([str(file) for file in files], method="last")
+        mosaic, left = merged[0], transform.c
+    east = WIDTH - 24 // STRIDE  # where the second tile begins
+    assert mosaic.shape == (WIDTH, east + WIDTH) and left == LEFT["33UUP"]
+    sources = [np.load(file.with_suffix(".npy")) for file in files]
+    np.testing.assert_array_equal(mosaic[:, east:], sources[1])
+    np.testing.assert_array_equal(mosaic[:, :east], sources[0][:, :east])
+
+
+def test_tessera_eval_reads_our_int8_maps_as_they_are(mapped):
+    folder = mapped / "outputs" / "MGRS-33UUP"
+    path = folder / "representation_map.npy"
+    vectors = load_geotessera_tile(path, folder / "representation_map_scales.npy")
+    np.testing.assert_array_equal(vectors, maps.read_representations(path))
+    tile = Tile(mapped / "data" / "bavaria_2021" / "processed" / "MGRS-33UUP")
+    labelled = (np.asarray(tile.labels) > 0) & np.isfinite(vectors).all(-1)
+    events = list(run_kfold_cv(vectors[labelled], tile.labels[labelled], ["nn"], k=3))
+    assert [event["type"] for event in events].count("fold_result") == 3
+    (aggregate,) = (event for event in events if event["type"] == "aggregate")
+    assert "nn" in aggregate["models"]
+
+
+def test_a_representation_tif_needs_a_place(mapped, tmp_path):
+    checkpoint = next(mapped.glob("checkpoints/*/best.pt"))
+    info = json.loads(next(mapped.glob("data/*/processed/*/tile.json")).read_text())
+    tile = make_tile(tmp_path / "MGRS-0", bands=info["bands"])
+    keys = {"checkpoint_path": str(checkpoint), "tile_path": str(tile), "wandb_mode": "disabled"}
+    keys |= {"output_dir": str(tmp_path / "out"), "representation_tif": True}
+    with pytest.raises(InputError, match="found no crs and transform, wanted both for"):
+        infer.main(infer.run_config | keys)
