@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 import rasterio
 from rasterio.errors import NotGeoreferencedWarning, RasterioError
+from rasterio.windows import Window
 
 import sentinel2
 from runtime import InputError
@@ -307,8 +308,36 @@ def read_band(item, name, geobox, resampling, retries, stop=None):
     )
 
     def read(href):
+        if resampling == "nearest":
+            with rasterio.open(href) as source:
+                if (found := _read_larger(source, geobox)) is not None:
+                    return found
         found = np.zeros(geobox.shape, np.uint16)
         loader.RioReader(loader.RasterSource(href), None).read(how, geobox, dst=found)
         return found
 
     return with_retries(read, item, name, retries, stop)
+
+
+def _read_larger(source, geobox):
+    """Pixels of an open raster, each repeated over the smaller pixels of the grid that it holds.
+
+    What resampling by nearest pixel gives, several times as fast. None where the grid's pixels do
+    not fit into the raster's so, or where it reaches over its edge.
+    """
+    if geobox.crs != source.crs or source.dtypes[0] not in ("uint8", "uint16"):
+        return None
+    a, b, column, d, e, row = tuple(~source.transform * geobox.transform)[:6]
+    factor = round(1 / a) if 0 < a <= 1 else 0
+    first = round(row * factor), round(column * factor)  # in the grid's pixels
+    exact = np.allclose((a * factor, b, d, e * factor), (1, 0, 0, 1), atol=1e-6)
+    if not (factor and exact and np.allclose((row * factor, column * factor), first, atol=1e-3)):
+        return None
+    last = [start + size for start, size in zip(first, geobox.shape, strict=True)]
+    outer = [(start // factor, -(-stop // factor)) for start, stop in zip(first, last, strict=True)]
+    if min(first) < 0 or outer[0][1] > source.height or outer[1][1] > source.width:
+        return None
+    found = source.read(1, window=Window.from_slices(*outer)).astype(np.uint16, copy=False)
+    found = found.repeat(factor, 1).repeat(factor, 0) if factor > 1 else found
+    skipped = [start % factor for start in first]
+    return found[skipped[0] :, skipped[1] :][: geobox.shape[0], : geobox.shape[1]]

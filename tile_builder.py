@@ -29,6 +29,7 @@ from sources import ItemError
 from tiles import Tile
 
 BLOCK = 2048  # pixels along a block's side: two internal blocks of the usual files
+EXACT_PIXELS = 1 << 16  # pixels that are summed at once: few enough for a core's cache
 BRIGHT, DARK = 3000, 1000  # reflectance x 10000 of blue, for `check_reflectance`
 
 
@@ -151,19 +152,24 @@ def count_block(bands, mask, blue):
     bands (h, w, B) uint16, mask (h, w) uint8; blue: index of the band to check, or -1.
     Returns a dict of integers and lists of B integers.
     """
-    clear = mask > 0
-    columns = [bands[..., index][clear] for index in range(bands.shape[-1])]
+    series, clear = bands.reshape(-1, bands.shape[-1]), mask.ravel() > 0
+    totals, squares = np.zeros(series.shape[1]), np.zeros(series.shape[1])
+    for first in range(0, len(series), EXACT_PIXELS):
+        part = slice(first, first + EXACT_PIXELS)
+        # float64 is exact here: all sums are whole numbers below 2^53
+        values, weights = series[part].astype(np.float64), clear[part].astype(np.float64)
+        totals += weights @ values
+        squares += weights @ np.square(values, out=values)
     counted = {
         "count": int(clear.sum()),
         "pixels": clear.size,
-        "sum": [int(column.sum(dtype=np.uint64)) for column in columns],
-        "squares": [int(np.square(c, dtype=np.uint64).sum(dtype=np.uint64)) for c in columns],
+        "sum": [int(total) for total in totals],
+        "squares": [int(total) for total in squares],
     }
     if blue >= 0:
-        column = columns[blue]
-        counted["floored"] = int((column == 1).sum())
-        counted["dark"] = int((column < DARK).sum())
-        counted["bright"] = int((column > BRIGHT).sum())
+        column = np.ascontiguousarray(series[:, blue])
+        looks = {"floored": column == 1, "dark": column < DARK, "bright": column > BRIGHT}
+        counted |= {name: int((seen & clear).sum()) for name, seen in looks.items()}
     return counted
 
 
