@@ -17,6 +17,7 @@ import sources
 import tile_builder
 import tile_labels
 import tile_picture
+import tile_statistics
 from runtime import InputError, check, make_output_dir, run_script
 from tiles import tiles_folder
 
@@ -201,7 +202,7 @@ def fetch_tiles(processed, config):
         if config["overwrite"]:
             tile_builder.remove_begun(folder)
         if folder.exists() and not config["overwrite"]:
-            before = tile_builder.read_info(folder).get("made_with", {})
+            before = tile_statistics.read_info(folder).get("made_with", {})
             tile_builder.check_same(folder, before, plan.config)
             print(f"{folder}: done already (overwrite=true makes it again)")
         else:
@@ -214,8 +215,8 @@ def fetch_tiles(processed, config):
 
 def warn(folder):
     """Print what looks strange about a tile. Returns the warnings."""
-    info = tile_builder.read_info(folder)
-    warnings = tile_builder.check_reflectance(info.get("counts", {}))
+    info = tile_statistics.read_info(folder)
+    warnings = tile_statistics.check_reflectance(info.get("counts", {}))
     masks = np.load(folder / "masks.npy", mmap_mode="r", allow_pickle=False)
     step = max(1, max(masks.shape[1:]) // 512)  # of a large tile, a look at some pixels
     clear = np.sum([mask[::step, ::step] for mask in masks], axis=0)
@@ -237,7 +238,7 @@ def main(config):
     # bands, masks, days and statistics
     processed = tiles_folder(config["base_path"], config["dataset_name"])
     if config["statistics_only"]:
-        folders = tile_builder.complete_tiles(processed, config)
+        folders = tile_statistics.complete_tiles(processed, config)
     else:
         make_output_dir(processed)
         folders = fetch_tiles(processed, config)

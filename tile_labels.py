@@ -20,7 +20,7 @@ from rasterio.transform import array_bounds
 from rasterio.warp import Resampling, reproject, transform_bounds
 
 import sources
-import tile_builder
+import tile_statistics
 from maps import WORLDCOVER, class_legend, is_georeferenced
 from runtime import InputError, atomic_write, write_json
 from tiles import TEST, TRAIN, VALIDATION
@@ -215,7 +215,7 @@ def write_labels(folder, labels, config):
     They take the place of what was there. Returns whether any label lies inside the tile; where
     none does, nothing is written. Raises InputError for a tile without crs and transform.
     """
-    info = tile_builder.read_info(folder)
+    info = tile_statistics.read_info(folder)
     if not is_georeferenced(info):
         raise InputError(f"{folder / 'tile.json'}: found no crs and transform, wanted both")
     shape = np.load(folder / "masks.npy", mmap_mode="r", allow_pickle=False).shape[1:]

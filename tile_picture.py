@@ -7,7 +7,7 @@ from matplotlib.colors import to_rgba
 from matplotlib.dates import DateFormatter
 from matplotlib.figure import Figure
 
-import tile_builder
+import tile_statistics
 from maps import class_legend
 from utils import save_figure
 
@@ -21,7 +21,7 @@ def draw_tile(folder):
     Reads every so many-th pixel of a large tile. Returns the median of the clear observations of
     red, green and blue (h, w, 3) float32, NaN where there is none, or None without these bands.
     """
-    info = tile_builder.read_info(folder)
+    info = tile_statistics.read_info(folder)
     bands, masks = (
         np.load(folder / name, mmap_mode="r", allow_pickle=False)
         for name in ("bands.npy", "masks.npy")

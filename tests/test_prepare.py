@@ -9,10 +9,10 @@ from datetime import date
 from types import SimpleNamespace
 
 import numpy as np
-import pystac
 import pytest
 import rasterio
 from conftest import ROOT
+from scenes import DAYS, SCENES, fill, prepare, settings, truth
 from stac_server import (
     CRS,
     LEFT,
@@ -24,53 +24,18 @@ from stac_server import (
     pixel_size,
     true_classes,
     true_reflectance,
-    write_cog,
     write_collection,
 )
 
-import prepare_tiles
 import sentinel2
 import sources
 import tile_builder
 from runtime import InputError
-from tiles import Tile
 
 pytestmark = [  # of libraries that we cannot change
     pytest.mark.filterwarnings(f"ignore::{kind}")
     for kind in ("DeprecationWarning", "PendingDeprecationWarning")
 ]
-WEST, EAST = (0, 150), (120, SIZE)  # columns of two scenes of one datatake
-OLD = {"s2__processing_baseline": "02.14", "earthsearch__boa_offset_applied": False}
-RAW = {"s2__processing_baseline": "04.00", "earthsearch__boa_offset_applied": False}
-DONE = {"s2__processing_baseline": "04.00", "earthsearch__boa_offset_applied": True}
-SCENES = {  # id: day, whether its numbers are shifted, and what make_scene takes
-    "S2A_33UUP_20210110_0_L2A": ("2021-01-10", False, OLD),
-    "S2A_33UUP_20210311_0_L2A": ("2021-03-11", True, RAW),
-    "S2A_33UUP_20210410_0_L2A": ("2021-04-10", False, DONE),
-    "S2B_MSIL2A_20210505T101031_R022_T33UUP_20210505T1": (  # named as by Planetary Computer
-        "2021-05-05",
-        True,
-        {"s2__processing_baseline": "05.00"},
-    ),
-    "S2A_33UUP_20210606_0_L2A": (
-        "2021-06-06",
-        False,
-        DONE | {"s2__processing_baseline": "05.00"},
-    ),
-    "S2A_33UUP_20210701_0_L2A": ("2021-07-01", True, RAW | {"covers": WEST}),
-    "S2A_33UUP_20210701_1_L2A": ("2021-07-01", True, RAW | {"covers": EAST}),
-    "S2A_33UUP_20210805_0_L2A": ("2021-08-05", False, DONE | {"covers": (0, 120)}),
-    # reprocessed: the older baseline shows another day, to be told from the newer one
-    "S2A_33UUP_20210907_0_L2A": ("2021-09-07", False, OLD | {"shows": "2021-09-08"}),
-    "S2A_33UUP_20210907_1_L2A": ("2021-09-07", True, RAW | {"s2__processing_baseline": "05.00"}),
-    "S2A_33UUP_20211002_0_L2A": ("2021-10-02", True, RAW | {"eo__cloud_cover": 95}),
-    "S2A_33UUP_20211231_0_L2A": ("2021-12-31", True, RAW),
-    "S2A_33UUP_20220104_0_L2A": ("2022-01-04", True, RAW),
-    "S2A_33UVP_20210311_0_L2A": ("2021-03-11", True, RAW | {"tile": "33UVP"}),
-    "S2A_33UVP_20210606_0_L2A": ("2021-06-06", False, DONE | {"tile": "33UVP"}),
-}
-DAYS = ["2021-01-10", "2021-03-11", "2021-04-10", "2021-05-05", "2021-06-06"]
-DAYS += ["2021-07-01", "2021-08-05", "2021-09-07", "2021-12-31"]
 
 
 @pytest.fixture(scope="module")
@@ -107,32 +72,6 @@ def fresh(world, tmp_path):
 def no_waiting(monkeypatch):
     """Do not wait between attempts."""
     monkeypatch.setattr(sources, "PAUSE", 0.001)
-
-
-def settings(base_path, world=None, **changes):
-    config = prepare_tiles.run_config | {"base_path": str(base_path), "mgrs_tile": "33UUP"}
-    config |= {"stac_url": world.url} if world else {}
-    return config | {"retries": 2, "threads": 2} | changes
-
-
-def prepare(base_path, world=None, **changes):
-    """Run prepare_tiles.py; returns the tiles."""
-    return [Tile(folder) for folder in prepare_tiles.main(settings(base_path, world, **changes))]
-
-
-def fill(array):
-    """An array of a band's own pixels in 10 m pixels."""
-    return np.kron(array, np.ones((SIZE // len(array),) * 2, array.dtype))
-
-
-def truth(day, bands=sentinel2.TESSERA_BANDS, tile="33UUP"):
-    """Bands and mask of a day at 10 m, as they should come out."""
-    covered = np.ones((SIZE, SIZE), bool)
-    if day == "2021-08-05":
-        covered[:, 120:] = False
-    values = np.stack([fill(true_reflectance(day, band, tile)) for band in bands], -1)
-    clear = np.isin(fill(true_classes(day, tile)), (4, 5)) & covered
-    return values * covered[..., None].astype(np.uint16), clear
 
 
 @pytest.fixture(scope="module")
@@ -208,10 +147,7 @@ def test_eleven_bands_and_other_resampling(world, tmp_path):
 
 
 def test_bbox_stride_and_resolution_keep_to_the_pixels(world, tmp_path, made):
-    west, north = rasterio.warp.transform(CRS, "EPSG:4326", [LEFT["33UUP"] + 605], [TOP - 705])
-    east, south = rasterio.warp.transform(CRS, "EPSG:4326", [LEFT["33UUP"] + 1500], [TOP - 1700])
-    bbox = f"{west[0]},{south[0]},{east[0]},{north[0]}"
-    (part,) = prepare(tmp_path / "a", world, bbox=bbox)
+    (part,) = prepare(tmp_path / "a", world, bbox=bbox_of(605, 705, 1500, 1700))
     column = (part.info["transform"][2] - LEFT["33UUP"]) / 10
     row = (TOP - part.info["transform"][5]) / 10
     assert row == round(row) and column == round(column)
@@ -240,60 +176,24 @@ def test_bbox_stride_and_resolution_keep_to_the_pixels(world, tmp_path, made):
     np.testing.assert_array_equal(coarse.masks[day], np.isin(true_classes("2021-04-10"), (4, 5)))
 
 
-def test_overviews_are_never_read(tmp_path):
-    """Averaged classes are classes of nothing: 4 and 9 give 7, unclassified."""
-    classes = np.tile(np.array([[4, 9], [9, 4]], np.uint8), (600, 600))
-    write_cog(tmp_path / "SCL.tif", classes, 20, overview_resampling="AVERAGE", blocksize=128)
-    with rasterio.open(tmp_path / "SCL.tif") as file:
-        assert file.overviews(1) and 7 in file.read(1, out_shape=(600, 600))
-    item = pystac.Item("x", None, None, a_moment(), {})
-    item.add_asset("SCL", pystac.Asset(str(tmp_path / "SCL.tif")))
-    grid = sources.source_grid(item, "SCL", 0)
-    found = sources.read_band(item, "SCL", grid.zoom_to(resolution=80), "nearest", 0)
-    assert found.shape == (300, 300) and set(np.unique(found)) <= {4, 9}
+def bbox_of(left, top, right, bottom):
+    """bbox of a rectangle in metres from the corner of 33UUP, to the south and east."""
+    x, y = [LEFT["33UUP"] + left, LEFT["33UUP"] + right], [TOP - bottom, TOP - top]
+    west, south = (value[0] for value in rasterio.warp.transform(CRS, "EPSG:4326", x[:1], y[:1]))
+    east, north = (value[0] for value in rasterio.warp.transform(CRS, "EPSG:4326", x[1:], y[1:]))
+    return f"{west},{south},{east},{north}"
 
 
-def a_moment():
-    return pystac.utils.str_to_datetime("2021-06-05T10:00:00Z")
-
-
-@pytest.mark.parametrize(
-    ("told", "setting", "wanted"),
-    [
-        ({"s2:processing_baseline": "02.14"}, "auto", 0),
-        ({"s2:processing_baseline": "03.01"}, "raw", 0),
-        ({"s2:processing_baseline": "04.00"}, "auto", 1000),
-        ({"s2:processing_baseline": "05.11"}, "auto", 1000),
-        ({"s2:processing_baseline": "04.00", "earthsearch:boa_offset_applied": True}, "auto", 0),
-        ({"s2:processing_baseline": "04.00", "sentinel:boa_offset_applied": True}, "auto", 0),
-        ({"s2:processing_baseline": "04.00", "earthsearch:boa_offset_applied": True}, "raw", 1000),
-        ({"s2:processing_baseline": "04.00"}, "applied", 0),
-        ({"processing:version": "05.09"}, "auto", 1000),
-        ({"s2:product_uri": "S2A_MSIL2A_20180605T1_N0500_R022_T33UUP_2.SAFE"}, "auto", 1000),
-        ({"s2:datatake_id": "GS2A_20231107T144731_043751_N02.12"}, "auto", 0),
-        ({}, "raw", 1000),
-        ({}, "applied", 0),
-    ],
-)
-def test_offset_is_told_by_baseline_and_provider(told, setting, wanted):
-    item = pystac.Item("S2A_33UUP_20230605_0_L2A", None, None, a_moment(), told)
-    assert sentinel2.offset_of(item, setting) == wanted
-
-
-def test_offset_keeps_nodata_and_stays_above_it():
-    numbers = np.array([0, 1, 999, 1000, 1001, 1002, 65535], np.uint16)
-    found = sentinel2.to_reflectance(numbers, 1000)
-    assert found.dtype == np.uint16 and found.tolist() == [0, 1, 1, 1, 1, 2, 64535]
-
-
-def test_solar_day_is_the_tiles_own():
-    def item(tile, moment):
-        told = {"grid:code": f"MGRS-{tile}"}
-        return pystac.Item("x", None, None, pystac.utils.str_to_datetime(moment), told)
-
-    assert str(sentinel2.solar_date(item("60HTE", "2021-06-04T22:30:00Z"))) == "2021-06-05"
-    assert str(sentinel2.solar_date(item("01KAB", "2021-06-05T22:30:00Z"))) == "2021-06-05"
-    assert str(sentinel2.solar_date(item("33UUP", "2021-06-05T10:00:00Z"))) == "2021-06-05"
+def test_a_place_in_one_tile_is_made_of_one_tile(world, tmp_path, capsys):
+    """33UVP covers the eastern edge of 33UUP: no second tile of the same ground."""
+    keys = {"mgrs_tile": "", "bands": "B04"}
+    inside = bbox_of(2200, 300, 2350, 500)
+    made = prepare(tmp_path / "a", world, bbox=inside, **keys)
+    assert [tile.name for tile in made] == ["MGRS-33UUP"]
+    assert "MGRS-33UVP: not made, its part of bbox is covered" in capsys.readouterr().out
+    across = bbox_of(2000, 300, 2600, 500)
+    made = prepare(tmp_path / "b", world, bbox=across, **keys)
+    assert sorted(tile.name for tile in made) == ["MGRS-33UUP", "MGRS-33UVP"]
 
 
 # ---- other sources -------------------------------------------------------------------------------
@@ -304,54 +204,6 @@ def test_a_saved_search_gives_the_same_tile(world, tmp_path, made):
     (tile,) = prepare(tmp_path, items_path=str(path), bands="B11,B04")
     np.testing.assert_array_equal(tile.bands, made.bands[..., [8, 0]])
     np.testing.assert_array_equal(tile.masks, made.masks)
-
-
-@pytest.mark.parametrize("mask", ["SCL", "MASK"])
-def test_a_folder_of_geotiffs(tmp_path, mask):
-    folder, days = tmp_path / "hill", ["2021-04-10", "2021-06-06"]
-    folder.mkdir()
-    for day in days:
-        bands, clear = truth(day, ["B04", "B8A"])
-        last = fill(true_classes(day)) if mask == "SCL" else clear
-        with rasterio.open(
-            folder / f"scene_{day.replace('-', '')}.tif",
-            "w",
-            driver="GTiff",
-            height=SIZE,
-            width=SIZE,
-            count=3,
-            dtype="uint16",
-            crs=CRS,
-            transform=rasterio.Affine(10, 0, LEFT["33UUP"], 0, -10, TOP),
-        ) as file:
-            file.write(np.stack([bands[..., 0] + 1000, bands[..., 1] + 1000, last]))
-            file.descriptions = ("B04", "B8A", mask)
-    keys = {"local_path": str(folder), "mgrs_tile": "", "bands": "B8A,B04"}
-    with pytest.raises(InputError, match="found no processing baseline, wanted .* offset=applied"):
-        prepare(tmp_path, **keys)
-    (tile,) = prepare(tmp_path, offset="raw", **keys)
-    assert tile.name == "MGRS-hill" and tile.info["dates"] == days
-    for index, day in enumerate(days):
-        bands, clear = truth(day, ["B8A", "B04"])
-        np.testing.assert_array_equal(tile.bands[index], bands)
-        np.testing.assert_array_equal(tile.masks[index], clear)
-
-
-def test_safe_folders(tmp_path):
-    day, name = "2021-06-06", "S2A_MSIL2A_20210606T101031_N0500_R022_T33UUP_20230118T013017.SAFE"
-    for band in ("B04", "B11", "SCL"):
-        pixel = 20 if band == "SCL" else pixel_size(band)
-        images = tmp_path / "in" / name / "GRANULE" / "L2A_T33UUP" / "IMG_DATA" / f"R{pixel}m"
-        images.mkdir(parents=True, exist_ok=True)
-        array = true_classes(day) if band == "SCL" else true_reflectance(day, band) + 1000
-        lossless = {"REVERSIBLE": "YES", "QUALITY": 100}
-        path = images / f"T33UUP_20210606T101031_{band}_{pixel}m.jp2"
-        write_cog(path, array, pixel, driver="JP2OpenJPEG", compress=None, nodata=None, **lossless)
-    (tile,) = prepare(tmp_path, local_path=str(tmp_path / "in"), bands="B04,B11")
-    bands, clear = truth(day, ["B04", "B11"])
-    np.testing.assert_array_equal(tile.bands[0], bands)
-    np.testing.assert_array_equal(tile.masks[0], clear)
-    assert tile.info["items"][day][0]["offset_subtracted"] == 1000
 
 
 # ---- stops and faults ----------------------------------------------------------------------------

@@ -12,9 +12,9 @@ from rasterio.warp import transform as transform_places
 from stac_server import FileServer
 
 import prepare_tiles
-import tile_builder
 import tile_labels
 import tile_picture
+import tile_statistics
 from maps import WORLDCOVER
 from runtime import InputError
 from tiles import Tile
@@ -279,19 +279,23 @@ def test_the_picture_shows_the_median_of_the_clear_dates(tiles, monkeypatch):
 def counts(blue, mask=None):
     bands = np.full((20, 20, 1), blue, np.uint16)
     mask = np.ones((20, 20), np.uint8) if mask is None else mask
-    return tile_builder.count_block(bands, mask, 0)
+    return tile_statistics.count_block(bands, mask, 0)
 
 
 def test_strange_reflectances_are_told():
     good, bright = counts(400), counts(4000)
-    assert tile_builder.check_reflectance({"2021-01-01": good}) == []
+    assert tile_statistics.check_reflectance({"2021-01-01": good}) == []
     few = np.zeros((20, 20), np.uint8)
     few[0, :5] = 1
-    assert tile_builder.check_reflectance({"2021-01-01": counts(1, few)}) == []  # too few to tell
+    assert (
+        tile_statistics.check_reflectance({"2021-01-01": counts(1, few)}) == []
+    )  # too few to tell
     for value, message in ((1, "subtracted twice"), (1400, "may not have been subtracted")):
-        (text,) = tile_builder.check_reflectance({"2021-01-01": good, "2021-02-01": counts(value)})
+        (text,) = tile_statistics.check_reflectance(
+            {"2021-01-01": good, "2021-02-01": counts(value)}
+        )
         assert message in text and text.endswith("on 1 of 2 dates: 2021-02-01")
-    texts = tile_builder.check_reflectance({"2021-01-01": bright})
+    texts = tile_statistics.check_reflectance({"2021-01-01": bright})
     assert any("calls bright pixels clear" in text for text in texts)
 
 
