@@ -37,7 +37,7 @@ run_config = {
     "rate_size": 2048,  # of the tile whose rate is measured
     "dates": 6,
     "threads": 2,
-    "rounds": 3,  # of both sides in turn; the median counts
+    "rounds": 5,  # of both sides in turn; the median counts
     "output": "bench_prepare.json",
     "scenes": "",  # set by the benchmark itself: measure one tile of this folder and print it
 }
@@ -79,7 +79,7 @@ def make_items(folder, dates):
 
 
 def plain_copy(folder, dates, threads):
-    """Copy the bands and SCL of all dates, window by window. Returns seconds."""
+    """Copy the bands and SCL of all dates, window by window. Returns `clocks`."""
     bands = [*sentinel2.TESSERA_BANDS, "SCL"]
     with rasterio.open(folder / "B02.tif") as file:
         size = file.height
@@ -99,12 +99,17 @@ def plain_copy(folder, dates, threads):
         with open(path, "r+b") as file:
             os.fdatasync(file.fileno())
 
-    start = time.perf_counter()
+    start = clocks()
     with ThreadPoolExecutor(threads) as pool:
         list(pool.map(copy_date, range(dates)))
-    seconds = time.perf_counter() - start
+    seconds = clocks() - start
     path.unlink()
     return seconds
+
+
+def clocks():
+    """Seconds that have passed, and seconds that this process has computed, of all its threads."""
+    return np.array([time.perf_counter(), time.process_time()])
 
 
 def read_window(folder, band, row, column, shape):
@@ -116,16 +121,16 @@ def read_window(folder, band, row, column, shape):
 
 
 def prepare(folder, threads):
-    """Make the tile of a folder's items. Returns seconds, of the writing of the tile alone."""
+    """Make the tile of a folder's items. Returns `clocks` of the tile alone."""
     config = prepare_tiles.run_config | {"items_path": str(folder / "items.json")}
     config |= {"base_path": str(folder), "mgrs_tile": "33UUP", "threads": threads}
     window = sentinel2.year_window(config["year"])
     sources.set_up_reading()
     chosen = prepare_tiles.choose_items(sources.find_items(config, window), config)
     (plan,) = prepare_tiles.make_plans(chosen, config)
-    start = time.perf_counter()
+    start = clocks()
     tile_builder.build_tile(plan, folder / plan.name, config)
-    seconds = time.perf_counter() - start
+    seconds = clocks() - start
     shutil.rmtree(folder / plan.name)
     return seconds
 
@@ -141,7 +146,7 @@ def main(config):
     """Measure all; returns the figures, which are also printed and written."""
     config = check(config, rate_size=(64, 10_980), dates=(1, 366), threads=(1, 64), rounds=(1, 100))
     if config["scenes"]:
-        seconds = prepare(Path(config["scenes"]), config["threads"])
+        seconds, _ = prepare(Path(config["scenes"]), config["threads"])
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
         print(json.dumps({"peak_gb": round(peak, 2), "seconds": round(seconds, 1)}))
         return None
@@ -165,23 +170,29 @@ def main(config):
 
 
 def measure_rate(folder, size, config):
-    """Megapixels (of all bands of a date) a second of both sides, and their ratio by round."""
+    """Megapixels (of all bands of a date) a second of both sides, and their ratio by round.
+
+    cpu_ratio compares the time that both sides compute: it does not see what others do meanwhile.
+    """
     megapixels = config["dates"] * size * size / 1e6
+    sides = (plain_copy, config["dates"]), (prepare,)
     plain_copy(folder, config["dates"], config["threads"])  # warms the disk's cache
-    rounds = [
-        (
-            plain_copy(folder, config["dates"], config["threads"]),
-            prepare(folder, config["threads"]),
-        )
-        for _ in range(config["rounds"])
-    ]
-    copied, prepared = (megapixels / np.array(seconds) for seconds in zip(*rounds, strict=True))
+    seconds = np.array(
+        [
+            [side(folder, *keys, config["threads"]) for side, *keys in sides]
+            for _ in range(config["rounds"])
+        ]
+    )  # (rounds, sides, clocks)
+    rates = megapixels / seconds
+    ratios = rates[:, 1] / rates[:, 0]
+    copied, prepared = np.median(rates[:, :, 0], 0).round(2).tolist()
     return {
         "size": size,
-        "copied": round(float(np.median(copied)), 2),
-        "prepared": round(float(np.median(prepared)), 2),
-        "ratios": [round(float(ratio), 2) for ratio in prepared / copied],
-        "ratio": round(float(np.median(prepared / copied)), 2),
+        "copied": copied,
+        "prepared": prepared,
+        "ratios": ratios[:, 0].round(2).tolist(),
+        "ratio": round(float(np.median(ratios[:, 0])), 2),
+        "cpu_ratio": round(float(np.median(ratios[:, 1])), 2),
     }
 
 
