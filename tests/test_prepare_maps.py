@@ -11,11 +11,10 @@ import numpy as np
 import pytest
 import rasterio
 import shapely
+import torch
 from conftest import ROOT, make_tile
 from rio_cogeo import cog_validate
 from stac_server import CRS, LEFT, SIZE, TOP, Catalogue, FileServer, make_scene
-from tessera_eval import run_kfold_cv
-from tessera_eval.data import load_geotessera_tile
 
 import infer
 import maps
@@ -87,6 +86,7 @@ def commands():
 @pytest.fixture(scope="module")
 def mapped(world, tmp_path_factory):
     """All commands of docs/prepare.md, run in an empty folder; returns the folder."""
+    torch.set_num_threads(1)
     folder = tmp_path_factory.mktemp("mapped")
     fields = [
         shapely.box(x, TOP - y - 180, x + 180, TOP - y)
@@ -198,17 +198,17 @@ def test_maps_of_one_call_mosaic_without_a_seam(mapped, tmp_path):
     np.testing.assert_array_equal(mosaic[:, :east], sources[0][:, :east])
 
 
-def test_tessera_eval_reads_our_int8_maps_as_they_are(mapped):
-    folder = mapped / "outputs" / "MGRS-33UUP"
-    path = folder / "representation_map.npy"
-    vectors = load_geotessera_tile(path, folder / "representation_map_scales.npy")
-    np.testing.assert_array_equal(vectors, maps.read_representations(path))
-    tile = Tile(mapped / "data" / "bavaria_2021" / "processed" / "MGRS-33UUP")
-    labelled = (np.asarray(tile.labels) > 0) & np.isfinite(vectors).all(-1)
-    events = list(run_kfold_cv(vectors[labelled], tile.labels[labelled], ["nn"], k=3))
-    assert [event["type"] for event in events].count("fold_result") == 3
-    (aggregate,) = (event for event in events if event["type"] == "aggregate")
-    assert "nn" in aggregate["models"]
+def test_tessera_eval_reads_our_int8_maps_as_they_are(mapped, monkeypatch, capsys):
+    """The Python of docs/prepare.md: polygons, our map and its scales, k-fold without leaks."""
+    monkeypatch.chdir(mapped)
+    text = (ROOT / "docs" / "prepare.md").read_text()
+    seen = {}
+    exec(re.search(r"```python\n(.*?)```", text, re.S)[1], seen)
+    wanted = maps.read_representations(mapped / "outputs/MGRS-33UUP/representation_map.npy")
+    np.testing.assert_array_equal(seen["vectors"], wanted)
+    assert "mean_f1" in capsys.readouterr().out and seen["chosen"].sum() > 1000
+    labels = Tile(mapped / "data" / "bavaria_2021" / "processed" / "MGRS-33UUP").labels
+    np.testing.assert_array_equal(seen["labels"] > 0, np.asarray(labels) > 0)
 
 
 def test_a_representation_tif_needs_a_place(mapped, tmp_path):

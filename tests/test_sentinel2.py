@@ -86,6 +86,15 @@ def test_offset_keeps_nodata_and_stays_above_it():
     assert found.dtype == np.uint16 and found.tolist() == [0, 1, 1, 1, 1, 2, 64535]
 
 
+def test_classes_are_clear_data_or_nodata():
+    ranks = sentinel2.rank_pixels(np.arange(12, dtype=np.uint16), "SCL", [4, 5, 11])
+    assert ranks.tolist() == [0, 1, 1, 1, 2, 2, 1, 1, 1, 1, 1, 2]
+    assert sentinel2.rank_pixels(np.array([0, 1], np.uint16), "MASK", [4]).tolist() == [1, 2]
+    for value, name in ((12, "SCL"), (2, "MASK")):
+        with pytest.raises(ValueError, match=f"found the value {value}, wanted"):
+            sentinel2.rank_pixels(np.array([value], np.uint16), name, [4])
+
+
 def test_solar_day_is_the_tiles_own():
     def item(tile, moment):
         told = {"grid:code": f"MGRS-{tile}"}
@@ -102,6 +111,7 @@ def test_a_folder_of_geotiffs(tmp_path, mask):
     folder.mkdir()
     for day in days:
         bands, clear = truth(day, ["B04", "B8A"])
+        bands[3, 4, 1] = 0  # a hole of one band
         last = fill(true_classes(day)) if mask == "SCL" else clear
         with rasterio.open(
             folder / f"scene_{day.replace('-', '')}.tif",
@@ -114,7 +124,8 @@ def test_a_folder_of_geotiffs(tmp_path, mask):
             crs=CRS,
             transform=rasterio.Affine(10, 0, LEFT["33UUP"], 0, -10, TOP),
         ) as file:
-            file.write(np.stack([bands[..., 0] + 1000, bands[..., 1] + 1000, last]))
+            shifted = [bands[..., 0] + 1000, np.where(bands[..., 1], bands[..., 1] + 1000, 0)]
+            file.write(np.stack([*shifted, last]))
             file.descriptions = ("B04", "B8A", mask)
     keys = {"local_path": str(folder), "mgrs_tile": "", "bands": "B8A,B04"}
     with pytest.raises(InputError, match="found no processing baseline, wanted .* offset=applied"):
@@ -123,6 +134,7 @@ def test_a_folder_of_geotiffs(tmp_path, mask):
     assert tile.name == "MGRS-hill" and tile.info["dates"] == days
     for index, day in enumerate(days):
         bands, clear = truth(day, ["B8A", "B04"])
+        bands[3, 4] = clear[3, 4] = 0
         np.testing.assert_array_equal(tile.bands[index], bands)
         np.testing.assert_array_equal(tile.masks[index], clear)
 
