@@ -18,7 +18,8 @@ import tile_builder
 import tile_labels
 import tile_picture
 import tile_statistics
-from runtime import InputError, check, make_output_dir, run_script
+from files import make_output_dir
+from runtime import InputError, check, run_script
 from tiles import tiles_folder
 
 run_config = {

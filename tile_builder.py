@@ -8,13 +8,11 @@ the same bytes, whatever the catalogue has become meanwhile.
 Shapes: H x W pixels, T dates, B bands.
 """
 
-import fcntl
 import json
 import os
 import shutil
 import threading
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
@@ -24,8 +22,10 @@ from tqdm import tqdm
 
 import sentinel2
 import sources
-from runtime import InputError, atomic_write, write_json
+from files import remove_parts, write_json
+from runtime import InputError
 from sources import ItemError
+from storage import create_npy, lock_folder
 from tile_statistics import add_counts, count_block, statistics
 
 BLOCK = 2048  # pixels along a block's side: two internal blocks of the usual files
@@ -147,34 +147,6 @@ def read_block(plan, items, rows, columns, retries, stop=None):
 # ---- one tile ------------------------------------------------------------------------------------
 
 
-@contextmanager
-def locked(folder):
-    """Hold a folder for this process; InputError where another one does."""
-    folder.mkdir(parents=True, exist_ok=True)
-    with open(folder / "lock", "w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise InputError(f"{folder}: another process is making this tile") from None
-        yield
-
-
-def reserve(path, dtype, shape):
-    """An array on the disk with all of its space; zeros. Raises InputError where it has no room."""
-    wanted = int(np.prod(shape, dtype=np.int64)) * np.dtype(dtype).itemsize
-    free = shutil.disk_usage(path.parent).free
-    message = f"{path}: found {free / 1e9:.1f} GB free, wanted {wanted / 1e9:.1f} GB"
-    if wanted > free:
-        raise InputError(message)
-    with atomic_write(path) as part:
-        np.lib.format.open_memmap(part, "w+", dtype, shape)
-        with open(part, "r+b") as file:
-            try:
-                os.posix_fallocate(file.fileno(), 0, part.stat().st_size)
-            except OSError as error:
-                raise InputError(f"{message} ({error.strerror})") from None
-
-
 class TileWriter:
     """Writes the dates of a tile, several at a time, each block where it belongs."""
 
@@ -255,13 +227,13 @@ def build_tile(plan, folder, config):
     counts. Raises InputError; what is on the disk by then is used by the next run.
     """
     part = folder.with_name(f".{folder.name}.part")
-    with locked(part):
+    part.mkdir(parents=True, exist_ok=True)
+    with lock_folder(part):
         progress = _begin(plan, part)
         plan = _begun_plan(plan, part)
         TileWriter(plan, part, progress, config).write_missing()
         _write_rest(plan, part, progress)
-        for name in ("progress.json", "lock"):
-            (part / name).unlink()
+        (part / "progress.json").unlink()
         if folder.exists():  # overwrite=true
             shutil.rmtree(folder)
         part.rename(folder)
@@ -271,8 +243,7 @@ def build_tile(plan, folder, config):
 def _begin(plan, part):
     """What progress.json tells; on a first run, space is reserved and the file is written."""
     file = part / "progress.json"
-    for stale in part.glob(".*.part*"):  # of a run that was killed
-        stale.unlink()
+    remove_parts(part)  # of a run that was killed
     if file.exists():
         progress = json.loads(file.read_text())
         check_same(file, progress["made_with"], plan.config)
@@ -280,8 +251,8 @@ def _begin(plan, part):
     pystac = sources.need("pystac")
     items = [item for _, items in plan.days for item in items]
     write_json(part / "items.json", pystac.ItemCollection(items).to_dict(transform_hrefs=False))
-    reserve(part / "bands.npy", np.uint16, plan.shape)
-    reserve(part / "masks.npy", np.uint8, plan.shape[:3])
+    create_npy(part / "bands.npy", np.uint16, plan.shape)
+    create_npy(part / "masks.npy", np.uint8, plan.shape[:3])
     order = [[str(day), [item.id for item in items]] for day, items in plan.days]
     progress = {"made_with": plan.config, "days": order, "done": {}, "left_out": {}}
     write_json(file, progress)
@@ -338,5 +309,5 @@ def remove_begun(folder):
     """Forget a tile that was begun and not finished (overwrite=true)."""
     part = Path(folder).with_name(f".{Path(folder).name}.part")
     if part.exists():
-        with locked(part):
+        with lock_folder(part):
             shutil.rmtree(part)

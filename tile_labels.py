@@ -21,8 +21,9 @@ from rasterio.warp import Resampling, reproject, transform_bounds
 
 import sources
 import tile_statistics
+from files import atomic_write, write_json
 from maps import WORLDCOVER, class_legend, is_georeferenced
-from runtime import InputError, atomic_write, write_json
+from runtime import InputError
 from tiles import TEST, TRAIN, VALIDATION
 
 WORLDCOVER_URL = (  # 2021; for 2020 put v100/2020 and 2020_v100 in it

@@ -9,7 +9,8 @@ import numpy as np
 from tqdm import tqdm
 
 import sentinel2
-from runtime import InputError, atomic_write, write_json
+from files import atomic_write, write_json
+from runtime import InputError
 from tiles import Tile
 
 EXACT_PIXELS = 1 << 16  # pixels that are summed at once: few enough for a core's cache

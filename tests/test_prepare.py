@@ -1,6 +1,8 @@
 """From a catalogue on loopback to tiles: the truth pixel by pixel, stops, faults, labels, maps."""
 
+import errno
 import json
+import os
 import shutil
 import signal
 import subprocess
@@ -11,7 +13,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import rasterio
-from conftest import ROOT
+from helpers import ROOT
 from scenes import DAYS, SCENES, fill, prepare, settings, truth
 from stac_server import (
     CRS,
@@ -31,6 +33,7 @@ import sentinel2
 import sources
 import tile_builder
 from runtime import InputError
+from storage import lock_folder
 
 pytestmark = [  # of libraries that we cannot change
     pytest.mark.filterwarnings(f"ignore::{kind}")
@@ -377,17 +380,20 @@ def test_a_page_that_is_no_catalogue_ends_in_one_line(world, tmp_path):
 
 
 def test_a_full_disk_is_found_before_anything_is_fetched(world, tmp_path, fresh, monkeypatch):
-    usage = shutil.disk_usage(tmp_path)
-    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=1 << 20))
+    def full(handle, start, size):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "posix_fallocate", full)
     world.server.seen.clear()
-    with pytest.raises(InputError, match=r"bands.npy: found 0.0 GB free, wanted 0.0 GB"):
+    with pytest.raises(InputError, match="bands.npy: could not be written: disk full .* missing"):
         prepare(tmp_path, **fresh)
     assert list(world.server.seen) == ["/S2A_33UUP_20210110_0_L2A/B02.tif"]  # the grid
 
 
 def test_two_processes_do_not_make_one_tile(world, tmp_path):
     part = tmp_path / "data" / "sentinel2" / "processed" / ".MGRS-33UUP.part"
-    with tile_builder.locked(part), pytest.raises(InputError, match="another process is making"):
+    part.mkdir(parents=True)
+    with lock_folder(part), pytest.raises(InputError, match="another run that writes there"):
         prepare(tmp_path, world)
 
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import rasterio
 import shapely
-from conftest import make_tile
+from helpers import make_tile
 from rasterio.warp import transform as transform_places
 from stac_server import FileServer
 

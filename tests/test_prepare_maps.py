@@ -12,7 +12,7 @@ import pytest
 import rasterio
 import shapely
 import torch
-from conftest import ROOT, make_tile
+from helpers import ROOT, make_tile
 from rio_cogeo import cog_validate
 from stac_server import CRS, LEFT, SIZE, TOP, Catalogue, FileServer, make_scene
 
@@ -21,6 +21,7 @@ import maps
 import prepare_tiles
 import train
 import train_classification
+from cog import write_representation_tif
 from runtime import InputError, override
 from tiles import Tile
 
@@ -167,15 +168,17 @@ def test_large_maps_have_overviews(tmp_path):
     values[100:140, 7] = np.nan
     np.save(tmp_path / "map.npy", values)
     place = {"crs": CRS, "transform": [10, 0, LEFT["33UUP"], 0, -10, TOP]}
-    maps.write_representation_tif(tmp_path / "map.npy", place)
-    valid, errors, warnings = cog_validate(tmp_path / "map.tif")
+    array = np.load(tmp_path / "map.npy", mmap_mode="r")
+    write_representation_tif(tmp_path, array, None, place)
+    path = tmp_path / "representation_map.tif"
+    valid, errors, warnings = cog_validate(path)
     assert valid and not errors and not warnings
-    with rasterio.open(tmp_path / "map.tif") as file:
+    with rasterio.open(path) as file:
         np.testing.assert_array_equal(np.moveaxis(file.read(), 0, -1), values)
         assert np.isnan(file.nodata) and file.overviews(1)
         coarse = np.moveaxis(file.read(out_shape=(3, 350, 265)), 0, -1)
         assert np.isin(coarse[np.isfinite(coarse)], values).all()
-    assert sorted(f.name for f in tmp_path.iterdir()) == ["map.npy", "map.tif"]
+    assert sorted(f.name for f in tmp_path.iterdir()) == ["map.npy", path.name]
 
 
 def test_maps_of_one_call_mosaic_without_a_seam(mapped, tmp_path):
