@@ -61,6 +61,7 @@ run_config = {
     "statistics_only": False,  # fetch nothing: add what the tiles of dataset_name lack
 }
 
+REASONS = ("of another tile", "of other dates", "too cloudy", "skip_items", "bad")
 FEW_DATES = 10  # clear observations; embeddings get much worse below 10 to 20 (arXiv 2506.20380)
 
 
@@ -96,13 +97,13 @@ def check_config(config):
 def choose_items(items, config):
     """The items to use, {tile: {date: items}}; prints how many are left out, and why.
 
-    Raises InputError where nothing is left, or an
-    item lacks a band or its mask.
+    Raises InputError where nothing is left, or where an item lacks a band, its mask or its baseline
+    (skip_bad_items=true: says so and leaves it out).
     """
     first, last = sentinel2.year_window(config["year"])
     bands = sentinel2.parse_bands(config["bands"])
     skipped, chosen = set(filter(None, config["skip_items"].split(","))), {}
-    reasons = dict.fromkeys(("of another tile", "of other dates", "too cloudy", "skip_items"), 0)
+    reasons = dict.fromkeys(REASONS, 0)
     for item in {item.id: item for item in items}.values():  # a catalogue may tell one twice
         tile = sentinel2.tile_of(item)
         day = sentinel2.solar_date(item)
@@ -110,13 +111,13 @@ def choose_items(items, config):
             reasons["of another tile"] += 1
         elif not first <= day <= last:
             reasons["of other dates"] += 1
-        elif item.properties.get("eo:cloud_cover", 0) > config["max_cloud_cover"]:
+        elif (item.properties.get("eo:cloud_cover") or 0) > config["max_cloud_cover"]:
             reasons["too cloudy"] += 1
         elif item.id in skipped:
             reasons["skip_items"] += 1
+        elif not is_usable(item, bands, config):
+            reasons["bad"] += 1
         else:
-            sentinel2.check_assets(item, bands)
-            sentinel2.offset_of(item, config["offset"])
             chosen.setdefault(tile, {}).setdefault(day, []).append(item)
     told = ", ".join(f"{count} {reason}" for reason, count in reasons.items() if count)
     print(f"found {len(items)} items" + (f"; left out: {told}" if told else ""))
@@ -128,6 +129,19 @@ def choose_items(items, config):
     return chosen
 
 
+def is_usable(item, bands, config):
+    """Whether an item has all that is needed; InputError if not, unless skip_bad_items=true."""
+    try:
+        sentinel2.check_assets(item, bands)
+        sentinel2.offset_of(item, config["offset"])
+    except InputError as error:
+        if not config["skip_bad_items"]:
+            raise
+        print(f"left out: {error}")
+        return False
+    return True
+
+
 def order_days(days):
     """(date, items) of {date: items} by day of year, as the contract wants.
 
@@ -136,7 +150,7 @@ def order_days(days):
 
     def first_choice(item):
         baseline = float(sentinel2.origin_of(item)["baseline"] or 0)
-        return -baseline, item.properties.get("eo:cloud_cover", 0), item.id
+        return -baseline, item.properties.get("eo:cloud_cover") or 0, item.id
 
     by_doy = sorted(days, key=lambda day: (day.timetuple().tm_yday, day))
     return [(day, sorted(days[day], key=first_choice)) for day in by_doy]
@@ -205,6 +219,7 @@ def fetch_tiles(processed, config):
         if folder.exists() and not config["overwrite"]:
             before = tile_statistics.read_info(folder).get("made_with", {})
             tile_builder.check_same(folder, before, plan.config)
+            (folder / "progress.json").unlink(missing_ok=True)  # of a run that was killed
             print(f"{folder}: done already (overwrite=true makes it again)")
         else:
             tile_builder.build_tile(plan, folder, config)

@@ -77,7 +77,10 @@ def solar_date(item):
     """The calendar day of an item by the sun over the middle of its tile's UTM zone."""
     zone = re.match(r"\d{2}", tile_of(item))
     middle = int(zone[0]) * 6 - 183 if zone else (item.bbox[0] + item.bbox[2]) / 2  # degrees east
-    return (item.datetime + timedelta(hours=middle / 15)).date()
+    moment = item.datetime or item.common_metadata.start_datetime
+    if moment is None:
+        raise InputError(f"{item.id}: found no datetime in the item, wanted one")
+    return (moment + timedelta(hours=middle / 15)).date()
 
 
 def tile_of(item):

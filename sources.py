@@ -31,7 +31,7 @@ NETWORK = {  # settings of GDAL: no listing of folders, patience, and a bounded 
     "GDAL_CACHEMAX": 256 << 20,  # bytes of decoded pixels
 }
 PAUSE = 1.0  # seconds before the second attempt
-PERMANENT = ("404", "403", "401")  # answers that no second attempt changes
+PERMANENT = re.compile(r"response code: 40[134]\b")  # answers that no second attempt changes
 TILE_SIZE, MARGIN = 109_800, 100  # metres: a tile, and how far its corner may lie off the square
 DAY = re.compile(r"(?<!\d)(\d{4})-?(\d{2})-?(\d{2})(?!\d)")
 SAFE = re.compile(r"S2[A-D]_MSIL2A_(\d{8}T\d{6})_N(\d{2})(\d{2})_R\d{3}_T(\w{5})_.*\.SAFE")
@@ -263,7 +263,7 @@ def with_retries(read, item, name, retries, stop=None):
         except (RasterioError, OSError) as error:  # OSError: of a signature
             reason = str(error.__cause__ or error).strip().splitlines()[0]
             reason = re.sub(r"\?\S*", "", reason)  # without the signature
-            if attempt == attempts - 1 or any(code in reason for code in PERMANENT):
+            if attempt == attempts - 1 or PERMANENT.search(reason):
                 raise ItemError(
                     item.id,
                     f"asset {name} cannot be read ({reason}; {attempt + 1} attempts), wanted a "

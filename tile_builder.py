@@ -180,6 +180,7 @@ class TileWriter:
     def _finish_date(self, index, bar):
         """Fetch one date, see it safely to the disk, and say so in progress.json."""
         day, items = self.plan.days[index]
+        left_out = {}
         while True:
             try:
                 counted = self._write_date(index, items, bar)
@@ -189,12 +190,13 @@ class TileWriter:
                     raise
                 tqdm.write(f"left out: {error}")
                 items = [item for item in items if item.id != error.item_id]
-                self.progress["left_out"][error.item_id] = str(error)
+                left_out[error.item_id] = str(error)
         for name in ("bands.npy", "masks.npy"):
             with open(self.folder / name, "r+b") as file:
                 os.fdatasync(file.fileno())
         with self.lock:
             self.progress["done"][str(day)] = counted
+            self.progress["left_out"] |= left_out
             write_json(self.folder / "progress.json", self.progress)
 
     def _write_date(self, index, items, bar):
@@ -215,9 +217,18 @@ class TileWriter:
         return counted
 
     def _write(self, name, index, rows, columns, block):
-        # opened for each block: pages written before do not count as this process's memory
-        array = np.load(self.folder / name, mmap_mode="r+", allow_pickle=False)
-        array[index, rows, columns] = block
+        """Put a block of one date, (h, w) or (h, w, B), into its place in a .npy file.
+
+        Row by row: through a memory map, a kernel maps pages beside the block's too, and they count
+        as this process's memory, the more the wider the tile is (1 GB at 8192 columns).
+        """
+        _, height, width, _ = self.plan.shape
+        pixel = block[0, 0].nbytes
+        with open(self.folder / name, "r+b", buffering=0) as file:
+            header = file.seek(0, os.SEEK_END) - len(self.plan.days) * height * width * pixel
+            for row, line in enumerate(block, rows.start):
+                place = (index * height + row) * width + columns.start
+                os.pwrite(file.fileno(), np.ascontiguousarray(line), header + place * pixel)
 
 
 def build_tile(plan, folder, config):
@@ -233,10 +244,10 @@ def build_tile(plan, folder, config):
         plan = _begun_plan(plan, part)
         TileWriter(plan, part, progress, config).write_missing()
         _write_rest(plan, part, progress)
-        (part / "progress.json").unlink()
         if folder.exists():  # overwrite=true
             shutil.rmtree(folder)
         part.rename(folder)
+        (folder / "progress.json").unlink()  # last: a kill before it costs nothing
     return progress["done"]
 
 
@@ -275,6 +286,10 @@ def _write_rest(plan, part, progress):
     counted, done = {}, progress["done"]
     for day, _ in plan.days:
         counted = add_counts(counted, done[str(day)])
+    if not counted["count"]:
+        raise InputError(
+            f"{part}: found no clear observation on any date, wanted some (clear_scl, bbox)"
+        )
     mean, std = statistics(counted)
     doys = [day.timetuple().tm_yday for day, _ in plan.days]
     np.save(part / "doys.npy", np.array(doys, np.int16))

@@ -58,7 +58,7 @@ def add_counts(total, part):
 
 def statistics(counted):
     """Mean and standard deviation of each band, (B,) float32, from exact sums."""
-    count = max(counted["count"], 1)
+    count = counted["count"]
     mean = [total / count for total in counted["sum"]]
     pairs = zip(counted["sum"], counted["squares"], strict=True)
     variance = [(count * squares - total * total) / (count * count) for total, squares in pairs]

@@ -286,6 +286,18 @@ def test_an_asset_that_fails_twice_is_read_in_the_end(world, tmp_path, fresh, no
         np.testing.assert_array_equal(tile.masks[index], clear)
 
 
+def test_an_asset_that_is_not_there_is_asked_for_once(world, tmp_path, fresh):
+    """No second attempt brings a file back; and a date like 20210404 is no 404."""
+    path = world.folder / "S2A_33UUP_20210606_0_L2A" / "B03.tif"
+    path.rename(path.with_suffix(".gone"))
+    try:
+        with pytest.raises(InputError, match="asset B03 cannot be read .*404; 1 attempts"):
+            prepare(tmp_path, bands="B03", **fresh)
+    finally:
+        path.with_suffix(".gone").rename(path)
+    assert not sources.PERMANENT.search("'/vsicurl/http://host/20210404/B03.tif' not recognized")
+
+
 @pytest.fixture
 def truncated(world, tmp_path):
     """A saved search among whose scenes one has a file that ends in the middle."""
@@ -354,6 +366,19 @@ def test_mistakes_end_in_one_line(world, tmp_path, change, keys, message):
         prepare(tmp_path, items_path=str(path), **keys)
     assert "\n" not in str(error.value)
     assert not list(tmp_path.glob("data/*/processed/*/bands.npy"))
+
+
+def test_bad_items_can_be_left_out(world, tmp_path, capsys):
+    items = without(world.items[:3], "scl") + without(world.items[3:], "nothing")
+    path = write_collection(tmp_path / "collection.json", items)
+    (tile,) = prepare(tmp_path, items_path=str(path), bands="B04", skip_bad_items=True)
+    assert tile.info["dates"] == DAYS[3:]
+    assert "3 bad" in capsys.readouterr().out
+
+
+def test_a_year_without_a_clear_pixel_ends_in_one_line(world, tmp_path):
+    with pytest.raises(InputError, match="found no clear observation on any date"):
+        prepare(tmp_path, world, bands="B04", clear_scl="11")
 
 
 def test_sources_that_are_none_end_in_one_line(tmp_path):

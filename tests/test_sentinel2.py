@@ -154,3 +154,22 @@ def test_safe_folders(tmp_path):
     np.testing.assert_array_equal(tile.bands[0], bands)
     np.testing.assert_array_equal(tile.masks[0], clear)
     assert tile.info["items"][day][0]["offset_subtracted"] == 1000
+
+
+def test_only_planetary_computers_addresses_are_signed(monkeypatch):
+    """And no message tells the signature."""
+    import planetary_computer
+
+    monkeypatch.setattr(planetary_computer, "sign_url", lambda href: f"{href}?sig=secret")
+    address = "https://sentinel2l2a01.blob.core.windows.net/scl.tif"
+    assert sources.sign(address) == f"{address}?sig=secret"
+    assert sources.sign("https://other.host/scl.tif") == "https://other.host/scl.tif"
+    item = pystac.Item("x", None, None, a_moment(), {})
+    item.add_asset("SCL", pystac.Asset(address))
+
+    def fail(href):
+        raise rasterio.errors.RasterioIOError(f"{href} cannot be read")
+
+    with pytest.raises(InputError, match="asset SCL cannot be read") as error:
+        sources.with_retries(fail, item, "SCL", 0)
+    assert "secret" not in str(error.value)
