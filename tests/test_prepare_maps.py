@@ -3,6 +3,7 @@
 import json
 import re
 import shlex
+import shutil
 import subprocess
 from types import SimpleNamespace
 
@@ -84,6 +85,12 @@ def commands():
     return [words for line in block.splitlines() if (words := shlex.split(line, comments=True))]
 
 
+def run(script, arguments):
+    """Run a script with arguments of the command line, in this process."""
+    module = SCRIPTS[script]
+    module.main(override(module.run_config, arguments))
+
+
 @pytest.fixture(scope="module")
 def mapped(world, tmp_path_factory):
     """All commands of docs/prepare.md, run in an empty folder; returns the folder."""
@@ -104,8 +111,7 @@ def mapped(world, tmp_path_factory):
             assert program == "python"
             if script == "prepare_tiles.py" and "statistics_only=true" not in arguments:
                 arguments += [f"stac_url={world.url}", f"stride={STRIDE}"]
-            module = SCRIPTS[script]
-            module.main(override(module.run_config, arguments + SMALL[script]))
+            run(script, arguments + SMALL[script])
     return folder
 
 
@@ -222,3 +228,22 @@ def test_a_representation_tif_needs_a_place(mapped, tmp_path):
     keys |= {"output_dir": str(tmp_path / "out"), "representation_tif": True}
     with pytest.raises(InputError, match="found no crs and transform, wanted both for"):
         infer.main(infer.run_config | keys)
+
+
+def test_tiles_of_others_train_and_infer(mapped, tmp_path):
+    """bands.npy, masks.npy and doys.npy alone, as TESSERA's preprocessing leaves them."""
+    source = mapped / "data" / "bavaria_2021" / "processed" / "MGRS-33UUP"
+    folder = tmp_path / "data" / "theirs" / "processed" / "MGRS-33UUP"
+    folder.mkdir(parents=True)
+    for name in ("bands.npy", "masks.npy", "doys.npy"):
+        shutil.copy(source / name, folder)
+    place = ["statistics_only=true", "dataset_name=theirs", f"base_path={tmp_path}"]
+    run("prepare_tiles.py", place)
+    quiet = ["wandb_mode=disabled", f"output_dir={tmp_path}/out"]
+    run("train.py", [*place[1:], *SMALL["train.py"], *quiet])
+    checkpoint = f"checkpoint_path={mapped}/checkpoints/crops/best.pt"
+    quiet = ["wandb_mode=disabled", f"output_dir={tmp_path}/map", "representation_format=int8"]
+    run("infer.py", [checkpoint, f"tile_path={folder}", *quiet])
+    theirs, ours = tmp_path / "map", mapped / "outputs" / "MGRS-33UUP"
+    for name in ("representation_map.npy", "representation_map_scales.npy"):
+        assert (theirs / name).read_bytes() == (ours / name).read_bytes()
