@@ -9,6 +9,7 @@ from types import SimpleNamespace
 
 import geopandas
 import numpy as np
+import prepare
 import pytest
 import rasterio
 import shapely
@@ -247,3 +248,13 @@ def test_tiles_of_others_train_and_infer(mapped, tmp_path):
     theirs, ours = tmp_path / "map", mapped / "outputs" / "MGRS-33UUP"
     for name in ("representation_map.npy", "representation_map_scales.npy"):
         assert (theirs / name).read_bytes() == (ours / name).read_bytes()
+
+
+def test_the_benchmark_of_making_tiles_at_a_tiny_size(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    keys = {"sizes": "64", "rate_size": 128, "dates": 2, "rounds": 1}
+    figures = prepare.main(prepare.run_config | keys)
+    assert [row["size"] for row in figures["memory"]] == [64, 128]
+    assert all(0.05 < row["peak_gb"] < 4 for row in figures["memory"])
+    assert figures["rate"]["copied"] > 0 and figures["rate"]["prepared"] > 0
+    assert [path.name for path in tmp_path.iterdir()] == ["bench_prepare.json"]
