@@ -277,9 +277,8 @@ def finish(writer, tile, legend, output_dir, made_by):
     writer.free_room()
     write_pictures(writer, tile, legend, output_dir)
     if made_by.get("representation_tif"):
-        names = ("representation_map", "representation_map_scales")
-        array, scales = (writer.read(n) if n in writer.arrays else None for n in names)
-        write_representation_tif(output_dir, array, scales, tile.info)
+        is_int8 = made_by["representation_format"] == "int8"
+        write_representation_tif(output_dir, writer.read, is_int8, tile.info)
     writer.publish()
     georeference = {key: tile.info[key] for key in ("crs", "transform") if key in tile.info}
     made_by = made_by | georeference | {"tile": tile.title, "classes": legend}

@@ -22,10 +22,7 @@ def draw_tile(folder):
     red, green and blue (h, w, 3) float32, NaN where there is none, or None without these bands.
     """
     info = tile_statistics.read_info(folder)
-    bands, masks = (
-        np.load(folder / name, mmap_mode="r", allow_pickle=False)
-        for name in ("bands.npy", "masks.npy")
-    )
+    masks = np.load(folder / "masks.npy", mmap_mode="r", allow_pickle=False)
     step = max(1, -(-max(masks.shape[1:]) // SIDE))
     clear = np.stack([mask[::step, ::step] for mask in masks])
     names = info.get("bands", [])
@@ -35,7 +32,7 @@ def draw_tile(folder):
     color = None
     if {"B04", "B03", "B02"} <= set(names):
         chosen = [names.index(name) for name in ("B04", "B03", "B02")]
-        color = _median(bands, clear, step, chosen)
+        color = _median(folder / "bands.npy", clear, step, chosen)
         high = np.nanpercentile(color, 98) if np.isfinite(color).any() else 1
         axes["color"].imshow(np.nan_to_num(color / max(high, 1)).clip(0, 1))
     axes["color"].set_title("median of the clear dates")
@@ -51,13 +48,17 @@ def draw_tile(folder):
     return color
 
 
-def _median(bands, clear, step, chosen):
-    """Median over the dates of some bands of the clear pixels, (h, w, 3), a part at a time."""
+def _median(path, clear, step, chosen):
+    """Median over the dates of some bands of the clear pixels, (h, w, 3).
+
+    A part of the rows at a time, each opened anew: pages read before no longer count as memory.
+    """
     height = clear.shape[1]
     color = np.full((*clear.shape[1:], len(chosen)), np.nan, np.float32)
     size = max(1, -(-height // PARTS))
     for row in range(0, height, size):
         rows = slice(row * step, (row + size) * step, step)
+        bands = np.load(path, mmap_mode="r", allow_pickle=False)
         seen = np.stack([date_bands[rows, ::step][..., chosen] for date_bands in bands])
         hidden = np.broadcast_to(clear[:, row : row + size, :, None] == 0, seen.shape)
         values = np.ma.masked_array(seen, hidden)

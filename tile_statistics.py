@@ -141,11 +141,15 @@ def _add_statistics(folder):
     masks = _open(folder / "masks.npy", 3, np.uint8)
     if bands.shape[:3] != masks.shape:
         raise InputError(f"{folder}: found bands {bands.shape} and masks {masks.shape}, wanted one")
-    counted, step = {}, max(1, (1 << 22) // bands.shape[2])
-    for date_bands, date_masks in tqdm(zip(bands, masks, strict=True), folder.name, len(bands)):
-        for row in range(0, bands.shape[1], step):
-            rows = slice(row, row + step)
-            counted = add_counts(counted, count_block(date_bands[rows], date_masks[rows], -1))
+    num_dates, height, width, _ = bands.shape
+    counted, step = {}, max(1, (1 << 22) // width)
+    for index in tqdm(range(num_dates), folder.name, unit="date"):
+        for row in range(0, height, step):
+            block = index, slice(row, row + step)  # opened anew: earlier pages are let go
+            bands = _open(folder / "bands.npy", 4, np.uint16)[block]
+            counted = add_counts(
+                counted, count_block(bands, _open(folder / "masks.npy", 3, np.uint8)[block], -1)
+            )
     if not counted["count"]:
         raise InputError(f"{folder / 'masks.npy'}: found no clear observation, wanted some")
     for name, values in zip(("band_mean", "band_std"), statistics(counted), strict=True):
