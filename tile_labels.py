@@ -22,7 +22,8 @@ from rasterio.warp import Resampling, reproject, transform_bounds
 import sources
 import tile_statistics
 from files import atomic_write, write_json
-from maps import WORLDCOVER, class_legend, is_georeferenced
+from land_cover import WORLDCOVER, class_legend
+from maps import is_georeferenced
 from runtime import InputError
 from tiles import TEST, TRAIN, VALIDATION
 

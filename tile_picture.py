@@ -8,7 +8,7 @@ from matplotlib.dates import DateFormatter
 from matplotlib.figure import Figure
 
 import tile_statistics
-from maps import class_legend
+from land_cover import class_legend
 from utils import save_figure
 
 SIDE = 400  # pixels along a picture's longer side, at most

@@ -15,7 +15,7 @@ import prepare_tiles
 import tile_labels
 import tile_picture
 import tile_statistics
-from maps import WORLDCOVER
+from land_cover import WORLDCOVER
 from runtime import InputError
 from tiles import Tile
 

@@ -211,7 +211,7 @@ def test_tessera_eval_reads_our_int8_maps_as_they_are(mapped, monkeypatch, capsy
     monkeypatch.chdir(mapped)
     text = (ROOT / "docs" / "prepare.md").read_text()
     seen = {}
-    exec(re.search(r"```python\n(.*?)```", text, re.S)[1], seen)
+    exec(re.search(r"```py\n(.*?)```", text, re.S)[1], seen)
     wanted = maps.read_representations(mapped / "outputs/MGRS-33UUP/representation_map.npy")
     np.testing.assert_array_equal(seen["vectors"], wanted)
     assert "mean_f1" in capsys.readouterr().out and seen["chosen"].sum() > 1000
