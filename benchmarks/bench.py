@@ -52,15 +52,8 @@ run_config = {
 
 BANDS, SAMPLE_SIZE = 11, 16
 MODEL = {"width": 64, "depth": 3, "latent_dim": 64}  # ffn 4 x width
-STEP = {
-    "loss": "barlow_twins",
-    "augment": "none",
-    "mix_up": 0.0,
-    "barlow_lambda": 0.005,
-    "clip_norm": 1.0,
-    "seed": 0,
-    "weight_decay": 1e-4,
-}
+STEP = {"loss": "barlow_twins", "barlow_lambda": 0.005, "augment": "none", "mix_up": 0.0}
+STEP |= {"clip_norm": 1.0, "weight_decay": 1e-4, "seed": 0}
 STEP |= {"backbone": "transformer", "sample_size": SAMPLE_SIZE, "projector_dim": 512, **MODEL}
 
 
@@ -470,14 +463,8 @@ def print_table(result, indent=0):
 
 def main(config):
     """Run the sections. Returns the figures, as bench.json has them."""
-    config = check(
-        config,
-        size=(32, 10_980),
-        largest=(32, 10_980),
-        gpu_size=(32, 10_980),
-        num_dates=(2, 366),
-        rounds=(1, 1000),
-    )
+    sizes = dict.fromkeys(("size", "largest", "gpu_size"), (32, 10_980))
+    config = check(config, **sizes, num_dates=(2, 366), rounds=(1, 1000))
     names = config["sections"].split(",")
     if names == ["all"]:
         names = [n for n in SECTIONS if n != "gpu" or config["device"] == "cuda"]
