@@ -136,7 +136,7 @@ class TransformerEncoder(nn.Module):
     def __init__(self, *, num_bands, sample_size, latent_dim, width, depth):
         super().__init__()
         if width % TransformerLayer.HEAD_DIM:
-            raise ValueError(f"width={width}: wanted a multiple of {TransformerLayer.HEAD_DIM}")
+            raise InputError(f"width={width}: wanted a multiple of {TransformerLayer.HEAD_DIM}")
         self.latent_dim, self.sample_size, self.date_dim = latent_dim, sample_size, width
         self.embed = nn.Sequential(nn.Linear(num_bands, width), nn.GELU(), nn.Linear(width, width))
         self.layers = nn.ModuleList(TransformerLayer(width) for _ in range(depth))
@@ -170,7 +170,8 @@ def attention_pool(score, x, padding_mask=None):
     return (score.softmax(1) * x).sum(1)
 
 
-# The contract of a backbone. Its constructor takes `num_bands` and BACKBONE_KEYS by keyword; it has
+# The contract of a backbone. Its constructor takes `num_bands` and BACKBONE_KEYS by keyword. Its
+# forward(x, doys) gets days as int16 or, where mix_up > 0, as float32 with fractions. It has
 #   latent_dim    D of the representations that forward(x, doys) gives
 #   sample_size   dates it was built for, which inference draws where any_length is False
 #   any_length    whether it takes series of any length; then forward(x, doys, padding_mask) too
@@ -192,11 +193,15 @@ def backbone_arguments(config, num_bands):
 def build_backbone(name, **keywords):
     """A backbone by its name in BACKBONES; keywords as its constructor takes them.
 
-    Raises ValueError for another name or a keyword value that does not fit.
+    Raises InputError for another name or a keyword value that does not fit.
     """
     if name not in BACKBONES:
-        raise ValueError(f"backbone={name}: wanted one of {', '.join(BACKBONES)}")
-    return BACKBONES[name](**keywords)
+        raise InputError(f"backbone={name}: wanted one of {', '.join(BACKBONES)}")
+    backbone = BACKBONES[name](**keywords)
+    for attribute in ("latent_dim", "sample_size", "any_length"):
+        if not hasattr(backbone, attribute):
+            raise InputError(f"backbone={name}: wanted the attribute {attribute} (see BACKBONES)")
+    return backbone
 
 
 # ---- classification ------------------------------------------------------------------------------
@@ -233,7 +238,8 @@ class AttentionHead(nn.Module):
     def __init__(self, *, backbone, num_classes, dropout):
         super().__init__()
         if not hasattr(backbone, "date_features"):
-            raise ValueError("head=attention: wanted a backbone with features of dates, not mlp")
+            kind = type(backbone).__name__
+            raise InputError(f"head=attention: wanted a backbone with date_features, not {kind}")
         self.score = nn.Linear(backbone.date_dim, 1, bias=False)
         size = backbone.date_dim + backbone.latent_dim
         self.classify = nn.Sequential(
@@ -249,6 +255,8 @@ class AttentionHead(nn.Module):
         return self.classify(x)
 
 
+# A head takes backbone, num_classes and dropout by keyword, and representations (N, D); it gives
+# logits (N, C). Register it here.
 HEADS = {"linear": LinearHead, "mlp": MLPHead, "attention": AttentionHead}
 
 
@@ -262,7 +270,7 @@ class Classifier(nn.Module):
     def __init__(self, backbone, *, head, num_classes, dropout, freeze_backbone=False):
         super().__init__()
         if head not in HEADS:
-            raise ValueError(f"head={head}: wanted one of {', '.join(HEADS)}")
+            raise InputError(f"head={head}: wanted one of {', '.join(HEADS)}")
         self.backbone, self.freeze_backbone = backbone, freeze_backbone
         self.head = HEADS[head](backbone=backbone, num_classes=num_classes, dropout=dropout)
         self.any_length, self.sample_size = backbone.any_length, backbone.sample_size

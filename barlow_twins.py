@@ -83,7 +83,8 @@ def mix_up_loss(z_m, z_a, z_b_shuffled, z_b, weight):
     return sum(cross_correlation(difference, z).square().sum() for z in (z_a, z_b))
 
 
-# A loss takes the raw projections z, a list of (N, P) tensors, one a view; the config, from which
-# it reads its own keys; and the mixture of the mixed view or None. It returns the loss and a dict
-# of its parts for the log. Training and validation both call it. Register it here.
+# A loss takes the raw projections z, a list of (N, P) tensors: view a, view b and, in training with
+# mix_up > 0, the mixed view; the config, from which it reads its own keys; and the mixture of the
+# mixed view or None. It returns the loss and a dict of its parts for the log. Training and
+# validation both call it. Register it here.
 LOSSES = {"barlow_twins": barlow_twins_loss}

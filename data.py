@@ -3,6 +3,7 @@
 Shapes: N pixels of a batch, V views, S drawn dates, T dates, B bands.
 """
 
+import math
 import signal
 from itertools import pairwise
 
@@ -37,6 +38,7 @@ class _PixelDataset(IterableDataset):
         pixel, and never larger.
     min_valid: clear observations that a pixel needs to take part.
     split: the split of `Tile.split_map(block_size, split_seed)` that takes part, a key of SPLITS.
+    label_count: so many of the pixels, drawn at random; 0 for all.
     seed: of the order, the views and the choice of label_count.
     mean, std: (B,) statistics to standardise with; None for those pooled over the tiles.
     rank, world_size: of the processes that share each batch.
@@ -83,7 +85,7 @@ class _PixelDataset(IterableDataset):
             raise InputError(f"{world_size} processes: a batch is shared by at most {SHARDS}")
         self.tiles, self.seed, self.min_valid = tiles, seed, max(1, min_valid)
         self.split, self.block_size, self.split_seed = split, block_size, split_seed
-        self.rank, self.world_size = rank, world_size
+        self.rank, self.world_size, self.batch_size = rank, world_size, batch_size
         self.band_names, self.num_bands = find_band_names(tiles), tiles[0].shape[3]
         clear_total = self._choose_pixels()
         if label_count:
@@ -107,10 +109,14 @@ class _PixelDataset(IterableDataset):
                 chosen &= np.asarray(tile.labels) > 0
             self._chosen.append(np.packbits(chosen, axis=1))
         if not any(chosen.any() for chosen in self._chosen):
+            labelled = "labelled " if self.labelled else ""
+            mend = (
+                "a smaller block_size, or splits.npy" if most >= self.min_valid else "clearer tiles"
+            )
             raise InputError(
-                f"{self.tiles[0].path.parent}: found no pixel (split={self.split}, block_size="
-                f"{self.block_size}) with at least min_valid={self.min_valid} clear observations; "
-                f"the clearest pixel has {most}"
+                f"{self.tiles[0].path.parent}: found no {labelled}pixel (split={self.split}, "
+                f"block_size={self.block_size}) with at least min_valid={self.min_valid} clear "
+                f"observations; the clearest pixel has {most}; wanted {mend}"
             )
         return clear_total
 
@@ -143,7 +149,7 @@ class _PixelDataset(IterableDataset):
         self.num_pixels = int(self._blocks[:, 3].sum())
         self.longest = max(tile.shape[0] for tile in self.tiles)
         self.steps_per_epoch = -(-self.num_pixels // batch_size)
-        dates = self.num_views * self.sample_size or self.longest
+        dates = self.num_views * self.sample_size if self.sample_size else self.longest
         chunk_pixels = min(CHUNK_PIXELS, CHUNK_BYTES // (2 * dates * self.num_bands))
         self._chunk_steps = max(1, chunk_pixels * self.steps_per_epoch // self.num_pixels)
         self.set_steps(0, self.steps_per_epoch)
@@ -156,6 +162,14 @@ class _PixelDataset(IterableDataset):
     def pixel_mask(self, tile_index):
         """Whether each pixel of a tile takes part, (H, W) bool."""
         return self._unpack(tile_index).astype(bool)
+
+    def refuse_single_pixels(self):
+        """Raise InputError where batches would have one pixel: BatchNorm needs two."""
+        if self.num_pixels < 2 * self.steps_per_epoch:
+            raise InputError(
+                f"batch_size={self.batch_size}: cuts {self.num_pixels} training pixels into "
+                "batches of one, wanted two or more in each"
+            )
 
     def describe(self):
         """What is drawn from, to tell other data by: tiles, their pixels, and the statistics."""
@@ -183,23 +197,18 @@ class _PixelDataset(IterableDataset):
             arrays, shuffled = self._read_chunk(epoch, first, edges[0], edges[-1], shards)
             edges = (edges - edges[0])[batch - first :][: self.last_step - step + 1]
             for start, stop in pairwise(edges):
-                # of samples start .. stop - 1, shard s holds s, s + 64, ..
-                rows = np.concatenate(
-                    [
-                        shuffled[s][-((s - start) // SHARDS) : -((s - stop) // SHARDS)]
-                        for s in shards
-                    ]
-                )
+                rows = np.concatenate([_samples_of(s, shuffled[s], start, stop) for s in shards])
                 # numpy copies whole rows, several times as fast as torch
-                batch = [np.take(array.numpy(), rows, axis=0) for array in arrays]
-                yield self._finish([torch.from_numpy(array) for array in batch])
+                parts = [np.take(array.numpy(), rows, axis=0) for array in arrays]
+                yield self._finish([torch.from_numpy(part) for part in parts])
                 step += 1
 
     def _read_chunk(self, epoch, first, start, stop, shards):
         """Read and draw some shards of the chunk that is `start` .. `stop` - 1 of the stream.
 
-        Returns arrays with a row for each pixel of the shards, in the order of the stream, and
-        {shard: its rows, shuffled}. first: the chunk's first batch in the epoch, a seed.
+        Returns arrays with a row for each pixel of the shards, in the order of the stream, which
+        the next chunk overwrites, and {shard: its rows, shuffled}. first: the chunk's first batch
+        in the epoch, a seed.
         """
         size, longer = divmod(stop - start, SHARDS)  # the first `longer` shards have one more
         edges = start + np.arange(SHARDS + 1) * size + np.minimum(np.arange(SHARDS + 1), longer)
@@ -272,6 +281,15 @@ class _PixelDataset(IterableDataset):
         return [torch.cat(arrays) for arrays in zip(*parts, strict=True)]
 
 
+def _samples_of(shard, pixels, start, stop):
+    """The pixels of a shard among the samples start .. stop - 1 of its chunk.
+
+    pixels: of the shard, shuffled. They are the samples shard, shard + 64, shard + 128, ..
+    """
+    first, last = (math.ceil((sample - shard) / SHARDS) for sample in (start, stop))
+    return pixels[max(0, first) : max(0, last)]
+
+
 def iterate_batches(dataset, num_workers=0, pin_memory=False):
     """Yield a data set's batches, read by `num_workers` processes (0: by this one).
 
@@ -281,7 +299,11 @@ def iterate_batches(dataset, num_workers=0, pin_memory=False):
     num_workers = min(num_workers, SHARDS // dataset.world_size)  # each owns a shard at least
     ahead = {"prefetch_factor": 8} if num_workers else {}  # covers the time a chunk takes to read
     loader = DataLoader(
-        dataset, None, num_workers=num_workers, worker_init_fn=_leave_signals_to_trainer, **ahead
+        dataset,
+        batch_size=None,
+        num_workers=num_workers,
+        worker_init_fn=_leave_signals_to_trainer,
+        **ahead,
     )
     parts = iter(loader)
     for first in parts:

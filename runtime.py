@@ -206,7 +206,7 @@ def notice(text):
 
 @dataclass(frozen=True)
 class Runtime:
-    """Where a script runs. The only place that knows of CUDA, precision and process groups."""
+    """Where a script runs. The only place that decides on CUDA, precision and process groups."""
 
     device: torch.device
     rank: int

@@ -22,7 +22,7 @@ import torch
 from files import atomic_write
 from runtime import InputError, notice
 
-TRAIN, VALIDATION, TEST = 1, 2, 3  # codes of splits.npy; 0 is unused
+TRAIN, VALIDATION, TEST = 1, 2, 3  # codes of splits.npy; 0: no labels used, pretraining only
 CACHE_PIXELS = 512  # pixels whose whole series fit into a core's own cache
 CACHE_FILES = 2000  # most clear counts that are kept
 
@@ -178,7 +178,7 @@ class Tile:
         return torch.from_numpy(values), torch.from_numpy(doys)
 
     def split_map(self, block_size=16, seed=0):
-        """Split of each pixel, (H, W) uint8: 1 train, 2 validation, 3 test, 0 unused.
+        """Split of each pixel, (H, W) uint8: 1 train, 2 validation, 3 test, 0 pretraining only.
 
         `splits.npy` where there is one. Else square blocks of `block_size` pixels: about a fifth
         is validation, a fifth is test, and the rest train. A tile without labels needs no test
@@ -236,15 +236,15 @@ class Tile:
         return rows, columns, split
 
 
+_MIX = np.array([0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB], np.uint64)
+
+
 def _scramble(state, value):
     """A well-mixed 64-bit number of two (the finaliser of splitmix64), elementwise."""
-    z = np.asarray(state, np.uint64) ^ (np.asarray(value).astype(np.uint64) * _ODD[0])
-    z = (z ^ (z >> np.uint64(30))) * _ODD[1]
-    z = (z ^ (z >> np.uint64(27))) * _ODD[2]
+    z = np.asarray(state, np.uint64) ^ (np.asarray(value).astype(np.uint64) * _MIX[0])
+    z = (z ^ (z >> np.uint64(30))) * _MIX[1]
+    z = (z ^ (z >> np.uint64(27))) * _MIX[2]
     return z ^ (z >> np.uint64(31))
-
-
-_ODD = np.array([0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB], np.uint64)
 
 
 # ---- files ---------------------------------------------------------------------------------------
@@ -334,7 +334,7 @@ def _is_class_table(value, shape):
     )
 
 
-TILE_JSON = {  # what is checked of tile.json, and how it is told; other keys may hold anything
+TILE_JSON = {  # what is checked of tile.json, and the words of the error; other keys are free
     "bands": (_is_band_list, "a list of as many different names as there are bands"),
     "dates": (_is_date_list, "a list of as many dates as there are days"),
     "crs": (lambda value, shape: isinstance(value, str), "text like EPSG:32633"),

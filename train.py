@@ -79,7 +79,7 @@ run_config = {
     # logging
     "log_interval": 10,  # steps between two lines of metrics.jsonl
     "val_interval": 200,  # steps between two validations, which choose best.pt
-    "val_pixels": 4096,  # most pixels that a validation looks at
+    "val_pixels": 4096,  # pixels of a validation, rounded down to whole batches, at least one
     "checkpoint_interval": 200,  # steps between two last.pt
     "wandb_mode": "auto",  # auto (online where logged in), online, offline or disabled
 }
@@ -137,11 +137,7 @@ def open_data(config, runtime):
     for tile in (*val_set.tiles, picture):
         origin = train_set.tiles[0].path.parent
         check_bands(tile, train_set.band_names, train_set.num_bands, origin)
-    if train_set.num_pixels < 2 * train_set.steps_per_epoch:
-        raise InputError(
-            f"batch_size={config['batch_size']}: cuts {train_set.num_pixels} training pixels into "
-            "batches of one, wanted two or more in each"
-        )
+    train_set.refuse_single_pixels()
     notice_splits(train_set.tiles)
     return train_set, val_set, labelled, picture
 
@@ -191,6 +187,7 @@ def training_loss(model, x, doys, config, runtime, step):
     """
     seed = config["seed"] * 1_000_003 + step  # each step has its own numbers, on any machine
     rows, total = share(len(x), x.device)
+    # a seed far away, so that augmentation and mix-up never draw the same numbers
     generator = BatchGenerator(rows, total, seed + (1 << 62), x.device)
     x, doys = AUGMENTATIONS[config["augment"]](x, doys, generator)
     mixture = None
@@ -394,7 +391,8 @@ def main(config):
             log.images({"false_color": picture}, progress.step)
             print(f"{picture}: representations of {picture_tile.title} as false colour")
         print(f"{output_dir / 'cross_correlation.png'}: of the projections of two views")
-        print(f"{output_dir / 'best.pt'}: best checkpoint, score {progress.best_score:.3f}")
+        score = "macro-F1 of the probe" if validate.probe else "minus the validation loss"
+        print(f"{output_dir / 'best.pt'}: best checkpoint, {score} {progress.best_score:.3f}")
     log.finish()
     return {"output_dir": output_dir, **progress.line}
 

@@ -50,12 +50,12 @@ from utils import encode_series
 
 run_config = {
     # input
-    "checkpoint_path": "",  # of train.py; empty: train from scratch with the keys under "scratch"
+    "checkpoint_path": "",  # of train.py; empty: train from scratch
     "base_path": ".",  # folder above data/
     "dataset_name": "simulated",  # labelled tiles
     "skip_bad_tiles": False,  # leave tiles out that are out of contract, in place of an error
     "output_dir": "",  # receives all files; empty: checkpoints/<time>
-    "overwrite": False,  # remove an earlier run of another config from output_dir
+    "overwrite": False,  # start again: remove an earlier run from output_dir first
     "label_count": 0,  # so many labelled pixels of the training split, at random; 0: all
     "sample_size": -1,  # dates drawn to train on; 0: all clear ones; -1: as pretrained, or all
     # clear ones where a frozen backbone can read them
@@ -90,6 +90,7 @@ run_config = {
     "wandb_mode": "auto",  # auto (online where logged in), online, offline or disabled
 }
 
+SAMPLE_SIZE = 16  # dates that a network from scratch draws
 INHERITED = ("backbone", "latent_dim", "width", "depth", "min_valid", "block_size", "split_seed")
 # what may differ between a run and its continuation, since the weights do not depend on it
 FREE_KEYS = {"output_dir", "overwrite", "device", "num_workers", "wandb_mode", "base_path"}
@@ -114,7 +115,7 @@ def check_config(config):
 def inherit(config):
     """Config with the keys of the checkpoint. Returns it and the checkpoint, or None for none."""
     if not config["checkpoint_path"]:
-        sample_size = 16 if config["sample_size"] == -1 else config["sample_size"]
+        sample_size = SAMPLE_SIZE if config["sample_size"] == -1 else config["sample_size"]
         return {**config, "sample_size": sample_size}, None
     checkpoint = load_checkpoint(config["checkpoint_path"])
     inherited = {key: checkpoint["config"][key] for key in INHERITED}
@@ -149,11 +150,7 @@ def open_splits(config, checkpoint, runtime):
     )
     for tile in train.tiles if checkpoint else ():
         check_tile(tile, checkpoint, config["checkpoint_path"])
-    if train.num_pixels < 2 * train.steps_per_epoch:
-        raise InputError(
-            f"batch_size={config['batch_size']}: cuts {train.num_pixels} training pixels into "
-            "batches of one, wanted two or more in each"
-        )
+    train.refuse_single_pixels()
     notice_splits(train.tiles)
     fixed = {"mean": train.mean, "std": train.std}
     return train, open_split("validation", **fixed), open_split("test", **fixed)
@@ -197,16 +194,13 @@ def build_classifier(config, checkpoint, num_bands, num_classes):
     """The network, and what a checkpoint needs to build it again."""
     torch.manual_seed(config["seed"])
     head = {key: config[key] for key in ("head", "dropout")} | {"num_classes": num_classes}
-    try:
-        if checkpoint:
-            arguments, backbone = checkpoint["backbone"], load_backbone(checkpoint)
-        else:
-            sample_size = config["sample_size"] or 16
-            arguments = backbone_arguments({**config, "sample_size": sample_size}, num_bands)
-            backbone = build_backbone(**arguments)
-        classifier = Classifier(backbone, **head, freeze_backbone=config["freeze_backbone"])
-    except ValueError as error:
-        raise InputError(str(error)) from None
+    if checkpoint:
+        arguments, backbone = checkpoint["backbone"], load_backbone(checkpoint)
+    else:
+        sample_size = config["sample_size"] or SAMPLE_SIZE
+        arguments = backbone_arguments({**config, "sample_size": sample_size}, num_bands)
+        backbone = build_backbone(**arguments)
+    classifier = Classifier(backbone, **head, freeze_backbone=config["freeze_backbone"])
     if not backbone.any_length and config["sample_size"] != backbone.sample_size:
         raise InputError(
             f"sample_size={config['sample_size']}: wanted {backbone.sample_size}, the dates that "
@@ -274,7 +268,8 @@ def training_step(run, model, batch, target, weight):
         padding = (doys == 0,) if run.model.any_length and not config["sample_size"] else ()
         _, logits = model(x, doys, *padding)
     gamma = config["focal_gamma"] if config["loss"] == "focal" else 0.0
-    loss = focal_loss(logits, gather(target.float()).long(), gamma, weight)
+    target = gather(target.float()).long()  # sums over processes are of floats
+    loss = focal_loss(logits, target, gamma, weight)
     run.optimiser.zero_grad()
     loss.backward()
     run.optimiser.step()
@@ -306,7 +301,7 @@ def fit(run, train, validation, legend):
         progress.step += 1
         end_of_epoch = progress.step % epoch_steps == 0
         if end_of_epoch:
-            end_epoch(run, validation, class_index, legend, bar)
+            end_epoch(run, validation, class_index, legend, epoch_steps, bar)
         stopped = runtime.largest(stop.status, now=end_of_epoch)
         if end_of_epoch or stopped:
             progress.losses = [float(loss) for loss in progress.losses]
@@ -325,9 +320,9 @@ def is_finished(progress, config, epoch_steps):
     return bool(out_of_patience) or progress.step >= config["epochs"] * epoch_steps
 
 
-def end_epoch(run, validation, class_index, legend, bar):
+def end_epoch(run, validation, class_index, legend, epoch_steps, bar):
     """Validate, log, and keep the model if it is the best so far."""
-    progress, epoch = run.progress, bar.n + 1
+    progress, epoch = run.progress, run.progress.step // epoch_steps
     loss = float(torch.stack([torch.as_tensor(loss) for loss in progress.losses]).mean())
     if not math.isfinite(loss):
         raise FloatingPointError(f"loss {loss} in epoch {epoch}; the best checkpoint stays")

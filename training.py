@@ -58,7 +58,7 @@ class Run:
         """Write last.pt or best.pt."""
         if not self.runtime.is_main:  # all processes hold the same weights
             return
-        states = {f"{name}_state": module.state_dict() for name, module in self.modules.items()}
+        states = {f"{part}_state": module.state_dict() for part, module in self.modules.items()}
         states["optimiser_state"] = self.optimiser.state_dict()
         path = self.output_dir / name
         save_checkpoint(path, self.kind, **self.header, **states, **asdict(self.progress))
@@ -90,13 +90,13 @@ def read_last(output_dir, kind, config, data, run_config, free_keys, mend="anoth
     defaults, which stand for keys that an older checkpoint does not have. free_keys: those that may
     differ, since the weights do not depend on them. mend: what a message tells to change.
     """
-    last = None
+    found = None
     for name in ("best.pt", "last.pt"):
         path = output_dir / name
         if not path.exists():
             continue
-        last = load_checkpoint(path, (kind,))
-        before = {**run_config, **last["config"]}
+        found = load_checkpoint(path, (kind,))
+        before = {**run_config, **found["config"]}
         differ = [
             f"{key}={config[key]} (was {before[key]})"
             for key in config
@@ -107,13 +107,13 @@ def read_last(output_dir, kind, config, data, run_config, free_keys, mend="anoth
                 f"{path}: found a run with another {', '.join(differ)}; wanted the same, or {mend}"
             )
         for key, description in data.items():
-            was = last.get("data", data).get(key)
+            was = found.get("data", data).get(key)
             if was != description:
                 raise InputError(
                     f"{path}: found a run on other data ({key} {_shorten(was)}, now "
                     f"{_shorten(description)}); wanted the same, or {mend}"
                 )
-    return last if (output_dir / "last.pt").exists() else None
+    return found if (output_dir / "last.pt").exists() else None  # last.pt was looked at last
 
 
 def _shorten(description):

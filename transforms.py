@@ -125,7 +125,8 @@ def standardise(bands, mean, std):
 
     bands: (N, .., B); mean, std: (B,) float32 in the units of bands.
     """
-    x = bands.flatten(1).float()  # long rows: a loop over B numbers alone is slow
+    # long rows, since a loop over B numbers alone is slow; a copy, so that bands stay as they are
+    x = bands.flatten(1).to(torch.float32, copy=True)
     repeats = x.shape[1] // len(mean)
     mean, scale = (values.expand(repeats, -1).flatten() for values in (mean, 1 / std))
     return x.sub_(mean).mul_(scale).view(bands.shape)
@@ -157,6 +158,6 @@ def jitter_bands(x, doys, generator):
 
 
 # An augmentation takes the views x (N, V, S, B), doys (N, V, S) and a generator whose
-# normal(*shape) and uniform(*shape) give (N, *shape) random numbers. It returns new x and doys.
-# Register it here.
+# normal(*shape) and uniform(*shape) give (N, *shape) random numbers. It returns new x and doys,
+# with days that still ascend. Validation is never augmented. Register it here.
 AUGMENTATIONS = {"none": no_augmentation, "jitter_bands": jitter_bands}

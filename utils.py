@@ -54,7 +54,10 @@ def encode_series(module, x, doys, runtime, draws=0):
     draws); else so many even draws of its `sample_size` dates, whose outputs are averaged.
     x: (N, T, B) standardised and doys: (N, T), padded with doy 0 at the end; on the CPU or GPU.
     Returns representations (N, D) and logits (N, C), or None for a backbone: float32 on the CPU.
+    Raises ValueError for a series without an observation.
     """
+    if len(doys) and not bool((doys > 0).any(1).all()):
+        raise ValueError("a series without an observation has no representation; leave it out")
     x, doys = runtime.to_device(x, doys)
     if not module.any_length:
         draws = draws or 8

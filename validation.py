@@ -14,6 +14,7 @@ from threadpoolctl import threadpool_limits
 from barlow_twins import LOSSES
 from data import iterate_batches
 from distributed import gather
+from runtime import notice
 from utils import encode_series, rankme
 
 
@@ -30,6 +31,11 @@ class Validation:
         batches = max(1, config["val_pixels"] // config["batch_size"])
         self.batches = list(itertools.islice(iterate_batches(val_set), batches))
         self.probe = LinearProbe.open(labelled) if labelled else None
+        if labelled and not self.probe:
+            notice(
+                f"val_pixels={config['val_pixels']}: found no two classes in two blocks each among "
+                "the labelled validation pixels, so the loss chooses best.pt"
+            )
 
     @torch.no_grad()
     def __call__(self, model):

@@ -116,3 +116,17 @@ def test_focal_loss_is_cross_entropy_at_gamma_0_and_smaller_above():
         focal_loss(logits, target, 0.0, weight),
         F.cross_entropy(logits, target, weight=weight),
     )
+
+
+def test_a_backbone_that_breaks_the_contract_is_refused(monkeypatch):
+    """It trained to the end and crashed while the picture was drawn."""
+
+    class Incomplete(torch.nn.Module):
+        latent_dim, any_length = 10, False
+
+        def __init__(self, **_):
+            super().__init__()
+
+    monkeypatch.setitem(BACKBONES, "incomplete", Incomplete)
+    with pytest.raises(ValueError, match="backbone=incomplete: wanted the attribute sample_size"):
+        build_backbone("incomplete", **SIZES)

@@ -61,8 +61,8 @@ def test_the_lines_that_embed_an_array_give_what_a_map_has(workplace, tmp_path, 
     for pixel, dates in enumerate(clear):
         bands[pixel, : dates.sum()] = tile.bands.reshape(20, -1, 10)[dates, pixel]
         doys[pixel, : dates.sum()] = tile.doys[dates]
-    np.save(tmp_path / "bands.npy", bands)
-    np.save(tmp_path / "doys.npy", doys)
+    np.save(tmp_path / "series.npy", bands)
+    np.save(tmp_path / "series_doys.npy", doys)
     (tmp_path / "checkpoints").mkdir()
     (tmp_path / "checkpoints/simulated").symlink_to(workplace / "pretrained")
     monkeypatch.chdir(tmp_path)

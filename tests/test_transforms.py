@@ -181,3 +181,11 @@ def test_no_augmentation_leaves_the_views():
     same_x, same_doys = augmented("none", x, doys)
     assert same_x.equal(x)
     assert same_doys.equal(doys)
+
+
+def test_standardise_leaves_what_it_is_given():
+    """Values that were float32 already were changed in place, and again at a second call."""
+    bands = torch.full((3, 2, 4), 1000.0)
+    mean, std = torch.full((4,), 500.0), torch.full((4,), 100.0)
+    assert (standardise(bands, mean, std) == 5).all()
+    assert (bands == 1000).all()

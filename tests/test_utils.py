@@ -64,3 +64,11 @@ def test_inference_is_like_the_labelled_data_set(tmp_path, backbone):
         y, _ = encode_series(backbone, x, doys, runtime)
         pixel = (x[:, 0, -1] * dataset.std[-1] + dataset.mean[-1]).round().long().numpy() - 1
         np.testing.assert_allclose(y, mapped.reshape(-1, 8)[pixel], atol=1e-4)
+
+
+def test_a_series_without_an_observation_is_refused(backbone):
+    """It crashed, or got an embedding of nothing."""
+    x, doys = torch.randn(3, 5, 4), torch.ones(3, 5, dtype=torch.int16)
+    doys[1] = 0
+    with pytest.raises(ValueError, match="a series without an observation"):
+        encode_series(backbone, x, doys, start_runtime("cpu"))
