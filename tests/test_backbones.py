@@ -100,7 +100,7 @@ def test_a_misspelt_knob_is_not_swallowed():
 
 def test_attention_head_needs_features_of_dates():
     backbone = build_backbone("mlp", num_bands=4, sample_size=6, latent_dim=8, width=16, depth=1)
-    with pytest.raises(ValueError, match="not mlp"):
+    with pytest.raises(ValueError, match="not SimpleMLP"):
         Classifier(backbone, head="attention", num_classes=2, dropout=0.0)
 
 
