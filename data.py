@@ -3,6 +3,7 @@
 Shapes: N pixels of a batch, V views, S drawn dates, T dates, B bands.
 """
 
+import hashlib
 import math
 import signal
 from itertools import pairwise
@@ -172,10 +173,18 @@ class _PixelDataset(IterableDataset):
             )
 
     def describe(self):
-        """What is drawn from, to tell other data by: tiles, their pixels, and the statistics."""
-        counts = [int(np.bitwise_count(chosen).sum()) for chosen in self._chosen]
-        names = [tile.path.name for tile in self.tiles]
-        tiles = dict(zip(names, counts, strict=True))
+        """What is drawn from, to tell other data by.
+
+        Returns {"tiles": {name: how many pixels, and a hash of which and of their labels}, "mean",
+        "std"}.
+        """
+        tiles = {}
+        for index, tile in enumerate(self.tiles):
+            mask = self.pixel_mask(index)
+            content = hashlib.sha256(self._chosen[index])
+            if self.labelled:
+                content.update(tile.labels[mask])
+            tiles[tile.path.name] = f"{mask.sum()} pixels {content.hexdigest()[:12]}"
         return {"tiles": tiles, "mean": self.mean.tolist(), "std": self.std.tolist()}
 
     def set_steps(self, first, last):

@@ -6,6 +6,7 @@ import hashlib
 import json
 import math
 import os
+import time
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -69,22 +70,31 @@ def create_npy(path, dtype, shape):
 
 
 @contextmanager
-def lock_folder(folder):
-    """Keep other runs from mapping into a folder. Raises InputError where one does already."""
-    handle = os.open(folder, os.O_RDONLY)
+def lock_folder(folder, seconds=0.0):
+    """Keep other runs from writing into a folder. Raises InputError where one does already.
+
+    seconds: how long to wait for it; the loader workers of a killed run hold it for a few more.
+    """
+    handle, start = os.open(folder, os.O_RDONLY), time.monotonic()
     try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        if error.errno == errno.EWOULDBLOCK:
-            os.close(handle)
-            raise InputError(
-                f"{folder}: found another run that writes there, wanted to wait until it ends"
-            ) from None
-        # a file system without locks (some network disks): go on as if the folder were free
-    try:
+        while not _is_locked(handle):
+            if time.monotonic() - start > seconds:
+                raise InputError(
+                    f"{folder}: found another run that writes there, wanted to wait until it ends"
+                )
+            time.sleep(0.1)
         yield
     finally:
         os.close(handle)
+
+
+def _is_locked(handle):
+    """Take the lock of a folder; whether that worked, or the file system (a network's) has none."""
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        return error.errno != errno.EWOULDBLOCK
+    return True
 
 
 # ---- maps of one tile ----------------------------------------------------------------------------

@@ -40,7 +40,7 @@ class Tile:
 
     def __init__(self, path):
         self.path = Path(path)
-        self.name = self.path.resolve().name
+        self.name = Path(os.path.realpath(self.path)).name
         self.shape = self._load("bands.npy", ("T", "H", "W", "B"), np.uint16).shape
         self._load("masks.npy", self.shape[:3], np.uint8)
         self.doys = self._load_doys()
@@ -127,8 +127,15 @@ class Tile:
         """
         file = self.path / "masks.npy"
         stat = file.stat()
-        key = f"{file.resolve()} {stat.st_size} {stat.st_mtime_ns}"
-        cached = cache_folder() / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.npy"
+        # an unpacked archive can bring another file with the size and mtime of the last one
+        key = [
+            os.path.realpath(file),
+            stat.st_size,
+            stat.st_mtime_ns,
+            stat.st_ctime_ns,
+            stat.st_ino,
+        ]
+        cached = cache_folder() / f"{hashlib.sha256(repr(key).encode()).hexdigest()[:32]}.npy"
         with contextlib.suppress(OSError, ValueError, EOFError):
             counts = np.load(cached, allow_pickle=False)
             if counts.shape == self.shape[1:3] and counts.dtype == np.uint16:
@@ -188,15 +195,15 @@ class Tile:
         """
         if (splits := self.splits) is not None:
             return np.asarray(splits)
-        block_size = min(block_size, max(self.shape[1:3]))
         if self.has_grid:
             rows, columns, split = self._split_by_place(block_size, seed)
         else:
+            block_size = min(block_size, max(self.shape[1:3]))
             rows, columns = (np.arange(size) // block_size for size in self.shape[1:3])
             split = self._split_by_name(rows[-1] + 1, columns[-1] + 1, seed)
         if not self.has_labels:
             split[split == TEST] = TRAIN
-        return split[rows][:, columns]
+        return split[np.ix_(rows, columns)]
 
     @property
     def has_grid(self):
@@ -221,8 +228,7 @@ class Tile:
         of pixels lies in, and the splits of the blocks.
         """
         (a, _, c, _, e, f), (height, width) = self.info["transform"], self.shape[1:3]
-        x = np.floor((c + a * (np.arange(width) + 0.5)) / abs(a * block_size)).astype(np.int64)
-        y = np.floor((f + e * (np.arange(height) + 0.5)) / abs(e * block_size)).astype(np.int64)
+        x, y = _grid_index(c, a, width) // block_size, _grid_index(f, e, height) // block_size
         columns, rows = x - x.min(), y - y.min()
         x = np.arange(x.min(), x.max() + 1)
         y = np.arange(y.min(), y.max() + 1)[:, None]
@@ -237,6 +243,12 @@ class Tile:
 
 
 _MIX = np.array([0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB], np.uint64)
+
+
+def _grid_index(origin, step, count):
+    """Numbers of pixels on a grid that begins at 0, (count,) int64, equal for all tiles of it."""
+    center = origin / abs(step) + np.sign(step) * (np.arange(count) + 0.5)
+    return np.floor(np.round(center, 6)).astype(np.int64)  # a centre may lie on an edge of the grid
 
 
 def _scramble(state, value):
@@ -318,9 +330,13 @@ def _is_date_list(value, shape):
 
 
 def _is_transform(value, shape):
+    """Six numbers with which no coordinate of a pixel, nor the number of its block, overflows."""
     numbers = isinstance(value, list) and len(value) == 6
-    numbers = numbers and all(type(n) in (int, float) and math.isfinite(n) for n in value)
-    return numbers and abs(value[0] * value[4] - value[1] * value[3]) > 0
+    if not numbers or not all(type(n) in (int, float) and abs(n) <= 1e9 for n in value):
+        return False
+    a, b, _, d, e, _ = value
+    sizes = math.hypot(a, d), math.hypot(b, e)  # of a pixel, along a row and along a column
+    return all(1e-9 <= size <= 1e7 for size in sizes) and abs(a * e - b * d) > 0
 
 
 def _is_class_table(value, shape):
@@ -338,7 +354,7 @@ TILE_JSON = {  # what is checked of tile.json, and the words of the error; other
     "bands": (_is_band_list, "a list of as many different names as there are bands"),
     "dates": (_is_date_list, "a list of as many dates as there are days"),
     "crs": (lambda value, shape: isinstance(value, str), "text like EPSG:32633"),
-    "transform": (_is_transform, "six numbers a, b, c, d, e, f that span an area"),
+    "transform": (_is_transform, "six numbers a, b, c, d, e, f up to 1e9 that span an area"),
     "classes": (_is_class_table, 'codes 1 to 255 with "name" and a "color" like #00aa00'),
     "simulated": (lambda value, shape: isinstance(value, bool), "true or false"),
 }

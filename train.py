@@ -12,6 +12,7 @@ Started again with the same output_dir it goes on from last.pt as if it had neve
 
 import contextlib
 import math
+import os
 import subprocess
 import sys
 import time
@@ -35,7 +36,14 @@ from files import atomic_write, make_output_dir, remove_parts, write_json
 from runlog import start_log
 from runtime import InputError, Stopped, check, run_script, start_runtime, stop_on_signals
 from tiles import Tile, check_bands, notice_splits
-from training import Run, cut_metrics, learning_rate, read_last, resume
+from training import (
+    Run,
+    cut_metrics,
+    learning_rate,
+    one_run_at_a_time,
+    read_last,
+    resume,
+)
 from transforms import AUGMENTATIONS, mix_up
 from utils import extract_representations, plot_cross_corr
 from validation import Validation
@@ -105,9 +113,10 @@ def make_simulated_tiles(config, runtime):
     if config["dataset_name"] == "simulated" and runtime.is_main and not folder.exists():
         script = Path(__file__).with_name("make_demo_data.py")
         arguments = [sys.executable, str(script), f"base_path={config['base_path']}"]
-        if subprocess.run(arguments, check=False).returncode:
-            raise InputError(f"{folder}: could not be simulated (see above)")
-    runtime.barrier()
+        alone = {key: value for key, value in os.environ.items() if key != "WORLD_SIZE"}
+        subprocess.run(arguments, env=alone, check=False)
+    if not runtime.broadcast(config["dataset_name"] != "simulated" or folder.exists()):
+        raise InputError(f"{folder}: could not be simulated (see above)")
 
 
 def open_data(config, runtime):
@@ -124,9 +133,9 @@ def open_data(config, runtime):
     keywords["split"] = "train+validation" if config["val_dataset_name"] else "validation"
     val_set = SentinelTimeSeriesDataset(base_path, name, **views, **keywords)
     if config["val_dataset_name"]:
-        train_paths = {tile.path.resolve() for tile in train_set.tiles}
+        train_paths = {os.path.realpath(tile.path) for tile in train_set.tiles}
         for tile in val_set.tiles:
-            if tile.path.resolve() in train_paths:
+            if os.path.realpath(tile.path) in train_paths:
                 raise InputError(f"val_dataset_name={name}: {tile.path} is a training tile")
     labelled = None
     with contextlib.suppress(InputError):  # no labels among the validation pixels: no probe
@@ -245,13 +254,15 @@ class RecentSteps:
 
     def add(self, step, rate, parts, x):
         values = torch.stack([value.detach().float() for value in parts.values()])
-        self.steps.append((step, rate, list(parts), values, torch.stack(x.aminmax())))
+        # with several processes, one of them may have no pixel of a small batch
+        extremes = torch.stack(x.aminmax()) if len(x) else torch.zeros(2)
+        self.steps.append((step, rate, list(parts), values, extremes))
         self.pixels += len(x)
 
     def summary(self, world_size):
         """Means over the steps and the throughput; FloatingPointError for a loss not finite."""
         for step, rate, _, values, extremes in self.steps:
-            if not values[0].isfinite():
+            if not values.isfinite().all():
                 low, high = extremes.tolist()
                 raise FloatingPointError(
                     f"loss {float(values[0])} at step {step}, learning rate {rate:.3g}, "
@@ -262,6 +273,21 @@ class RecentSteps:
         seconds = time.perf_counter() - self.start
         rate = {"samples_per_second": world_size * self.pixels / seconds}
         return dict(zip(self.steps[-1][2], means, strict=True)) | rate
+
+
+def keep_best(run, score, is_last):
+    """Save best.pt where the score is the best so far.
+
+    The validation that ends a run at max_steps chooses only where no other has: a run that goes on
+    later has the best.pt of one that was never stopped.
+    """
+    progress = run.progress
+    if is_last or progress.step % run.config["val_interval"] == 0:
+        if score > progress.best_score:
+            progress.best_score, progress.best_step = score, progress.step
+            run.save("best.pt")
+    elif not progress.best_step:
+        run.save("best.pt")
 
 
 def train(run, batches, validate, total_steps, last_step):
@@ -302,9 +328,8 @@ def train(run, batches, validate, total_steps, last_step):
             draw_correlation(z, run)
         run.log.line(line)
         progress.line = line
-        if due["val"] and line["score"] > progress.best_score:
-            progress.best_score, progress.best_step = line["score"], progress.step
-            run.save("best.pt")
+        if due["val"]:
+            keep_best(run, line["score"], is_last=progress.step == total_steps)
         if due["checkpoint"] or stopped:
             run.save("last.pt")
         recent.restart()
@@ -323,13 +348,16 @@ def main(config):
     runtime = start_runtime(config["device"])
     make_simulated_tiles(config, runtime)
     train_set, val_set, labelled, picture_tile = open_data(config, runtime)
-    total_steps = config["epochs"] * train_set.steps_per_epoch
-    last_step = min(total_steps, config["max_steps"] or total_steps)
     output_dir = make_output_dir(
         config["output_dir"] or runtime.broadcast(time.strftime("checkpoints/%Y-%m-%d_%H-%M-%S"))
     )
-    validate = Validation(val_set, labelled, config, runtime)
+    with one_run_at_a_time(output_dir, runtime):
+        validate = Validation(val_set, labelled, config, runtime)
+        return pretrain(config, runtime, train_set, val_set, validate, picture_tile, output_dir)
 
+
+def pretrain(config, runtime, train_set, val_set, validate, picture_tile, output_dir):
+    """Train, or continue, and draw. Returns what `main` does."""
     # model and optimiser
     model = build_model(config, train_set.num_bands).to(runtime.device)
     runtime.compile(model)
@@ -341,7 +369,11 @@ def main(config):
         "mean": train_set.mean,
         "std": train_set.std,
         "classes": picture_tile.info.get("classes", {}),
-        "data": {"training": train_set.describe(), "validation": val_set.describe()},
+        "data": {
+            "training": train_set.describe(),
+            "validation": val_set.describe(),
+            "probe": validate.probe.describe() if validate.probe else "none",
+        },
     }
     modules = {"backbone": model.backbone, "projector": model.projector}
 
@@ -361,12 +393,14 @@ def main(config):
         print(
             f"{config['dataset_name']}: {len(train_set.tiles)} tiles, {train_set.num_bands} bands, "
             f"{train_set.num_pixels} training and {val_set.num_pixels} validation pixels; "
-            f"{config['backbone']} on {runtime.device}, steps {progress.step} to {last_step}"
+            f"{config['backbone']} on {runtime.device}, from step {progress.step}"
         )
     if not last:
         log.line({"step": 0, **validate(model)})  # the untrained encoder, to compare with
 
     # loop
+    total_steps = config["epochs"] * train_set.steps_per_epoch
+    last_step = min(total_steps, config["max_steps"] or total_steps)
     run = Run(
         config=config,
         runtime=runtime,
@@ -392,7 +426,8 @@ def main(config):
             print(f"{picture}: representations of {picture_tile.title} as false colour")
         print(f"{output_dir / 'cross_correlation.png'}: of the projections of two views")
         score = "macro-F1 of the probe" if validate.probe else "minus the validation loss"
-        print(f"{output_dir / 'best.pt'}: best checkpoint, {score} {progress.best_score:.3f}")
+        best = max(progress.best_score, progress.line["score"])
+        print(f"{output_dir / 'best.pt'}: best checkpoint, {score} {best:.3f}")
     log.finish()
     return {"output_dir": output_dir, **progress.line}
 

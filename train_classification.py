@@ -11,10 +11,8 @@ at the end, by the model with the best validation macro-F1. Started again with t
 it goes on from last.pt as if it had never stopped.
 """
 
-import hashlib
 import math
 import time
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -44,8 +42,17 @@ from runtime import (
     start_runtime,
     stop_on_signals,
 )
+from storage import file_hash
 from tiles import check_tile, notice_splits
-from training import Run, cut_metrics, learning_rate, read_last, resume
+from training import (
+    Run,
+    cut_metrics,
+    learning_rate,
+    one_run_at_a_time,
+    read_last,
+    remove_run,
+    resume,
+)
 from utils import encode_series
 
 run_config = {
@@ -55,7 +62,7 @@ run_config = {
     "dataset_name": "simulated",  # labelled tiles
     "skip_bad_tiles": False,  # leave tiles out that are out of contract, in place of an error
     "output_dir": "",  # receives all files; empty: checkpoints/<time>
-    "overwrite": False,  # start again: remove an earlier run from output_dir first
+    "overwrite": False,  # remove an earlier run from output_dir that this one cannot continue
     "label_count": 0,  # so many labelled pixels of the training split, at random; 0: all
     "sample_size": -1,  # dates drawn to train on; 0: all clear ones; -1: as pretrained, or all
     # clear ones where a frozen backbone can read them
@@ -358,6 +365,21 @@ def report_test(run, test, legend):
     return scores
 
 
+def read_or_remove_last(output_dir, config, data, runtime):
+    """The content of last.pt, or None where a run has to start; removes a run of overwrite=true."""
+    mend = "another output_dir or overwrite=true"
+    try:
+        return read_last(output_dir, "classifier", config, data, run_config, FREE_KEYS, mend)
+    except InputError:
+        if not config["overwrite"]:
+            raise
+    runtime.barrier()  # all processes have looked
+    if runtime.is_main:
+        remove_run(output_dir, "classifier")
+    runtime.barrier()
+    return None
+
+
 def main(config):
     """Fine-tune. Returns the test scores (`reports.score_classes`), as in metrics.json."""
     config, checkpoint = inherit(config)
@@ -365,19 +387,21 @@ def main(config):
 
     # process, data and classes
     runtime = start_runtime(config["device"])
-    train, validation, test = open_splits(config, checkpoint, runtime)
-    legend = find_legend(train.tiles)
+    splits = open_splits(config, checkpoint, runtime)
+    legend = find_legend(splits[0].tiles)
 
     # folder, which a mistake above does not leave behind
     output_dir = make_output_dir(
         config["output_dir"] or runtime.broadcast(time.strftime("checkpoints/%Y-%m-%d_%H-%M-%S"))
     )
-    if config["overwrite"] and runtime.is_main:
-        for name in ("best.pt", "last.pt", "metrics.json", "metrics.jsonl"):
-            (output_dir / name).unlink(missing_ok=True)
-    runtime.barrier()
+    with one_run_at_a_time(output_dir, runtime):
+        return fine_tune(config, checkpoint, splits, legend, output_dir, runtime)
 
+
+def fine_tune(config, checkpoint, splits, legend, output_dir, runtime):
+    """Train, or continue, and score. Returns the test scores."""
     # model and optimiser
+    train, validation, test = splits
     classifier, arguments = build_classifier(config, checkpoint, train.num_bands, len(legend))
     classifier.to(runtime.device)
     optimiser = build_optimiser(classifier, config)
@@ -394,13 +418,12 @@ def main(config):
             for name, dataset in (("training", train), ("validation", validation), ("test", test))
         },
     }
+    header["data"]["classes"] = header["classes"]
     if checkpoint:
-        content = Path(config["checkpoint_path"]).read_bytes()
-        header["data"]["checkpoint_sha256"] = hashlib.sha256(content).hexdigest()
+        header["data"]["checkpoint_sha256"] = file_hash(config["checkpoint_path"])
 
     # where an earlier run of this folder stopped
-    mend = "another output_dir or overwrite=true"
-    last = read_last(output_dir, "classifier", config, header["data"], run_config, FREE_KEYS, mend)
+    last = read_or_remove_last(output_dir, config, header["data"], runtime)
     progress = resume(last, modules, optimiser)
 
     # log

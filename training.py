@@ -2,6 +2,7 @@
 
 import json
 import math
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import torch
 from files import atomic_write, load_checkpoint, save_checkpoint
 from runlog import RunLog
 from runtime import InputError, Runtime
+from storage import lock_folder
 
 
 def learning_rate(peak, step, total_steps, warmup_steps, hold_fraction=0.0):
@@ -119,6 +121,33 @@ def read_last(output_dir, kind, config, data, run_config, free_keys, mend="anoth
 def _shorten(description):
     text = str(description)
     return text if len(text) <= 300 else f"{text[:300]}.."
+
+
+@contextmanager
+def one_run_at_a_time(output_dir, runtime):
+    """Hold a folder for this training; InputError where another one writes there."""
+    with lock_folder(output_dir, seconds=10) if runtime.is_main else nullcontext():
+        yield
+
+
+def remove_run(output_dir, kind):
+    """Remove an earlier run from a folder; InputError where its checkpoints are of another kind."""
+    checkpoints = [output_dir / name for name in ("best.pt", "last.pt")]
+    for path in checkpoints:
+        if (found := _kind_of(path)) not in (kind, None):
+            raise InputError(f"{path}: found a {found} checkpoint, wanted another output_dir")
+    for name in ("metrics.json", "metrics.jsonl", "confusion_matrix.png"):
+        (output_dir / name).unlink(missing_ok=True)
+    for path in checkpoints:
+        path.unlink(missing_ok=True)
+
+
+def _kind_of(path):
+    """The kind of a checkpoint; None where there is none, or none that can be read."""
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)["kind"]
+    except Exception:  # as in load_checkpoint: a damaged file raises many kinds
+        return None
 
 
 def cut_metrics(path, step):

@@ -1,5 +1,6 @@
 """How good an encoder is while it trains: loss, RankMe, and a linear probe on held-out pixels."""
 
+import hashlib
 import itertools
 
 import numpy as np
@@ -49,7 +50,13 @@ class Validation:
             losses.append(float(LOSSES[self.config["loss"]](z, self.config)[0]))
             sizes.append(len(z[0]))
             representations.append(gather(y[:, 0].float()).cpu())
-        rank, rank_share = rankme(torch.cat(representations))
+        representations = torch.cat(representations)
+        if not representations.isfinite().all():
+            raise FloatingPointError(
+                "validation: found representations that are not finite; the learning rate is too "
+                "high; the last good checkpoint stays"
+            )
+        rank, rank_share = rankme(representations)
         result = {"val_loss": float(np.average(losses, weights=sizes))}
         result |= {"rankme": rank, "rankme_normalised": rank_share, "score": -result["val_loss"]}
         if self.probe:
@@ -84,6 +91,11 @@ class LinearProbe:
         labels, groups = labels[keep], groups[keep]
         folds = find_folds(labels.numpy(), groups.numpy(), min(5, *counts))
         return cls(x[keep], doys[keep], labels, folds) if folds else None
+
+    def describe(self):
+        """What is probed, to tell other labels by: how many, and a hash of them."""
+        digest = hashlib.sha256(self.labels.numpy()).hexdigest()[:12]
+        return f"{len(self.labels)} labels {digest}"
 
     def score(self, backbone, runtime):
         """Macro-F1 over the classes, on representations of all clear observations."""

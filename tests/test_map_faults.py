@@ -101,9 +101,10 @@ def test_another_run_that_maps_into_the_folder_is_noticed(place, tmp_path):
 
 def earlier_map(place, folder):
     """A folder with all that a classifier's int8 map, its readers and QGIS leave there."""
-    map_tile(place, folder, representation_format="int8")
+    map_tile(place, folder, representation_format="int8", representation_tif=True)
     run(create_false_color_map, representation_path=folder / "representation_map.npy")
     run(read_inference_map, map_path=folder / "classification_map.npy")
+    (folder / "explore.html").write_text("of explore.py")
     for name in ("confidence.tif.aux.xml", "false_color.tif.ovr", "classification_map.png.aux.xml"):
         (folder / name).write_text("of QGIS")
     (folder / "notes.txt").write_text("mine")

@@ -1,0 +1,209 @@
+"""What a run that goes on, starts over or shares a folder may not lose or mix up."""
+
+import os
+
+import numpy as np
+import pytest
+from helpers import (
+    GEOREFERENCE,
+    assert_same_weights,
+    fine_tune,
+    in_child,
+    lines,
+    make_dataset,
+    make_tile,
+    save,
+    tile_of,
+    tiny,
+    torchrun,
+    weights,
+)
+
+import train
+from files import load_checkpoint
+from runtime import InputError
+from storage import lock_folder
+from tiles import Tile
+
+
+def files(folder):
+    return {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
+
+
+# ---- overwrite -----------------------------------------------------------------------------------
+
+
+def test_overwrite_never_removes_an_encoder(workplace, tmp_path):
+    """The encoder that it was told to read was deleted, and nothing was written."""
+    train.main(tiny(workplace, tmp_path / "pre", max_steps=2))
+    before = files(tmp_path / "pre")
+    with pytest.raises(InputError, match="found a pretrained checkpoint, wanted another"):
+        fine_tune(
+            workplace,
+            tmp_path / "pre",
+            checkpoint_path=tmp_path / "pre/best.pt",
+            overwrite=True,
+            epochs=1,
+        )
+    assert files(tmp_path / "pre") == before
+
+
+def test_overwrite_removes_nothing_for_a_config_that_is_refused(workplace, tmp_path):
+    fine_tune(workplace, tmp_path / "out", epochs=1)
+    before = files(tmp_path / "out")
+    with pytest.raises(InputError, match="sample_size=0: wanted 16"):
+        fine_tune(
+            workplace,
+            tmp_path / "out",
+            checkpoint_path="",
+            backbone="mlp",
+            min_valid=5,
+            block_size=4,
+            sample_size=0,
+            overwrite=True,
+        )
+    assert files(tmp_path / "out") == before
+
+
+def test_overwrite_continues_its_own_run_and_replaces_another(workplace, tmp_path):
+    """A command with overwrite=true that a queue starts again threw its own work away."""
+    keywords = {"epochs": 4, "patience": 0, "overwrite": True}
+    fine_tune(workplace, tmp_path / "out", **keywords)
+    first = lines(tmp_path / "out")
+    stamp = (tmp_path / "out/last.pt").stat().st_mtime_ns
+    fine_tune(workplace, tmp_path / "out", **keywords)
+    assert (tmp_path / "out/last.pt").stat().st_mtime_ns == stamp, "trained again"
+    assert lines(tmp_path / "out") == first
+    fine_tune(workplace, tmp_path / "out", **keywords | {"epochs": 2})
+    assert load_checkpoint(tmp_path / "out/last.pt")["config"]["epochs"] == 2
+
+
+# ---- other data ----------------------------------------------------------------------------------
+
+
+def relabel(dataset, function):
+    for number in range(2):
+        tile = tile_of(dataset, number)
+        save(tile, "labels", function(np.load(tile / "labels.npy")))
+
+
+def swap(labels):
+    return np.where(labels == 40, 95, 40).astype(np.uint8)
+
+
+@pytest.mark.parametrize("change", ["swapped", "renamed", "splits"])
+def test_fine_tuning_refuses_changed_labels_and_splits(workplace, tmp_path, change):
+    """It went on, with a head whose classes meant something else, or on its own test pixels."""
+    base_path = make_dataset(tmp_path, shape=(20, 24, 16, 10), clear=0.8, **GEOREFERENCE)
+    keywords = {"base_path": base_path, "epochs": 1}
+    fine_tune(workplace, tmp_path / "out", **keywords)
+    if change == "swapped":
+        relabel(base_path, swap)
+    elif change == "renamed":
+        relabel(base_path, lambda labels: np.where(labels == 95, 10, labels).astype(np.uint8))
+    else:
+        split = Tile(tile_of(base_path)).split_map(4)
+        save(tile_of(base_path), "splits", np.roll(split, 8, 0))
+    with pytest.raises(InputError, match="found a run on other data"):
+        fine_tune(workplace, tmp_path / "out", **keywords)
+
+
+def test_pretraining_refuses_labels_that_come_or_go(dataset, tmp_path):
+    """Scores of the probe and minus the loss were compared with each other."""
+    train.main(tiny(dataset, tmp_path / "out", max_steps=8))
+    for number in range(2):
+        (tile_of(dataset, number) / "labels.npy").unlink()
+        save(tile_of(dataset, number), "splits", Tile(tile_of(dataset, number)).split_map(4))
+    with pytest.raises(InputError, match="found a run on other data"):
+        train.main(tiny(dataset, tmp_path / "out"))
+
+
+def test_clear_counts_notice_another_file_of_the_same_size_and_time(dataset):
+    tile = tile_of(dataset)
+    Tile(tile).clear_counts()
+    stat = (tile / "masks.npy").stat()
+    masks = np.zeros((20, 16, 16), np.uint8)
+    masks[:7] = 1
+    save(tile, "masks", masks)
+    os.utime(tile / "masks.npy", ns=(stat.st_atime_ns, stat.st_mtime_ns))
+    assert (Tile(tile).clear_counts() == 7).all()
+
+
+# ---- one run a folder, several starts ------------------------------------------------------------
+
+
+def test_two_trainings_in_one_folder_are_refused(dataset, tmp_path, monkeypatch):
+    """Both ended with success, and with their files mixed."""
+    (tmp_path / "out").mkdir()
+    monkeypatch.setattr("time.sleep", lambda _: None)
+    monkeypatch.setattr("time.monotonic", iter(range(0, 10_000, 5)).__next__)
+    with lock_folder(tmp_path / "out"):
+        with pytest.raises(InputError, match="found another run that writes there"):
+            train.main(tiny(dataset, tmp_path / "out", max_steps=1))
+        assert not list((tmp_path / "out").iterdir())
+
+
+def test_a_limit_of_steps_does_not_change_which_checkpoint_is_best(dataset, tmp_path):
+    """The validation that ends a limited run could win best.pt, and the run differed for ever."""
+    config = tiny(dataset, tmp_path / "whole", epochs=6, val_interval=8)
+    train.main(config)
+    parts = {**config, "output_dir": str(tmp_path / "parts")}
+    for limit in (3, 11, 13, 0):
+        train.main({**parts, "max_steps": limit})
+        assert (tmp_path / "parts/best.pt").exists()
+    for name in ("last.pt", "best.pt"):
+        assert_same_weights(weights(tmp_path / "whole", name), weights(tmp_path / "parts", name))
+    best = [load_checkpoint(tmp_path / run / "best.pt")["step"] for run in ("whole", "parts")]
+    assert best[0] == best[1]
+
+
+def test_two_processes_simulate_their_tiles_and_train_small_batches(tmp_path):
+    """The first start under torchrun always failed; so did batches that one process had none of."""
+    config = {**train.run_config, "base_path": str(tmp_path), "output_dir": str(tmp_path / "out")}
+    config |= {"max_steps": 2, "batch_size": 16, "width": 16, "depth": 1, "latent_dim": 8}
+    config |= {"projector_dim": 16, "val_pixels": 16, "device": "cpu", "wandb_mode": "disabled"}
+    done = torchrun({**config, "log_interval": 1})
+    assert done.returncode == 0, done.stderr
+    assert [line["step"] for line in lines(tmp_path / "out")] == [0, 1, 2]
+
+
+def test_a_run_that_diverges_ends_in_one_line_at_its_validation(dataset, tmp_path):
+    with pytest.raises(FloatingPointError, match="not finite"):
+        train.main(tiny(dataset, tmp_path / "out", learning_rate=1e30, val_interval=1))
+    assert not (tmp_path / "out/best.pt").exists()
+
+
+def test_a_link_that_leads_to_itself_is_a_bad_tile(dataset, tmp_path):
+    loop = tile_of(dataset, 9)
+    loop.symlink_to(loop.name)
+    with pytest.raises(InputError, match="MGRS-9/bands.npy: found no"):
+        train.main(tiny(dataset, tmp_path / "out", max_steps=1))
+    assert train.main(tiny(dataset, tmp_path / "o", max_steps=1, skip_bad_tiles=True))["step"] == 1
+
+
+# ---- the same ground -----------------------------------------------------------------------------
+
+
+def tile_at(folder, name, first, count, size=1e-4, offset=0.0, crs="EPSG:4326"):
+    transform = [size, 0, size * (first + offset), 0, -size, size * (5000 + offset)]
+    shape = (2, count, count, 1)
+    return Tile(make_tile(folder / name, shape, bands=["B04"], crs=crs, transform=transform))
+
+
+@pytest.mark.parametrize("block_size", [8, 16, 20, 100])
+@pytest.mark.parametrize("offset", [0.0, 0.5, 0.3])
+def test_windows_of_one_grid_have_the_splits_of_the_whole(tmp_path, block_size, offset):
+    """Tiles smaller than a block, and pixel centres on edges of blocks, had splits of their own."""
+    for origin in (0, 123_457):
+        whole = tile_at(tmp_path, f"MGRS-{origin}", origin, 64, offset=offset).split_map(block_size)
+        for first, count in ((3, 10), (17, 30), (40, 15)):
+            name = f"MGRS-{origin}-{first}"
+            part = tile_at(tmp_path, name, origin + first, count, offset=offset)
+            expected = whole[:count, first : first + count]
+            assert (part.split_map(block_size) == expected).all()
+
+
+def test_fork_helpers_report_failures():
+    """A child of the kill tests that fails must not count as one that ended well."""
+    assert in_child(lambda: None) == 0
+    assert in_child(lambda: 1 / 0) == 1
