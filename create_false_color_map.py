@@ -89,36 +89,14 @@ class MapOfTile:
 
 
 def open_maps(config, runtime):
-    """The maps to draw. Raises InputError for none, or for maps of different dimensions."""
+    """The maps to draw. Raises InputError for none, or for maps that do not go together."""
     if bool(config["representation_path"]) == bool(config["checkpoint_path"]):
         raise InputError("wanted representation_path=, or checkpoint_path= and tile_path=")
     if config["checkpoint_path"]:
         return [MapOfTile(config, runtime)]
-    first, *others = [MapOnDisk(path) for path in config["representation_path"].split(",")]
-    if first.shape[2] < 3:
-        raise InputError(f"{first.path}: found {first.shape[2]} dimensions, wanted 3 or more")
-    for other in others:
-        if other.shape[2] != first.shape[2]:
-            raise InputError(
-                f"{other.path}: found {other.shape[2]} dimensions, wanted {first.shape[2]} "
-                f"({first.path})"
-            )
-        check_same_checkpoint(other.path, "a map", other.made_by, first)
-    return [first, *others]
-
-
-def check_same_checkpoint(path, kind, made_by, wanted):
-    """Refuse a map or a basis of another checkpoint; say so where that cannot be told.
-
-    made_by: hash of its checkpoint, or "".
-    """
-    if not (made_by and wanted.made_by):
-        print(f"{path}: not known whether it is of the checkpoint that {wanted.path} is of")
-    elif made_by != wanted.made_by:
-        raise InputError(
-            f"{path}: found {kind} of checkpoint {made_by[:12]}, wanted one of "
-            f"{wanted.made_by[:12]} as {wanted.path}"
-        )
+    opened = [MapOnDisk(path) for path in config["representation_path"].split(",")]
+    maps.check_together(opened)
+    return opened
 
 
 def output_folders(opened, config):
@@ -151,19 +129,10 @@ def output_folders(opened, config):
 
 
 def fit_basis(opened, config):
-    """A basis fitted to about `sample_pixels` valid pixels of all maps, in bounded memory."""
-    rng = np.random.default_rng(config["seed"])
+    """A basis fitted to about `sample_pixels` valid pixels of all maps."""
+    blocks = (block for one in opened for _, block in one.blocks())
     total = sum(one.shape[0] * one.shape[1] for one in opened)
-    share = min(1.0, 2 * config["sample_pixels"] / total)  # about half may have no data
-    sample = []
-    for one in opened:
-        for _, block in one.blocks():
-            pixels = block[np.isfinite(block).all(-1)]
-            sample.append(pixels[rng.random(len(pixels)) < share])
-    sample = rng.permutation(np.concatenate(sample))[: config["sample_pixels"]]
-    if len(sample) <= 3:
-        raise InputError(f"{opened[0].name}: found {len(sample)} valid pixels, wanted more than 3")
-    return false_color.fit_basis(sample)
+    return false_color.fit_basis(false_color.draw_sample(blocks, total, config, opened[0].path))
 
 
 def find_basis(opened, config):
@@ -175,7 +144,7 @@ def find_basis(opened, config):
         path = path.parent / f"{path.name}.npz"
     if path.exists():
         basis, made_by = false_color.load_basis(path, opened[0].shape[2])
-        check_same_checkpoint(path, "a basis", made_by, opened[0])
+        maps.check_same_checkpoint(path, "a basis", made_by, opened[0])
         return basis
     basis = fit_basis(opened, config)
     make_output_dir(path.parent)

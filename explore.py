@@ -23,12 +23,21 @@ from rasterio.crs import CRS
 from rasterio.warp import transform as reproject
 from sklearn.decomposition import PCA
 
-from false_color import apply_basis, fit_basis, load_basis
+import false_color
 from files import make_output_dir
 from land_cover import WORLDCOVER, class_legend
-from maps import is_georeferenced, open_representations, quantise, read_map, read_provenance
+from maps import (
+    check_same_checkpoint,
+    check_together,
+    is_georeferenced,
+    open_representations,
+    quantise,
+    read_codes,
+    read_map,
+    read_provenance,
+)
 from pages import Blobs, write_page
-from runlog import start_log
+from runlog import refuse_training_folder, start_log
 from runtime import InputError, check, refuse_torchrun, run_script, start_runtime
 from tiles import Tile
 
@@ -79,6 +88,7 @@ class Scene:
 
     def __post_init__(self):
         self.name = self.tile.name if self.tile else self.path.resolve().parent.name
+        self.made_by = self.info.get("checkpoint_sha256", "")  # "" where it is not known
         self.title = self.tile.title if self.tile else str(self.info.get("tile", self.name))
 
     @property
@@ -101,7 +111,7 @@ class Scene:
 
 
 def open_scenes(config):
-    """The maps of the config and their tiles. Raises InputError for none or for unequal ones."""
+    """The maps of the config and their tiles. Raises InputError for none or unequal ones."""
     paths = [Path(path) for path in config["representation_path"].split(",") if path]
     if not paths:
         raise InputError("representation_path: found none, wanted a map of infer.py")
@@ -109,12 +119,7 @@ def open_scenes(config):
     if len(tiles) != len(paths):
         raise InputError(f"tile_path: found {len(tiles)} tiles, wanted {len(paths)}, one a map")
     scenes = [open_scene(path, tile) for path, tile in zip(paths, tiles, strict=True)]
-    for scene in scenes:
-        if scene.shape[2] != scenes[0].shape[2]:
-            raise InputError(
-                f"{scene.path}: found {scene.shape[2]} dimensions, wanted "
-                f"{scenes[0].shape[2]} ({scenes[0].path})"
-            )
+    check_together(scenes)
     return scenes
 
 
@@ -157,9 +162,10 @@ def choose_stride(scenes, config):
         fits += 1
     stride = config["stride"] or fits
     if needed(stride) > allowed:
+        larger = f", or stride={fits}" if needed(fits) <= allowed else ""
         raise InputError(
             f"max_mb={config['max_mb']:g}: found maps that need {needed(stride) / 0.75e6 + 3:.0f} "
-            f"MB at stride={stride}, wanted so much, or stride={max(fits, stride + 1)}"
+            f"MB at stride={stride}, wanted so much{larger}"
         )
     if stride > 1:
         print(f"thinned to every {stride}. row and column (max_mb={config['max_mb']:g})")
@@ -171,18 +177,18 @@ def choose_stride(scenes, config):
 
 def draw_sample(scenes, config):
     """About `sample_pixels` valid representations (N, D) of all maps, in bounded memory."""
-    rng = np.random.default_rng(config["seed"])
+    blocks = (block for scene in scenes for block in scene.blocks())
     total = sum(int(np.prod(scene.grid)) for scene in scenes)
-    share = min(1.0, 2 * config["sample_pixels"] / total)  # about half may have no data
-    sample = []
-    for scene in scenes:
-        for block in scene.blocks():
-            pixels = block[np.isfinite(block).all(-1)]
-            sample.append(pixels[rng.random(len(pixels)) < share])
-    sample = rng.permutation(np.concatenate(sample))[: config["sample_pixels"]]
-    if len(sample) <= 3:
-        raise InputError(f"{scenes[0].path}: found {len(sample)} valid pixels, wanted more than 3")
-    return sample
+    return false_color.draw_sample(blocks, total, config, scenes[0].path)
+
+
+def find_basis(sample, scenes, config):
+    """The false-colour basis of basis_path, or one fitted to the sample."""
+    if not config["basis_path"]:
+        return false_color.fit_basis(sample)
+    basis, made_by = false_color.load_basis(config["basis_path"], scenes[0].shape[2])
+    check_same_checkpoint(config["basis_path"], "a basis", made_by, scenes[0])
+    return basis
 
 
 def fit_components(sample, config):
@@ -221,7 +227,7 @@ def embed(scene, mean, components, basis):
     for block in scene.blocks():
         rows = slice(first, first + len(block))
         values[rows], scales[rows] = quantise((block - mean) @ components.T)
-        color[rows] = apply_basis(basis, block)[..., :3]
+        color[rows] = false_color.apply_basis(basis, block)[..., :3]
         first += len(block)
     return values, scales, color
 
@@ -230,15 +236,13 @@ def map_layers(scene):
     """What infer.py wrote beside the map and what the tile tells, {name: (H, W) array}."""
     folder, shape, layers = scene.path.parent, scene.shape[:2], {}
     if (folder / "classification_map.npy").exists():
-        classes = scene.thin(read_map(folder / "classification_map.npy", shape))
-        if classes.min() < 0 or classes.max() > 255:
-            raise InputError(f"{folder / 'classification_map.npy'}: wanted class codes of 0 to 255")
-        layers["classes"] = classes.astype(np.uint8)
+        classes = read_codes(folder / "classification_map.npy", shape)
+        layers["classes"] = scene.thin(classes).astype(np.uint8)
     if (folder / "confidence.npy").exists():
-        confidence = scene.thin(read_map(folder / "confidence.npy", shape))
+        confidence = scene.thin(read_map(folder / "confidence.npy", shape, kind="f"))
         layers["confidence"] = (np.nan_to_num(confidence).clip(0, 1) * 255).round().astype(np.uint8)
     if (folder / "valid_count.npy").exists():
-        count = read_map(folder / "valid_count.npy", shape)
+        count = read_codes(folder / "valid_count.npy", shape, most=65535)
         layers["count"] = scene.thin(count).astype(np.uint16)
     elif scene.tile:
         layers["count"] = scene.thin(scene.tile.clear_counts())
@@ -399,19 +403,18 @@ def pack_scene(scene, projection, basis, config, blobs, allowed):
 def main(config):
     """Write the page. Returns its path."""
     limits = {"dimensions": (1, 65536), "variance": (0.01, 1), "stride": (0, 10_980)}
-    config = check(config, max_mb=(1, math.inf), **limits)
+    config = check(config, max_mb=(4, math.inf), **limits)  # the page itself takes 3
     refuse_torchrun()
 
     # maps
     scenes = open_scenes(config)
     allowed = choose_stride(scenes, config)
     sample = draw_sample(scenes, config)
-    if config["basis_path"]:
-        basis, _ = load_basis(config["basis_path"], scenes[0].shape[2])
-    else:
-        basis = fit_basis(sample)
+    basis = find_basis(sample, scenes, config)
     mean, components, embedding = fit_components(sample, config)
-    output_dir = make_output_dir(config["output_dir"] or scenes[0].path.parent)
+    folder = config["output_dir"] or scenes[0].path.parent
+    refuse_training_folder(folder)
+    output_dir = make_output_dir(folder)
     log = start_log(config, "explore", output_dir, start_runtime("cpu"))
 
     # page

@@ -9,7 +9,28 @@ from sklearn.decomposition import PCA
 from files import atomic_write
 from runtime import InputError
 
+MOST_VALUE = 1e12  # of a representation: its square times all that is summed up stays finite
 BASIS_BYTES = 1 << 24  # most that a file of a basis can hold: 65536 dimensions need a megabyte
+
+
+def draw_sample(blocks, total, config, path):
+    """About `sample_pixels` valid representations (N, D), drawn at random in bounded memory.
+
+    blocks: arrays (.., D), NaN where there is no data, of `total` pixels in all. path: for the
+    error. Raises InputError for too few to fit a basis to, and for values that cannot be squared.
+    """
+    rng = np.random.default_rng(config["seed"])
+    share = min(1.0, 2 * config["sample_pixels"] / total)  # about half may have no data
+    sample = []
+    for block in blocks:
+        pixels = block[np.isfinite(block).all(-1)]
+        sample.append(pixels[rng.random(len(pixels)) < share])
+    sample = rng.permutation(np.concatenate(sample))[: config["sample_pixels"]]
+    if len(sample) <= 3:
+        raise InputError(f"{path}: found {len(sample)} valid pixels, wanted more than 3")
+    if (most := np.abs(sample).max()) > MOST_VALUE:
+        raise InputError(f"{path}: found values up to {most:.3g}, wanted at most {MOST_VALUE:g}")
+    return sample
 
 
 def fit_basis(pixels):

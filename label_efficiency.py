@@ -26,8 +26,8 @@ from tqdm import tqdm
 from backbones import load_backbone
 from data import SentinelTimeSeriesDatasetForDownstreaming, iterate_batches
 from files import load_checkpoint, make_output_dir, write_json
-from runlog import start_log
-from runtime import InputError, check, refuse_torchrun, run_script, start_runtime
+from runlog import refuse_training_folder, start_log
+from runtime import InputError, check, notice, refuse_torchrun, run_script, start_runtime
 from tiles import check_tile
 from transforms import gap_fill
 from utils import encode_series, save_figure
@@ -67,6 +67,10 @@ def open_split(split, checkpoint, config, label_count=0, seed=0):
     for tile in dataset.tiles:
         check_tile(tile, checkpoint, config["checkpoint_path"])
     if dataset.num_pixels > config["most_pixels"]:
+        notice(
+            f"{split}: {dataset.num_pixels} labelled pixels, cut to most_pixels="
+            f"{config['most_pixels']} of them, drawn at random"
+        )
         dataset = open_data(config["most_pixels"])
     return dataset
 
@@ -147,6 +151,11 @@ def read_counts(config):
         raise InputError(f"label_counts={text}: wanted 50,100,..") from None
     if min(counts) < 0 or 1 in counts:
         raise InputError(f"label_counts={text}: wanted 0 (all) or 2 or more each")
+    if max(counts) > config["most_pixels"]:
+        raise InputError(
+            f"label_counts={text}: found {max(counts)}, wanted most_pixels="
+            f"{config['most_pixels']} or fewer (or a larger most_pixels)"
+        )
     return sorted(counts, key=lambda count: count or math.inf)
 
 
@@ -169,13 +178,14 @@ def main(config):
     refuse_torchrun()
     config = check(config)
     counts = read_counts(config)
+    folder = config["output_dir"] or Path(config["checkpoint_path"]).parent / "label_efficiency"
+    refuse_training_folder(folder)
     runtime = start_runtime(config["device"])
     checkpoint = load_checkpoint(config["checkpoint_path"])
     backbone = load_backbone(checkpoint).to(runtime.device)
     for count in counts:  # too few labels for one of them is told before hours of work
         open_split("train", checkpoint, config, count)
     test_set = open_split("test", checkpoint, config)
-    folder = config["output_dir"] or Path(config["checkpoint_path"]).parent / "label_efficiency"
     output_dir = make_output_dir(folder)
     (output_dir / "metrics.jsonl").unlink(missing_ok=True)
     log = start_log(config, "label_efficiency", output_dir, runtime)

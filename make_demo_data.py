@@ -9,6 +9,7 @@ trying things out, not for saying anything about the Earth.
 """
 
 import json
+import os
 import shutil
 from datetime import date, timedelta
 from pathlib import Path
@@ -155,6 +156,17 @@ def write_tile(folder, number, config):
     (folder / "tile.json").write_text(json.dumps(info, indent=1))
 
 
+def move_folder(part, folder):
+    """Give the finished part its name; False where a folder of that name has come meanwhile."""
+    try:
+        part.rename(folder)
+    except OSError:
+        if not folder.exists():
+            raise
+        return False
+    return True
+
+
 def main(config):
     """Write the data set; returns its folder. Raises InputError where it exists already."""
     refuse_torchrun()
@@ -163,16 +175,19 @@ def main(config):
     if folder.exists():
         raise InputError(f"{folder}: exists already, wanted a new dataset_name (or remove it)")
     make_output_dir(folder.parent)
-    part = folder.with_name(f".{folder.name}.part")
+    part = folder.with_name(f".{folder.name}.{os.getpid()}.part")  # two may begin at once
     shutil.rmtree(part, ignore_errors=True)
     try:
         for number in range(config["num_tiles"]):
             write_tile(part / "processed" / f"MGRS-SIM{number + 1}", number, config)
-        part.rename(folder)
+        is_first = move_folder(part, folder)
     except OSError as error:
         raise write_error(part, error) from None
     finally:
         shutil.rmtree(part, ignore_errors=True)
+    if not is_first:
+        print(f"{folder}: another process has made it meanwhile; its tiles stay")
+        return folder
     print(
         f"{folder}: {config['num_tiles']} simulated tiles of {config['size']} x {config['size']} "
         f"pixels, {config['num_dates']} dates, {len(BANDS)} bands"

@@ -20,21 +20,51 @@ from tiles import open_npy, read_tile_json
 ROWS = 64  # of a representation map, in memory at a time
 BLOCK_PIXELS = 1 << 22  # of a class map, in memory at a time
 PRODUCTS = [  # all files that we write beside the maps of a tile, GDAL's sidecars aside
-    *("representation_map.npy", "representation_map_scales.npy"),
-    *("representation_map.tif", "representation_map_scales.tif"),
-    *("valid_count.npy", "valid_count.tif", "confidence.npy", "confidence.tif"),
-    *("classification_map.npy", "classification_map.png", "classification_map.tif"),
-    *("false_color.png", "false_color.tif"),
-    *("inference_map.png", "inference_map.json", "agreement.png"),
+    "representation_map.npy",
+    "representation_map_scales.npy",
+    "representation_map.tif",
+    "representation_map_scales.tif",
+    "valid_count.npy",
+    "valid_count.tif",
+    "confidence.npy",
+    "confidence.tif",
+    "classification_map.npy",
+    "classification_map.png",
+    "classification_map.tif",
+    "false_color.png",
+    "false_color.tif",
+    "inference_map.png",
+    "inference_map.json",
+    "agreement.png",
+    "explore.html",
 ]
+KINDS = {"iu": "integers", "f": "floating-point numbers"}  # of a map's type, and the words for it
 
 
-def read_map(path, shape=()):
-    """A (H, W) array of a .npy file, memory-mapped; InputError for another shape than wanted."""
+# ---- maps (H, W) ---------------------------------------------------------------------------------
+
+
+def read_map(path, shape=(), kind="iu"):
+    """A (H, W) array of a .npy file, memory-mapped; InputError for another shape or kind.
+
+    kind: one of KINDS.
+    """
     array = open_npy(path, "a map (.npy)")
     if array.ndim != 2 or 0 in array.shape or (shape and array.shape != shape):
         raise InputError(f"{path}: found shape {array.shape}, wanted {shape or '(H, W)'}")
+    if array.dtype.kind not in kind:
+        raise InputError(f"{path}: found {array.dtype}, wanted {KINDS[kind]}")
     return array
+
+
+def read_codes(path, shape=(), most=255):
+    """A (H, W) map of integers from 0 to `most`, memory-mapped; InputError for anything else."""
+    codes = read_map(path, shape)
+    for _, block in row_blocks(codes):
+        if block.min() < 0 or block.max() > most:
+            found = f"{block.min()} to {block.max()}"
+            raise InputError(f"{path}: found codes {found}, wanted 0 to {most}")
+    return codes
 
 
 def row_blocks(class_map):
@@ -42,6 +72,9 @@ def row_blocks(class_map):
     rows = max(1, BLOCK_PIXELS // class_map.shape[1])
     for first in range(0, len(class_map), rows):
         yield first, np.asarray(class_map[first : first + rows])
+
+
+# ---- representation maps (H, W, D) ---------------------------------------------------------------
 
 
 def scales_path(path):
@@ -60,8 +93,42 @@ def open_representations(path):
         raise InputError(
             f"{path}: found {array.dtype} {array.shape}, wanted float32, float16 or int8 (H, W, D)"
         )
-    scales = read_map(scales_path(path), array.shape[:2]) if array.dtype == np.int8 else None
-    return array, scales
+    if array.dtype != np.int8:
+        return array, None
+    return array, read_map(scales_path(path), array.shape[:2], kind="f")
+
+
+def check_together(opened):
+    """Refuse maps that cannot be shown together, by their shape (H, W, D), made_by and path.
+
+    made_by: hash of a map's checkpoint, or "" where it is not known. Raises InputError for fewer
+    than three dimensions, which false colour needs, for maps of different ones, and for maps of
+    different checkpoints.
+    """
+    first, *others = opened
+    if first.shape[2] < 3:
+        raise InputError(f"{first.path}: found {first.shape[2]} dimensions, wanted 3 or more")
+    for other in others:
+        if other.shape[2] != first.shape[2]:
+            raise InputError(
+                f"{other.path}: found {other.shape[2]} dimensions, wanted {first.shape[2]} "
+                f"({first.path})"
+            )
+        check_same_checkpoint(other.path, "a map", other.made_by, first)
+
+
+def check_same_checkpoint(path, kind, made_by, wanted):
+    """Refuse a map or a basis of another checkpoint; say so where that cannot be told.
+
+    made_by: hash of its checkpoint, or "".
+    """
+    if not (made_by and wanted.made_by):
+        print(f"{path}: not known whether it is of the checkpoint that {wanted.path} is of")
+    elif made_by != wanted.made_by:
+        raise InputError(
+            f"{path}: found {kind} of checkpoint {made_by[:12]}, wanted one of "
+            f"{wanted.made_by[:12]} as {wanted.path}"
+        )
 
 
 def read_representations(path, rows=slice(None)):
@@ -86,6 +153,9 @@ def quantise(representations):
     safe = np.where(np.isfinite(scale) & (scale > 0), scale, 1)[..., None]
     values = np.nan_to_num(representations / safe).round().astype(np.int8)
     return values, scale.astype(np.float32)
+
+
+# ---- what a map was made from --------------------------------------------------------------------
 
 
 def read_provenance(map_path):
@@ -119,15 +189,7 @@ def find_labels(labels_path, info):
     return labels_path, read_tile_json(Path(labels_path).parent / "tile.json")
 
 
-def read_labels(path, shape):
-    """Labels (H, W) of class codes, memory-mapped; InputError for another type or shape."""
-    labels = read_map(path, shape)
-    if not np.issubdtype(labels.dtype, np.integer):
-        raise InputError(f"{path}: found {labels.dtype}, wanted class codes (integers)")
-    for _, block in row_blocks(labels):
-        if block.min() < 0 or block.max() > 255:
-            raise InputError(f"{path}: found codes {block.min()} to {block.max()}, wanted 0 to 255")
-    return labels
+# ---- products ------------------------------------------------------------------------------------
 
 
 def remove_products(folder, kept=()):

@@ -20,7 +20,7 @@ from land_cover import (
     merge_classes,
     plot_class_map,
 )
-from maps import find_labels, read_labels, read_map, read_provenance, row_blocks
+from maps import find_labels, read_codes, read_map, read_provenance, row_blocks
 from reports import plot_confusion, print_scores, score_classes
 from runlog import start_log
 from runtime import InputError, check, refuse_torchrun, run_script, start_runtime
@@ -56,7 +56,7 @@ def read_both(path, config):
     labels_path, tile_info = find_labels(config["labels_path"], info)
     sources = [(path.with_name("infer.json"), info)]
     if labels_path:
-        pairs = compare(class_map, read_labels(labels_path, class_map.shape))
+        pairs = compare(class_map, read_codes(labels_path, class_map.shape))
         if not pairs[1:, 1:].any():
             raise InputError(f"{labels_path}: found no labelled pixel that the map covers")
         sources.append((Path(labels_path).parent / "tile.json", tile_info))

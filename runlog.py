@@ -2,8 +2,10 @@
 
 import json
 import os
+from pathlib import Path
 
 from files import write_error
+from runtime import InputError
 
 
 class RunLog:
@@ -39,8 +41,7 @@ class RunLog:
                 self._drop_wandb(error)
 
     def _drop_wandb(self, error):
-        line = (str(error).splitlines() or [type(error).__name__])[0]
-        print(f"wandb: logging failed ({line}); the run goes on, and {self.file} has its numbers")
+        print(_lost(error, self.file))
         self.run = None
 
     def finish(self):
@@ -65,6 +66,15 @@ def start_log(config, job_type, output_dir, runtime, run_id=""):
         mode = os.environ["WANDB_MODE"]
     if mode == "disabled":
         return RunLog(file)
+    try:
+        return RunLog(file, _start_wandb(config, job_type, output_dir, mode, run_id))
+    except Exception as error:  # pydantic's of a WANDB_ variable, the service's: no run ends for it
+        print(_lost(error, file))
+        return RunLog(file)
+
+
+def _start_wandb(config, job_type, output_dir, mode, run_id):
+    """A wandb run; offline where online fails. Raises whatever wandb does where both fail."""
     import wandb  # takes seconds, so only where a log starts
 
     if mode == "auto":
@@ -81,9 +91,27 @@ def start_log(config, job_type, output_dir, runtime, run_id=""):
         "reinit": "finish_previous",
         "settings": wandb.Settings(silent=True, console="off", init_timeout=30),
     }
-    for attempt in dict.fromkeys((mode, "offline")):
-        try:
-            return RunLog(file, wandb.init(mode=attempt, **options))
-        except (wandb.errors.Error, OSError, TimeoutError) as error:
-            print(f"wandb: {attempt} logging failed ({str(error).splitlines()[0]})")
-    return RunLog(file)
+    if mode == "offline":
+        return wandb.init(mode="offline", **options)
+    try:
+        return wandb.init(mode="online", **options)
+    except (wandb.errors.Error, OSError, TimeoutError) as error:
+        run = wandb.init(mode="offline", **options)
+        print(f"wandb: online logging failed ({_one_line(error)}), so the run is logged offline")
+        return run
+
+
+def _lost(error, file):
+    reason = _one_line(error)
+    return f"wandb: logging failed ({reason}); the run goes on, and {file} has its numbers"
+
+
+def _one_line(error):
+    return " ".join(str(error).split())[:200] or type(error).__name__
+
+
+def refuse_training_folder(output_dir):
+    """Raise InputError where a training lies, whose metrics would be replaced or mixed up."""
+    for name in ("last.pt", "best.pt"):
+        if (Path(output_dir) / name).exists():
+            raise InputError(f"{output_dir}: found {name} of a training, wanted another output_dir")

@@ -58,16 +58,17 @@ def _parse(key, text, default):
     return value
 
 
+MOST_WHOLE = 2**63 - 1  # of a whole number that has no other bound: what numpy and torch hold
 # Least and most value of every numeric key of the scripts; math.inf: any larger one. A script
 # whose own range differs gives it to `check`.
 RANGES = {
     # pixels and dates
     "sample_size": (1, 1000),
     "min_valid": (1, 65535),
-    "block_size": (1, math.inf),
-    "label_count": (0, math.inf),
-    "val_pixels": (2, math.inf),
-    "sample_pixels": (4, math.inf),
+    "block_size": (1, MOST_WHOLE),
+    "label_count": (0, MOST_WHOLE),
+    "val_pixels": (2, MOST_WHOLE),
+    "sample_pixels": (4, MOST_WHOLE),
     "draws": (0, 1000),
     # model
     "latent_dim": (3, 65536),
@@ -81,26 +82,26 @@ RANGES = {
     "mix_up": (0, math.inf),
     "focal_gamma": (0, 100),
     # optimiser
-    "batch_size": (2, math.inf),
-    "epochs": (1, math.inf),
-    "max_steps": (0, math.inf),
+    "batch_size": (2, MOST_WHOLE),
+    "epochs": (1, MOST_WHOLE),
+    "max_steps": (0, MOST_WHOLE),
     "learning_rate": (0, math.inf),
     "backbone_learning_rate": (0, math.inf),
     "weight_decay": (0, math.inf),
-    "warmup_steps": (0, math.inf),
+    "warmup_steps": (0, MOST_WHOLE),
     "warmup_fraction": (0, 1),
     "hold_fraction": (0, 1),
     "clip_norm": (1e-9, math.inf),
-    "patience": (0, math.inf),
+    "patience": (0, MOST_WHOLE),
     "seed": (0, 2**31 - 1),
     "split_seed": (0, 2**31 - 1),
     "seeds": (1, 1000),
-    "most_pixels": (2, math.inf),
+    "most_pixels": (2, MOST_WHOLE),
     # running and logging
     "num_workers": (-1, 64),
-    "log_interval": (1, math.inf),
-    "val_interval": (1, math.inf),
-    "checkpoint_interval": (1, math.inf),
+    "log_interval": (1, MOST_WHOLE),
+    "val_interval": (1, MOST_WHOLE),
+    "checkpoint_interval": (1, MOST_WHOLE),
     # simulated tiles
     "num_tiles": (1, 10_000),
     "size": (16, 10_980),
@@ -129,8 +130,10 @@ def check(config, **limits):
                 raise InputError(f"{key}={value}: wanted one of {', '.join(limits[key])}")
             continue
         least, most = limits[key]
-        if not (math.isfinite(value) and least <= value <= most):
-            upto = "or more" if most == math.inf else f"to {most}"
+        # compared before anything makes a float of it, which a whole number may be too large for
+        if not (least <= value <= most and abs(value) < math.inf):
+            any_larger = most == math.inf or (most == MOST_WHOLE and value < least)
+            upto = "or more" if any_larger else f"to {most}"
             raise InputError(f"{key}={value}: wanted {least} {upto}")
     return MappingProxyType(config)
 

@@ -6,6 +6,7 @@
 Pixels split by splits_path (1 train, 2 and 3 test) where it is given, else 80:20 at random.
 """
 
+import math
 from pathlib import Path
 
 import numpy as np
@@ -20,14 +21,14 @@ from land_cover import class_legend
 from maps import (
     find_labels,
     open_representations,
-    read_labels,
-    read_map,
+    read_codes,
     read_provenance,
     representation_blocks,
 )
 from reports import score_classes, write_report
-from runlog import start_log
+from runlog import refuse_training_folder, start_log
 from runtime import InputError, check, refuse_torchrun, run_script, start_runtime
+from tiles import TEST
 
 run_config = {
     "representation_path": "outputs/MGRS-SIM1/representation_map.npy",  # (H, W, D), of infer.py
@@ -51,8 +52,8 @@ def read_pixels(config, labels_path):
     shape = open_representations(path)[0].shape[:2]
     if not labels_path:
         raise InputError(f"{path}: found no infer.json that names labels, wanted labels_path=")
-    labels = read_labels(labels_path, shape)
-    splits = read_map(config["splits_path"], shape) if config["splits_path"] else None
+    labels = read_codes(labels_path, shape)
+    splits = read_codes(config["splits_path"], shape, most=TEST) if config["splits_path"] else None
     parts = []
     for first, block in representation_blocks(path):
         rows = slice(first, first + len(block))
@@ -96,6 +97,7 @@ def main(config):
     )
     optimiser = torch.optim.AdamW(head.parameters(), config["learning_rate"])
     folder = config["output_dir"] or Path(config["representation_path"]).parent / "maddy"
+    refuse_training_folder(folder)
     output_dir = make_output_dir(folder)
     runtime = start_runtime("cpu")
     (output_dir / "metrics.jsonl").unlink(missing_ok=True)
@@ -113,6 +115,8 @@ def main(config):
             loss.backward()
             optimiser.step()
             total += float(loss.detach()) * len(batch)
+        if not math.isfinite(total):
+            raise FloatingPointError(f"loss {total} in epoch {epoch}, wanted a lower learning_rate")
         with torch.no_grad():
             predicted = codes[head(x_test).argmax(1).numpy()]
         scores = score_classes(labels[test], predicted, legend)
