@@ -23,7 +23,7 @@ from cog import write_representation_tif
 from files import load_checkpoint, make_output_dir, remove_parts, write_json
 from land_cover import class_legend, plot_class_map
 from maps import is_georeferenced, quantise, read_provenance, remove_products, write_geotiff
-from runlog import start_log
+from runlog import refuse_training_folder, start_log
 from runtime import InputError, Stopped, check, notice, run_script, start_runtime, stop_on_signals
 from storage import MapWriter, describe_files, file_hash, lock_folder
 from tiles import Tile, check_tile
@@ -334,7 +334,7 @@ def main(config):
     if bad and not jobs and runtime.world_size == 1:
         raise InputError(f"{config['tile_path']}: found {len(bad)} bad tiles and no good one")
     for _, output_dir in jobs:
-        make_output_dir(output_dir)
+        refuse_training_folder(make_output_dir(output_dir))
 
     # maps
     with ExitStack() as stack:

@@ -7,7 +7,16 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 import torch
-from helpers import assert_pictures_logged, make_tile, map_tile, run, start, tile_of, torchrun
+from helpers import (
+    assert_pictures_logged,
+    fine_tune,
+    make_tile,
+    map_tile,
+    run,
+    start,
+    tile_of,
+    torchrun,
+)
 
 import create_false_color_map
 import infer
@@ -166,3 +175,12 @@ def test_mistakes_of_inference(workplace, tmp_path):
 def test_pictures_are_logged_to_wandb(workplace, tmp_path):
     map_tile(workplace, tmp_path / "out", wandb_mode="offline")
     assert_pictures_logged(tmp_path / "out")
+
+
+def test_a_folder_of_a_training_is_refused(workplace, tmp_path):
+    """Its metrics.jsonl got lines of the map."""
+    fine_tune(workplace, tmp_path / "out", epochs=1)
+    before = (tmp_path / "out/metrics.jsonl").read_bytes()
+    with pytest.raises(InputError, match="found last.pt of a training"):
+        map_tile(workplace, tmp_path / "out")
+    assert (tmp_path / "out/metrics.jsonl").read_bytes() == before
