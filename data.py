@@ -4,7 +4,6 @@ Shapes: N pixels of a batch, V views, S drawn dates, T dates, B bands.
 """
 
 import hashlib
-import math
 import signal
 from itertools import pairwise
 
@@ -203,12 +202,15 @@ class _PixelDataset(IterableDataset):
             last = min(first + self._chunk_steps, self.steps_per_epoch)
             # samples of the epoch at which the chunk's batches begin, and the end of the last
             edges = self.num_pixels * np.arange(first, last + 1) // self.steps_per_epoch
-            arrays, shuffled = self._read_chunk(epoch, first, edges[0], edges[-1], shards)
+            arrays, rows = self._read_chunk(epoch, first, edges[0], edges[-1], shards)
             edges = (edges - edges[0])[batch - first :][: self.last_step - step + 1]
             for start, stop in pairwise(edges):
-                rows = np.concatenate([_samples_of(s, shuffled[s], start, stop) for s in shards])
+                samples = np.arange(start, stop)
+                samples = samples[np.argsort(samples % SHARDS, kind="stable")]  # shard by shard
+                own = rows[samples]
+                own = own[own >= 0]
                 # numpy copies whole rows, several times as fast as torch
-                parts = [np.take(array.numpy(), rows, axis=0) for array in arrays]
+                parts = [np.take(array.numpy(), own, axis=0) for array in arrays]
                 yield self._finish([torch.from_numpy(part) for part in parts])
                 step += 1
 
@@ -216,8 +218,8 @@ class _PixelDataset(IterableDataset):
         """Read and draw some shards of the chunk that is `start` .. `stop` - 1 of the stream.
 
         Returns arrays with a row for each pixel of the shards, in the order of the stream, which
-        the next chunk overwrites, and {shard: its rows, shuffled}. first: the chunk's first batch
-        in the epoch, a seed.
+        the next chunk overwrites, and the row of each of the chunk's samples, -1 for those of other
+        shards. first: the chunk's first batch in the epoch, a seed.
         """
         size, longer = divmod(stop - start, SHARDS)  # the first `longer` shards have one more
         edges = start + np.arange(SHARDS + 1) * size + np.minimum(np.arange(SHARDS + 1), longer)
@@ -232,12 +234,12 @@ class _PixelDataset(IterableDataset):
                 self._arrays = [values.new_empty(total, *values.shape[1:]) for values in drawn]
             for array, values in zip(self._arrays, drawn, strict=True):
                 array[edges[group.start] - origin : edges[group.stop] - origin] = values
-        shuffled = {}
+        rows = np.full(stop - start, -1)
         for shard in shards:
             rng = np.random.default_rng([self.seed, epoch, first, shard])
             count = edges[shard + 1] - edges[shard]
-            shuffled[shard] = edges[shard] - origin + rng.permutation(count)
-        return self._arrays, shuffled
+            rows[shard::SHARDS] = edges[shard] - origin + rng.permutation(count)
+        return self._arrays, rows
 
     def _find(self, order, place, stop):
         """Tile and flat index in the tile of each pixel of a part of the stream: (N,), (N,).
@@ -288,15 +290,6 @@ class _PixelDataset(IterableDataset):
         if len(parts) == 1:
             return parts[0]
         return [torch.cat(arrays) for arrays in zip(*parts, strict=True)]
-
-
-def _samples_of(shard, pixels, start, stop):
-    """The pixels of a shard among the samples start .. stop - 1 of its chunk.
-
-    pixels: of the shard, shuffled. They are the samples shard, shard + 64, shard + 128, ..
-    """
-    first, last = (math.ceil((sample - shard) / SHARDS) for sample in (start, stop))
-    return pixels[max(0, first) : max(0, last)]
 
 
 def iterate_batches(dataset, num_workers=0, pin_memory=False):
