@@ -1,10 +1,14 @@
-"""Barlow Twins (Zbontar et al. 2021, arXiv 2103.03230): projector, cross-correlation, losses.
+"""Barlow Twins (Zbontar et al. 2021, arXiv 2103.03230) and the prediction of observations.
 
-Shapes: N pixels of the whole batch, V views, S drawn dates, B bands, P dimensions of a projection.
+Shapes: N pixels of the whole batch, V views, S drawn dates, B bands, D dimensions of a
+representation, P of a projection.
 """
 
+import torch
+import torch.nn.functional as F
 from torch import nn
 
+from backbones import encode_days
 from distributed import BatchNorm, gather
 
 EPSILON = 1e-5  # of the variances, as in the reference's BatchNorm
@@ -25,21 +29,46 @@ class Projector(nn.Sequential):
         )
 
 
+class HarmonicDecoder(nn.Module):
+    """Bands at any day, from harmonics of the year whose coefficients a representation holds.
+
+    The coefficients are linear in the representation. So what a harmonic regression of the whole
+    year would tell of a pixel is there for any linear model on the embedding.
+    """
+
+    def __init__(self, *, latent_dim, num_bands, harmonics):
+        super().__init__()
+        self.shape = (1 + 2 * harmonics, num_bands)
+        self.coefficients = nn.Linear(latent_dim, self.shape[0] * num_bands)
+
+    def forward(self, y, doys):
+        """Standardised bands (N, S, B) of representations y (N, D) at days doys (N, S)."""
+        waves = F.pad(encode_days(doys, self.shape[0] - 1), (1, 0), value=1.0)  # 1, sines, cosines
+        return waves @ self.coefficients(y).unflatten(-1, self.shape)
+
+
 class BarlowTwins(nn.Module):
-    """Backbone and projector; takes views, gives the projections of the whole batch.
+    """Backbone, projector and, where observations are predicted, a decoder.
 
     forward(x, doys): x (N, V, S, B), doys (N, V, S). All views go through the backbone in one call
     and through the projector one by one, since its BatchNorm belongs to a view.
-    Returns a list of V projections, each (N, P) float32, gathered over the processes.
+    Returns representations (N, V, D) of this process's pixels; a list of V projections, each (N, P)
+    float32, gathered over the processes; and (N, 2, S, B) what the first two views predict of each
+    other, or None without a decoder.
     """
 
-    def __init__(self, backbone, projector):
+    def __init__(self, backbone, projector, decoder=None):
         super().__init__()
-        self.backbone, self.projector = backbone, projector
+        self.backbone, self.projector, self.decoder = backbone, projector, decoder
 
     def forward(self, x, doys):
         y = self.backbone(x.flatten(0, 1), doys.flatten(0, 1)).unflatten(0, x.shape[:2])
-        return [gather(self.projector(view).float()) for view in y.unbind(1)]
+        z = [gather(self.projector(view).float()) for view in y.unbind(1)]
+        if not self.decoder:
+            return y, z, None
+        # the observations of view a are predicted from view b, and those of b from a
+        predicted = [self.decoder(y[:, 1 - view], doys[:, view]) for view in (0, 1)]
+        return y, z, torch.stack(predicted, 1)
 
 
 def normalise(z):
@@ -88,3 +117,18 @@ def mix_up_loss(z_m, z_a, z_b_shuffled, z_b, weight):
 # mixed view or None. It returns the loss and a dict of its parts for the log. Training and
 # validation both call it. Register it here.
 LOSSES = {"barlow_twins": barlow_twins_loss}
+
+
+def pretraining_loss(z, predicted, observed, config, mixture=None):
+    """The loss of config["loss"] plus, where observations are predicted, the error of that.
+
+    z, mixture: as a loss takes them; predicted: (N, 2, S, B) as `BarlowTwins` gives it, or None;
+    observed: (N, 2, S, B), the standardised bands of both views, of this process's pixels.
+    Smooth L1 bears the clouds that a mask has missed. Returns the loss and a dict of its parts.
+    """
+    loss, parts = LOSSES[config["loss"]](z, config, mixture)
+    if predicted is not None:
+        error = F.smooth_l1_loss(predicted.float(), observed, reduction="none")
+        parts["prediction_error"] = gather(error.flatten(1).mean(1)).mean()
+        loss = loss + config["prediction"] * parts["prediction_error"]
+    return loss, parts

@@ -79,11 +79,15 @@ RANGES = {
     "dropout": (0, 0.99),
     # loss
     "barlow_lambda": (0, math.inf),
+    "prediction": (0, math.inf),
+    "harmonics": (1, 182),
     "mix_up": (0, math.inf),
     "focal_gamma": (0, 100),
     # optimiser
     "batch_size": (2, MOST_WHOLE),
     "epochs": (1, MOST_WHOLE),
+    "min_samples": (1, MOST_WHOLE),
+    "max_samples": (1, MOST_WHOLE),
     "max_steps": (0, MOST_WHOLE),
     "learning_rate": (0, math.inf),
     "backbone_learning_rate": (0, math.inf),
@@ -110,6 +114,7 @@ RANGES = {
 }
 CHOICES = {
     "device": ("auto", "cpu", "cuda"),
+    "precision": ("auto", "float32", "bfloat16"),
     "wandb_mode": ("auto", "online", "offline", "disabled"),
 }
 
@@ -214,6 +219,7 @@ class Runtime:
     device: torch.device
     rank: int
     world_size: int
+    trains_in_bf16: bool = False
 
     @property
     def is_main(self):
@@ -223,9 +229,10 @@ class Runtime:
     def on_gpu(self):
         return self.device.type == "cuda"
 
-    def autocast(self):
-        """bf16 on a GPU; float32 on the CPU, where bf16 is slower."""
-        return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.on_gpu)
+    def autocast(self, training=False):
+        """Matrix products in bf16: in training as `start_runtime` was told, else on a GPU alone."""
+        in_bf16 = self.trains_in_bf16 if training else self.on_gpu
+        return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=in_bf16)
 
     def compile(self, module):
         """Compile the module in place on a GPU: its keys and its type stay what they are."""
@@ -284,11 +291,12 @@ class Runtime:
         return int(answer)
 
 
-def start_runtime(device="auto"):
+def start_runtime(device="auto", precision="float32"):
     """Device, precision and, under torchrun, the process group.
 
-    device: "auto" (a GPU where there is one), "cpu" or "cuda". Raises InputError for a GPU that is
-    not there.
+    device: "auto" (a GPU where there is one), "cpu" or "cuda". precision: of the matrix products in
+    training, "float32", "bfloat16" or "auto" (bfloat16 where the processor has instructions for it,
+    which then are about twice as fast). Raises InputError for a GPU that is not there.
     """
     has_gpu = torch.cuda.is_available()
     if device == "cuda" and not has_gpu:
@@ -302,6 +310,10 @@ def start_runtime(device="auto"):
         torch.backends.cudnn.allow_tf32 = True
     if world_size > 1 and not dist.is_initialized():
         dist.init_process_group("nccl" if use_gpu else "gloo")
+    has_bf16 = use_gpu or any(map(torch.cpu.get_capabilities().get, ("avx512_bf16", "amx_bf16")))
     return Runtime(
-        torch.device("cuda", local_rank) if use_gpu else torch.device("cpu"), rank, world_size
+        torch.device("cuda", local_rank) if use_gpu else torch.device("cpu"),
+        rank,
+        world_size,
+        trains_in_bf16=precision == "bfloat16" or (precision == "auto" and has_bf16),
     )

@@ -17,6 +17,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -24,7 +25,15 @@ from matplotlib.image import imsave
 from tqdm import tqdm
 
 from backbones import BACKBONES, backbone_arguments, build_backbone
-from barlow_twins import LOSSES, BarlowTwins, Projector, cross_correlation, normalise
+from barlow_twins import (
+    LOSSES,
+    BarlowTwins,
+    HarmonicDecoder,
+    Projector,
+    cross_correlation,
+    normalise,
+    pretraining_loss,
+)
 from data import (
     SentinelTimeSeriesDataset,
     SentinelTimeSeriesDatasetForDownstreaming,
@@ -34,7 +43,15 @@ from distributed import BatchGenerator, gather, share
 from false_color import apply_basis, fit_basis
 from files import atomic_write, make_output_dir, remove_parts, write_json
 from runlog import start_log
-from runtime import InputError, Stopped, check, run_script, start_runtime, stop_on_signals
+from runtime import (
+    MOST_WHOLE,
+    InputError,
+    Stopped,
+    check,
+    run_script,
+    start_runtime,
+    stop_on_signals,
+)
 from tiles import Tile, check_bands, notice_splits
 from training import (
     Run,
@@ -69,11 +86,15 @@ run_config = {
     # loss
     "loss": "barlow_twins",  # a key of barlow_twins.LOSSES
     "barlow_lambda": 0.005,  # weight of the off-diagonal part
+    "prediction": 100.0,  # weight of predicting each view's observations from the other; 0: none
+    "harmonics": 8,  # of the year that is predicted: sines and cosines of 1 .. 8 cycles
     "mix_up": 1.0,  # weight of mix-up regularisation, times barlow_lambda; 0: none
     "augment": "none",  # a key of transforms.AUGMENTATIONS
     # optimiser
     "batch_size": 256,  # pixels a step, over all processes
-    "epochs": 2,  # times that every valid pixel is visited
+    "epochs": 0,  # times that every valid pixel is visited; 0: once, but within these bounds
+    "min_samples": 1_000_000,  # pixels drawn in all, so that a small set is visited many times
+    "max_samples": 1_000_000_000,  # and of a large one no more than this is drawn
     "max_steps": 0,  # stop after so many steps, the schedule unchanged; 0: no limit
     "learning_rate": 1e-3,  # AdamW's, after warm-up
     "weight_decay": 1e-4,  # on matrices; biases and norms have none
@@ -83,6 +104,7 @@ run_config = {
     "seed": 0,  # of weights, order and views
     # running
     "device": "auto",  # auto, cpu or cuda
+    "precision": "auto",  # of products: float32, bfloat16, or auto: bfloat16 where it is fast
     "num_workers": -1,  # loader processes; -1: none on the CPU, up to 8 for a GPU
     # logging
     "log_interval": 10,  # steps between two lines of metrics.jsonl
@@ -101,7 +123,14 @@ def check_config(config):
     """The config, checked and frozen. Raises InputError for a value that cannot be trained with."""
     if config["backbone"] == "transformer" and config["width"] % 16:
         raise InputError(f"width={config['width']}: wanted a multiple of 16 for the transformer")
-    return check(config, backbone=BACKBONES, loss=LOSSES, augment=AUGMENTATIONS)
+    if config["min_samples"] > config["max_samples"]:
+        raise InputError(
+            f"min_samples={config['min_samples']}: wanted max_samples={config['max_samples']} or "
+            "fewer"
+        )
+    return check(
+        config, backbone=BACKBONES, loss=LOSSES, augment=AUGMENTATIONS, epochs=(0, MOST_WHOLE)
+    )
 
 
 # ---- data ----------------------------------------------------------------------------------------
@@ -155,12 +184,17 @@ def open_data(config, runtime):
 
 
 def build_model(config, num_bands):
-    """Backbone and projector from a config: the same weights for the same seed."""
+    """Backbone, projector and decoder from a config: the same weights for the same seed."""
     torch.manual_seed(config["seed"])
     size = config["projector_dim"]
     # the projector first: the order decides which random weights each of them gets
     projector = Projector(latent_dim=config["latent_dim"], width=size, projection_dim=size)
-    return BarlowTwins(build_backbone(**backbone_arguments(config, num_bands)), projector)
+    backbone, decoder = build_backbone(**backbone_arguments(config, num_bands)), None
+    if config["prediction"]:
+        decoder = HarmonicDecoder(
+            latent_dim=config["latent_dim"], num_bands=num_bands, harmonics=config["harmonics"]
+        )
+    return BarlowTwins(backbone, projector, decoder)
 
 
 def build_optimiser(model, config):
@@ -198,13 +232,13 @@ def training_loss(model, x, doys, config, runtime, step):
     rows, total = share(len(x), x.device)
     # a seed far away, so that augmentation and mix-up never draw the same numbers
     generator = BatchGenerator(rows, total, seed + (1 << 62), x.device)
+    observed, mixture = x, None
     x, doys = AUGMENTATIONS[config["augment"]](x, doys, generator)
-    mixture = None
     if config["mix_up"]:
         x, doys, mixture = add_mixed_view(x, doys, seed, rows, total)
-    with runtime.autocast():
-        z = model(x, doys)
-    loss, parts = LOSSES[config["loss"]](z, config, mixture)
+    with runtime.autocast(training=True):
+        _, z, predicted = model(x, doys)
+    loss, parts = pretraining_loss(z, predicted, observed, config, mixture)
     return loss, {"loss": loss, "loss_per_dim": loss / z[0].shape[1], **parts}, z
 
 
@@ -243,6 +277,22 @@ def draw_correlation(z, run):
 # ---- loop ----------------------------------------------------------------------------------------
 
 
+class Length(NamedTuple):
+    """How long a training is, in steps."""
+
+    epoch: int  # steps that visit every pixel once
+    total: int  # steps of the schedule
+    last: int  # where this run ends
+
+
+def find_length(config, train_set):
+    """Length of a training: `epochs` passes, or one pass between min_samples and max_samples."""
+    epoch, pixels = train_set.steps_per_epoch, train_set.num_pixels
+    samples = min(max(pixels, config["min_samples"]), config["max_samples"])
+    total = config["epochs"] * epoch or -(-samples * epoch // pixels)
+    return Length(epoch, total, min(total, config["max_steps"] or total))
+
+
 class RecentSteps:
     """The steps since the last logged one, kept on the device: no step waits for a number."""
 
@@ -258,6 +308,9 @@ class RecentSteps:
         extremes = torch.stack(x.aminmax()) if len(x) else torch.zeros(2)
         self.steps.append((step, rate, list(parts), values, extremes))
         self.pixels += len(x)
+
+    def seconds_per_step(self):
+        return (time.perf_counter() - self.start) / len(self.steps)
 
     def summary(self, world_size):
         """Means over the steps and the throughput; FloatingPointError for a loss not finite."""
@@ -290,13 +343,13 @@ def keep_best(run, score, is_last):
         run.save("best.pt")
 
 
-def train(run, batches, validate, total_steps, last_step):
-    """The loop, from the run's step to last_step; raises Stopped after a signal."""
+def train(run, batches, validate, length):
+    """The loop, from the run's step to the last one; raises Stopped after a signal."""
     config, runtime, optimiser, progress = run.config, run.runtime, run.optimiser, run.progress
     model, stop, recent = runtime.distribute(run.model), stop_on_signals(), RecentSteps()
-    warmup_steps = min(config["warmup_steps"], math.ceil(total_steps / 10))
-    schedule = (total_steps, warmup_steps, config["hold_fraction"])
-    bar = tqdm(total=last_step, initial=progress.step, unit="step", disable=not runtime.is_main)
+    warmup_steps = min(config["warmup_steps"], math.ceil(length.total / 10))
+    schedule = (length.total, warmup_steps, config["hold_fraction"])
+    bar = tqdm(total=length.last, initial=progress.step, unit="step", disable=not runtime.is_main)
     for x, doys in batches:
         # one step
         rate = learning_rate(config["learning_rate"], progress.step, *schedule)
@@ -313,14 +366,17 @@ def train(run, batches, validate, total_steps, last_step):
 
         # log, validate, save; a loss that is not finite ends the run in recent.summary
         due = {
-            key: progress.step == last_step or progress.step % config[f"{key}_interval"] == 0
+            key: progress.step == length.last or progress.step % config[f"{key}_interval"] == 0
             for key in ("log", "val", "checkpoint")
         }
         stopped = runtime.largest(stop.status, now=any(due.values()))
         if not stopped and not any(due.values()):
             continue
-        line = {"step": progress.step, "epoch": progress.step * config["epochs"] / total_steps}
+        line = {"step": progress.step, "epoch": progress.step / length.epoch}
         line |= {"learning_rate": rate, **recent.summary(runtime.world_size)}
+        if bar.n == bar.initial:
+            minutes = (length.last - progress.step) * recent.seconds_per_step() / 60
+            bar.write(f"about {minutes:.0f} minutes to go (Ctrl-C stops, the same command goes on)")
         bar.update(progress.step - bar.n)
         bar.set_postfix_str(f"loss {line['loss']:.2f}, {line['samples_per_second']:.0f} samples/s")
         if due["val"]:
@@ -329,11 +385,11 @@ def train(run, batches, validate, total_steps, last_step):
         run.log.line(line)
         progress.line = line
         if due["val"]:
-            keep_best(run, line["score"], is_last=progress.step == total_steps)
+            keep_best(run, line["score"], is_last=progress.step == length.total)
         if due["checkpoint"] or stopped:
             run.save("last.pt")
         recent.restart()
-        if stopped and progress.step < last_step:
+        if stopped and progress.step < length.last:
             bar.close()
             run.log.finish()
             raise Stopped(run.describe_stop(), stopped)
@@ -345,7 +401,7 @@ def main(config):
     config = check_config(config)
 
     # process and data; the folder comes after them, so that a mistake leaves none behind
-    runtime = start_runtime(config["device"])
+    runtime = start_runtime(config["device"], config["precision"])
     make_simulated_tiles(config, runtime)
     train_set, val_set, labelled, picture_tile = open_data(config, runtime)
     output_dir = make_output_dir(
@@ -375,9 +431,10 @@ def pretrain(config, runtime, train_set, val_set, validate, picture_tile, output
             "probe": validate.probe.describe() if validate.probe else "none",
         },
     }
-    modules = {"backbone": model.backbone, "projector": model.projector}
+    modules = dict(model.named_children())  # backbone, projector and, where there is one, decoder
 
     # where an earlier run of this folder stopped
+    length = find_length(config, train_set)
     last = read_last(output_dir, "pretrained", config, header["data"], run_config, FREE_KEYS)
     progress = resume(last, modules, optimiser)
     if runtime.is_main:
@@ -393,14 +450,14 @@ def pretrain(config, runtime, train_set, val_set, validate, picture_tile, output
         print(
             f"{config['dataset_name']}: {len(train_set.tiles)} tiles, {train_set.num_bands} bands, "
             f"{train_set.num_pixels} training and {val_set.num_pixels} validation pixels; "
-            f"{config['backbone']} on {runtime.device}, from step {progress.step}"
+            f"{config['backbone']} on {runtime.device}\n"
+            f"steps {progress.step} to {length.last} of {length.total}, "
+            f"{length.total / length.epoch:.3g} passes over the training pixels"
         )
     if not last:
         log.line({"step": 0, **validate(model)})  # the untrained encoder, to compare with
 
     # loop
-    total_steps = config["epochs"] * train_set.steps_per_epoch
-    last_step = min(total_steps, config["max_steps"] or total_steps)
     run = Run(
         config=config,
         runtime=runtime,
@@ -413,10 +470,10 @@ def pretrain(config, runtime, train_set, val_set, validate, picture_tile, output
         progress=progress,
         log=log,
     )
-    train_set.set_steps(progress.step, last_step)
+    train_set.set_steps(progress.step, length.last)
     workers = runtime.workers(config["num_workers"])
     batches = iterate_batches(train_set, workers, pin_memory=runtime.on_gpu)
-    train(run, batches, validate, total_steps, last_step)
+    train(run, batches, validate, length)
 
     # wrap up
     if runtime.is_main:

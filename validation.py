@@ -12,7 +12,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from threadpoolctl import threadpool_limits
 
-from barlow_twins import LOSSES
+from barlow_twins import pretraining_loss
 from data import iterate_batches
 from distributed import gather
 from runtime import notice
@@ -45,9 +45,8 @@ class Validation:
         for x, doys in self.batches:
             x, doys = self.runtime.to_device(x, doys)
             with self.runtime.autocast():
-                y = model.backbone(x.flatten(0, 1), doys.flatten(0, 1)).unflatten(0, x.shape[:2])
-                z = [gather(model.projector(view).float()) for view in y.unbind(1)]
-            losses.append(float(LOSSES[self.config["loss"]](z, self.config)[0]))
+                y, z, predicted = model(x, doys)
+            losses.append(float(pretraining_loss(z, predicted, x, self.config)[0]))
             sizes.append(len(z[0]))
             representations.append(gather(y[:, 0].float()).cpu())
         representations = torch.cat(representations)

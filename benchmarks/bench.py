@@ -181,7 +181,7 @@ class TwoCalls(BarlowTwins):
 
     def forward(self, x, doys):
         views = zip(x.unbind(1), doys.unbind(1), strict=True)
-        return [self.projector(self.backbone(*view)) for view in views]
+        return None, [self.projector(self.backbone(*view)) for view in views], None
 
 
 def measure_training(config, work):

@@ -104,6 +104,7 @@ TINY = {
     "val_interval": 8,
     "checkpoint_interval": 4,
     "device": "cpu",
+    "precision": "float32",  # so that numbers can be compared closely
     "wandb_mode": "disabled",
 }
 

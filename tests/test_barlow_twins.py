@@ -6,11 +6,13 @@ from torch import nn
 
 from barlow_twins import (
     BarlowTwins,
+    HarmonicDecoder,
     Projector,
     barlow_twins_loss,
     cross_correlation,
     mix_up_loss,
     normalise,
+    pretraining_loss,
 )
 
 LAMBDA = {"barlow_lambda": 0.0051}
@@ -109,7 +111,7 @@ def test_views_are_normalised_each_on_its_own():
     torch.manual_seed(0)
     model = BarlowTwins(FlattenBackbone(), Projector(latent_dim=3, width=16, projection_dim=4))
     x, doys = torch.randn(12, 2, 4, 2), torch.ones(12, 2, 4)
-    z_a, z_b = model(x, doys)
+    _, (z_a, z_b), _ = model(x, doys)
     alone = model.projector(model.backbone(x[:, 0], doys[:, 0]))
     torch.testing.assert_close(z_a, alone)
     assert z_a.shape == z_b.shape == (12, 4)
@@ -121,3 +123,59 @@ def test_batches_of_other_sizes_follow_each_other():
         z = torch.randn(pixels, 3)
         c = cross_correlation(normalise(z), normalise(z))
         assert float(c.diagonal().mean()) == pytest.approx(1, abs=1e-3)
+
+
+# ---- prediction of observations ------------------------------------------------------------------
+
+
+def two_views(decoder=None, pixels=12):
+    torch.manual_seed(0)
+    projector = Projector(latent_dim=3, width=16, projection_dim=4)
+    model = BarlowTwins(FlattenBackbone(), projector, decoder)
+    doys = torch.randint(1, 366, (pixels, 2, 4)).sort(2).values.float()
+    return model, torch.randn(pixels, 2, 4, 2), doys
+
+
+def test_a_decoder_gives_the_harmonic_series_of_its_coefficients():
+    decoder = HarmonicDecoder(latent_dim=3, num_bands=2, harmonics=2)
+    y, doys = torch.randn(5, 3), torch.randint(1, 366, (5, 7)).float()
+    coefficients = decoder.coefficients(y).view(5, 5, 2)
+    angle = 2 * torch.pi * doys / 365.25
+    waves = [torch.ones_like(angle), angle.sin(), (2 * angle).sin(), angle.cos(), (2 * angle).cos()]
+    wanted = sum(
+        wave[..., None] * coefficients[:, i, None] for i, wave in enumerate(waves)
+    )  # (5, 7, 2)
+    torch.testing.assert_close(decoder(y, doys), wanted)
+
+
+def test_each_view_is_predicted_from_the_other_alone():
+    """A view that predicts what it has read learns to copy; days are those of what is predicted."""
+    model, x, doys = two_views(HarmonicDecoder(latent_dim=3, num_bands=2, harmonics=2))
+    y, _, predicted = model(x, doys)
+    assert predicted.shape == x.shape
+    for view in (0, 1):
+        wanted = model.decoder(y[:, 1 - view], doys[:, view])
+        torch.testing.assert_close(predicted[:, view], wanted)
+    x[:, 0] += 1.0
+    _, _, after = model(x, doys)
+    torch.testing.assert_close(after[:, 0], predicted[:, 0])
+    assert not torch.allclose(after[:, 1], predicted[:, 1])
+
+
+def test_the_loss_of_prediction_is_added_with_its_weight():
+    model, x, doys = two_views(HarmonicDecoder(latent_dim=3, num_bands=2, harmonics=2))
+    config = LAMBDA | {"loss": "barlow_twins", "prediction": 10.0, "mix_up": 0.0}
+    _, z, predicted = model(x, doys)
+    pure, _ = pretraining_loss(z, None, x, config)
+    loss, parts = pretraining_loss(z, predicted, x, config)
+    error = torch.nn.functional.smooth_l1_loss(predicted, x)
+    torch.testing.assert_close(parts["prediction_error"], error)
+    torch.testing.assert_close(loss, pure + 10 * error)
+    loss.backward()
+    assert all(p.grad.abs().sum() > 0 for p in model.decoder.parameters())
+
+
+def test_no_decoder_is_pure_barlow_twins():
+    model, x, doys = two_views()
+    assert model(x, doys)[2] is None
+    assert set(dict(model.named_children())) == {"backbone", "projector"}
