@@ -50,10 +50,11 @@ class HarmonicDecoder(nn.Module):
 class BarlowTwins(nn.Module):
     """Backbone, projector and, where observations are predicted, a decoder.
 
-    forward(x, doys): x (N, V, S, B), doys (N, V, S). All views go through the backbone in one call
-    and through the projector one by one, since its BatchNorm belongs to a view.
+    forward(x, doys, days): x (N, V, S, B), doys (N, V, S), and days (N, 2, S') to predict
+    the bands at. All views go through the backbone in one call and through the projector one by
+    one, since its BatchNorm belongs to a view.
     Returns representations (N, V, D) of this process's pixels; a list of V projections, each (N, P)
-    float32, gathered over the processes; and (N, 2, S, B) what the first two views predict of each
+    float32, gathered over the processes; and (N, 2, S', B) what the first two views predict of each
     other, or None without a decoder.
     """
 
@@ -61,13 +62,13 @@ class BarlowTwins(nn.Module):
         super().__init__()
         self.backbone, self.projector, self.decoder = backbone, projector, decoder
 
-    def forward(self, x, doys):
+    def forward(self, x, doys, days):
         y = self.backbone(x.flatten(0, 1), doys.flatten(0, 1)).unflatten(0, x.shape[:2])
         z = [gather(self.projector(view).float()) for view in y.unbind(1)]
         if not self.decoder:
             return y, z, None
         # the observations of view a are predicted from view b, and those of b from a
-        predicted = [self.decoder(y[:, 1 - view], doys[:, view]) for view in (0, 1)]
+        predicted = [self.decoder(y[:, 1 - view], days[:, view]) for view in (0, 1)]
         return y, z, torch.stack(predicted, 1)
 
 

@@ -64,6 +64,7 @@ MOST_WHOLE = 2**63 - 1  # of a whole number that has no other bound: what numpy 
 RANGES = {
     # pixels and dates
     "sample_size": (1, 1000),
+    "min_sample_size": (1, 1000),
     "min_valid": (1, 65535),
     "block_size": (1, MOST_WHOLE),
     "label_count": (0, MOST_WHOLE),

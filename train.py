@@ -61,7 +61,7 @@ from training import (
     read_last,
     resume,
 )
-from transforms import AUGMENTATIONS, mix_up
+from transforms import AUGMENTATIONS, mix_up, thin_dates
 from utils import extract_representations, plot_cross_corr
 from validation import Validation
 
@@ -74,6 +74,7 @@ run_config = {
     "skip_bad_tiles": False,  # leave tiles out that are out of contract, in place of an error
     "output_dir": "",  # receives all files; empty: checkpoints/<time>
     "sample_size": 16,  # clear dates drawn for a view; repeated where a pixel has fewer
+    "min_sample_size": 8,  # of them so many or more are read, another number in each step
     "min_valid": 10,  # clear observations that a pixel needs to take part
     "block_size": 16,  # pixels along a held-out block where a tile has no splits.npy
     "split_seed": 0,  # of the held-out blocks
@@ -232,12 +233,14 @@ def training_loss(model, x, doys, config, runtime, step):
     rows, total = share(len(x), x.device)
     # a seed far away, so that augmentation and mix-up never draw the same numbers
     generator = BatchGenerator(rows, total, seed + (1 << 62), x.device)
-    observed, mixture = x, None
+    observed, days_observed, mixture = x, doys, None
+    if BACKBONES[config["backbone"]].any_length:
+        x, doys = thin_dates(x, doys, config["min_sample_size"], seed)
     x, doys = AUGMENTATIONS[config["augment"]](x, doys, generator)
     if config["mix_up"]:
         x, doys, mixture = add_mixed_view(x, doys, seed, rows, total)
     with runtime.autocast(training=True):
-        _, z, predicted = model(x, doys)
+        _, z, predicted = model(x, doys, days_observed)
     loss, parts = pretraining_loss(z, predicted, observed, config, mixture)
     return loss, {"loss": loss, "loss_per_dim": loss / z[0].shape[1], **parts}, z
 

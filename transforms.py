@@ -73,6 +73,21 @@ def _flatnonzero(mask):
     return mask.view(-1).nonzero().view(-1)
 
 
+def thin_dates(x, doys, fewest, seed):
+    """Leave out a random number of the drawn dates: views of many lengths, one length a step.
+
+    The places to leave out are random and the same for all views. Since a draw is random, what is
+    left is a random subset of each pixel's clear dates again. Lengths are four from `fewest` to S,
+    so that a network is compiled for few shapes.
+    x: (N, V, S, B); doys: (N, V, S). Returns x (N, V, s, B), doys (N, V, s).
+    """
+    most, rng = x.shape[2], np.random.default_rng(seed)
+    lengths = np.linspace(min(fewest, most), most, 4).round().astype(int)
+    places = np.sort(rng.choice(most, rng.choice(lengths), replace=False))
+    keep = torch.from_numpy(places).to(x.device)
+    return x[:, :, keep], doys[:, :, keep]
+
+
 def clear_dates(clear):
     """All clear observations of each pixel, in order.
 

@@ -45,7 +45,7 @@ class Validation:
         for x, doys in self.batches:
             x, doys = self.runtime.to_device(x, doys)
             with self.runtime.autocast():
-                y, z, predicted = model(x, doys)
+                y, z, predicted = model(x, doys, doys)
             losses.append(float(pretraining_loss(z, predicted, x, self.config)[0]))
             sizes.append(len(z[0]))
             representations.append(gather(y[:, 0].float()).cpu())

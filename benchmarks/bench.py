@@ -53,7 +53,8 @@ run_config = {
 BANDS, SAMPLE_SIZE = 11, 16
 MODEL = {"width": 64, "depth": 3, "latent_dim": 64}  # ffn 4 x width
 STEP = {"loss": "barlow_twins", "barlow_lambda": 0.005, "augment": "none", "mix_up": 0.0}
-STEP |= {"clip_norm": 1.0, "weight_decay": 1e-4, "seed": 0}
+STEP |= {"clip_norm": 1.0, "weight_decay": 1e-4, "seed": 0, "prediction": 0.0}
+STEP |= {"min_sample_size": SAMPLE_SIZE}
 STEP |= {"backbone": "transformer", "sample_size": SAMPLE_SIZE, "projector_dim": 512, **MODEL}
 
 
@@ -179,7 +180,7 @@ def make_step(model, settings=STEP, runtime=None):
 class TwoCalls(BarlowTwins):
     """The reference's model: the encoder is called once for each view."""
 
-    def forward(self, x, doys):
+    def forward(self, x, doys, days):
         views = zip(x.unbind(1), doys.unbind(1), strict=True)
         return None, [self.projector(self.backbone(*view)) for view in views], None
 

@@ -22,7 +22,7 @@ import torch.nn.functional as F
 from sklearn.ensemble import RandomForestClassifier
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
-from sklearn.metrics import f1_score
+from sklearn.metrics import accuracy_score, f1_score
 from sklearn.model_selection import GridSearchCV, StratifiedKFold
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
@@ -31,7 +31,7 @@ from torch import nn
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from backbones import build_backbone, encode_days
+from backbones import TransformerEncoder, attention_pool, build_backbone, encode_days
 from barlow_twins import barlow_twins_loss
 from data import (
     SentinelTimeSeriesDataset,
@@ -42,6 +42,7 @@ from runtime import InputError, override, start_runtime
 from training import learning_rate
 from transforms import gap_fill, mix_up
 from utils import encode_series, rankme
+from validation import find_folds
 
 run_config = {
     "recipes": "",  # names in RECIPES, comma separated; empty: all
@@ -55,8 +56,8 @@ run_config = {
     "summary": False,  # print the table of what results.jsonl has, and train nothing
 }
 
-COUNTS = (50, 100, 500, 2000)  # labels; the last is all where a set has fewer
-DRAWS = 3  # of labels for each count
+# labels: draws of so many; the last is all where a set has fewer
+COUNTS = {50: 8, 100: 6, 500: 3, 2000: 2}
 
 BASE = {
     "width": 64,
@@ -83,23 +84,45 @@ BASE = {
     "noise": 0.0,  # deviation of noise on every value
     "day_shift": 0.0,  # days by which a view's calendar is shifted, uniform
     "bf16": True,  # matrix products in bfloat16
+    "queries": 1,  # of the attention pooling
     "ema": 0.0,  # decay of the averaged weights
 }
 
 PREDICT = {"prediction": 100.0, "mix_up": 0.0, "learning_rate": 3e-3}
 RECIPES = {
     "base": {},
-    "predict_mlp": PREDICT | {"decoder": "mlp"},
     "predict": PREDICT,
-    "all_float32": PREDICT | {"targets": "all", "bf16": False},
+    "predict_mlp": PREDICT | {"decoder": "mlp"},
     "all": PREDICT | {"targets": "all"},
+    "all_float32": PREDICT | {"targets": "all", "bf16": False},
     "all_mlp": PREDICT | {"targets": "all", "decoder": "mlp"},
-    "all_8to24": PREDICT | {"targets": "all", "smallest": 8, "sample_size": 24},
-    "all_jitter": PREDICT | {"targets": "all", "jitter": 0.1},
-    "all_steps3600": PREDICT | {"targets": "all", "steps": 3600},
-    "all_width32": PREDICT | {"targets": "all", "width": 32, "steps": 2400},
-    "all_rate1e-2": PREDICT | {"targets": "all", "learning_rate": 1e-2},
-    "all_mix": PREDICT | {"targets": "all", "mix_up": 1.0},
+    "s8": PREDICT | {"sample_size": 8},
+    "s8to16": PREDICT | {"smallest": 8},
+    "s8to24": PREDICT | {"smallest": 8, "sample_size": 24},
+    "s24": PREDICT | {"sample_size": 24},
+    "s4to16": PREDICT | {"smallest": 4},
+    "s8to32": PREDICT | {"smallest": 8, "sample_size": 32},
+    "8to16_rate6e-3": PREDICT | {"smallest": 8, "learning_rate": 6e-3},
+    "8to16_jitter": PREDICT | {"smallest": 8, "jitter": 0.1},
+    "8to16_mix": PREDICT | {"smallest": 8, "mix_up": 1.0},
+    "8to16_steps3600": PREDICT | {"smallest": 8, "steps": 3600},
+    "8to16_width128": PREDICT | {"smallest": 8, "width": 128, "steps": 520},
+    "8to16_lambda.02": PREDICT | {"smallest": 8, "barlow_lambda": 0.02},
+    "8to16_predict400": PREDICT | {"smallest": 8, "prediction": 400.0},
+    "8to16_batch128": PREDICT | {"smallest": 8, "batch_size": 128, "steps": 2400},
+    "8to16_both": PREDICT | {"smallest": 8, "targets": "both"},
+    "8to16_noise": PREDICT | {"smallest": 8, "noise": 0.2},
+    "8to16_scale": PREDICT | {"smallest": 8, "scale": 0.1},
+    "8to16_dayshift": PREDICT | {"smallest": 8, "day_shift": 5.0},
+    "queries4": PREDICT | {"queries": 4},
+    "jitter": PREDICT | {"jitter": 0.1},
+    "scale": PREDICT | {"scale": 0.1},
+    "mix": PREDICT | {"mix_up": 1.0},
+    "steps3600": PREDICT | {"steps": 3600},
+    "rate6e-3": PREDICT | {"learning_rate": 6e-3},
+    "width128": PREDICT | {"width": 128, "steps": 520},
+    "disjoint": PREDICT | {"disjoint": True},
+    "day_shift": PREDICT | {"day_shift": 5.0},
 }
 
 
@@ -118,7 +141,7 @@ class Pixels:
             dataset = SentinelTimeSeriesDatasetForDownstreaming(
                 base_path, name, split=split, batch_size=1 << 20, **keywords
             )
-            self.splits[split] = next(iter(iterate_batches(dataset)))[:3]
+            self.splits[split] = next(iter(iterate_batches(dataset)))
         # the pixels that are pretrained on: of the training split, with or without a label
         every = SentinelTimeSeriesDataset(
             base_path, name, split="train", batch_size=1 << 20, sample_size=1, **keywords
@@ -211,6 +234,19 @@ class MLPDecoder(nn.Module):
         return self.mlp(self.from_y(y)[:, None] * self.scale(waves) + self.shift(waves))
 
 
+class ManyQueries(TransformerEncoder):
+    """The encoder with several learned queries in its attention pooling."""
+
+    def __init__(self, *, queries, **keywords):
+        super().__init__(**keywords)
+        self.score = nn.Linear(self.date_dim, queries, bias=False)
+        self.head = nn.Linear(queries * self.date_dim, self.latent_dim, bias=False)
+
+    def pool(self, x, padding_mask=None):
+        scores = self.score(x).split(1, -1)
+        return self.head(torch.cat([attention_pool(s, x, padding_mask) for s in scores], -1))
+
+
 def make_projector(recipe):
     from barlow_twins import Projector
 
@@ -233,14 +269,20 @@ def augment(x, doys, recipe, generator):
     return x, doys
 
 
+def build(pixels, recipe):
+    """The untrained encoder of a recipe."""
+    names = ("sample_size", "latent_dim", "width", "depth")
+    sizes = {"num_bands": pixels.num_bands, **{name: recipe[name] for name in names}}
+    if recipe["queries"] > 1:
+        return ManyQueries(queries=recipe["queries"], **sizes)
+    return build_backbone("transformer", **sizes)
+
+
 def pretrain(pixels, recipe, seed):
     """Train an encoder by a recipe. Returns it and the last losses."""
     torch.manual_seed(seed)
     projector = make_projector(recipe)
-    names = ("sample_size", "latent_dim", "width", "depth")
-    backbone = build_backbone(
-        "transformer", num_bands=pixels.num_bands, **{name: recipe[name] for name in names}
-    )
+    backbone = build(pixels, recipe)
     decoders = {"harmonic": HarmonicDecoder, "mlp": MLPDecoder}
     decoder = decoders[recipe["decoder"]](
         recipe["latent_dim"], pixels.num_bands, recipe["harmonics"]
@@ -347,41 +389,50 @@ def log_likelihood(model, x, labels):
     return float(np.log(probability.clip(1e-3)).mean())
 
 
-def search(model, grid, labels):
-    """Model with its hyperparameter chosen by cross-validation on the training labels."""
-    smallest = np.unique(labels, return_counts=True)[1].min()
-    folds = StratifiedKFold(max(2, min(5, smallest)), shuffle=True, random_state=0)
-    return GridSearchCV(model, grid, scoring=log_likelihood, cv=folds)
+def search(model, grid, labels, groups):
+    """Model whose hyperparameter cross-validation over blocks of the training labels chooses."""
+    warnings.simplefilter("ignore")  # classes with few labels
+    folds = find_folds(labels, groups, 5) or StratifiedKFold(2).split(labels, labels)
+    return GridSearchCV(model, grid, scoring=log_likelihood, cv=list(folds))
 
 
-def classifier(labels, forest=False, seed=0):
+def classifier(labels, groups, forest=False, seed=0):
     if forest:
-        return search(
-            RandomForestClassifier(200, random_state=seed), {"min_samples_leaf": [1, 3]}, labels
-        )
+        grid = {"min_samples_leaf": [1, 3]}
+        return search(RandomForestClassifier(200, random_state=seed), grid, labels, groups)
     model = make_pipeline(StandardScaler(), LogisticRegression(max_iter=300, tol=1e-3))
-    grid = {"logisticregression__C": [0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0]}
-    return search(model, grid, labels)
+    grid = {"logisticregression__C": [0.0003, 0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0]}
+    return search(model, grid, labels, groups)
 
 
 def score(train, test, forest=False):
-    """Test macro-F1 for each number of labels: the mean over draws. train, test: (features, y)."""
-    scores = {}
-    for count in COUNTS:
+    """Test scores for each number of labels: means over draws of the labels.
+
+    train, test: (features, labels, groups). Returns macro-F1 over the classes of the test split,
+    and overall accuracy: {number of labels: score} each.
+    """
+    macro_f1, accuracy = {}, {}
+    for count, draws in COUNTS.items():
         results = []
-        for draw in range(DRAWS):
+        for draw in range(draws):
             total = len(train[1])
             chosen = np.random.default_rng(draw).choice(total, min(count, total), replace=False)
-            model = classifier(train[1][chosen], forest, draw)
+            model = classifier(train[1][chosen], train[2][chosen], forest, draw)
             with warnings.catch_warnings(), threadpool_limits(1):
-                warnings.simplefilter("ignore", (UserWarning, ConvergenceWarning))
-                warnings.simplefilter("ignore", ConvergenceWarning)
+                warnings.simplefilter("ignore")
                 predicted = model.fit(train[0][chosen], train[1][chosen]).predict(test[0])
-            results.append(f1_score(test[1], predicted, average="macro"))
+            classes = np.unique(test[1])
+            results.append(
+                (
+                    f1_score(test[1], predicted, average="macro", labels=classes, zero_division=0),
+                    accuracy_score(test[1], predicted),
+                )
+            )
             if count >= total:
                 break
-        scores[str(count)] = round(float(np.mean(results)), 4)
-    return scores
+        means = np.mean(results, 0)
+        macro_f1[str(count)], accuracy[str(count)] = (round(float(mean), 4) for mean in means)
+    return macro_f1, accuracy
 
 
 def retrieval(backbone, x, doys, runtime, most=4000):
@@ -406,7 +457,7 @@ def retrieval(backbone, x, doys, runtime, most=4000):
 
 def classical(pixels, name):
     features = {}
-    for split, (x, doys, labels) in pixels.splits.items():
+    for split, (x, doys, labels, groups) in pixels.splits.items():
         if name == "harmonic_lr":
             days = doys.float()
             waves = F.pad(encode_days(days, 6), (1, 0), value=1.0) * (doys > 0)[..., None]
@@ -416,9 +467,11 @@ def classical(pixels, name):
             features[split] = (
                 torch.linalg.solve(gram, waves.transpose(1, 2) @ x).flatten(1).numpy(),
                 labels.numpy(),
+                groups.numpy(),
             )
         else:
-            features[split] = (gap_fill(x, doys, pixels.days).flatten(1).numpy(), labels.numpy())
+            filled = gap_fill(x, doys, pixels.days).flatten(1).numpy()
+            features[split] = (filled, labels.numpy(), groups.numpy())
     return score(features["train"], features["test"], forest=name == "gapfill_rf")
 
 
@@ -428,20 +481,28 @@ CLASSICAL = ("gapfill_lr", "gapfill_rf", "harmonic_lr")
 def run_one(pixels, name, recipe, seed, runtime, weights):
     start = time.process_time()
     if name in CLASSICAL:
-        return {"scores": classical(pixels, name)}
+        scores, accuracy = classical(pixels, name)
+        return {"scores": scores, "accuracy": accuracy}
     if name == "untrained":
         recipe = recipe | {"steps": 0}
-    backbone, losses = pretrain(pixels, recipe, seed)
+    if weights and weights.exists():  # only the scores are made anew
+        backbone, losses = build(pixels, recipe), {}
+        backbone.load_state_dict(torch.load(weights, weights_only=True))
+        backbone.eval()
+    else:
+        backbone, losses = pretrain(pixels, recipe, seed)
     seconds = time.process_time() - start
     if weights:
         torch.save(backbone.state_dict(), weights)
     embedded = {
-        split: (encode_series(backbone, x, doys, runtime)[0].numpy(), labels.numpy())
-        for split, (x, doys, labels) in pixels.splits.items()
+        split: (encode_series(backbone, x, doys, runtime)[0].numpy(), y.numpy(), groups.numpy())
+        for split, (x, doys, y, groups) in pixels.splits.items()
     }
-    x, doys, _ = pixels.splits["test"]
+    x, doys, *_ = pixels.splits["test"]
+    scores, accuracy = score(embedded["train"], embedded["test"])
     return {
-        "scores": score(embedded["train"], embedded["test"]),
+        "scores": scores,
+        "accuracy": accuracy,
         "retrieval": round(retrieval(backbone, x, doys, runtime), 4),
         "rankme": round(rankme(torch.from_numpy(embedded["test"][0]))[0], 1),
         "losses": losses,
@@ -459,7 +520,7 @@ def read_results(path):
 
 
 def key_of(name, recipe, data, seed):
-    text = json.dumps([recipe if name not in CLASSICAL else {}, data, seed], sort_keys=True)
+    text = json.dumps([RECIPES.get(name, {}), data, seed], sort_keys=True)
     return name + "/" + hashlib.sha256(text.encode()).hexdigest()[:12]
 
 

@@ -92,6 +92,7 @@ TINY = {
     **train.run_config,
     "dataset_name": "toy",
     "sample_size": 6,
+    "min_sample_size": 4,
     "min_valid": 5,
     "block_size": 4,
     "latent_dim": 16,

@@ -111,7 +111,7 @@ def test_views_are_normalised_each_on_its_own():
     torch.manual_seed(0)
     model = BarlowTwins(FlattenBackbone(), Projector(latent_dim=3, width=16, projection_dim=4))
     x, doys = torch.randn(12, 2, 4, 2), torch.ones(12, 2, 4)
-    _, (z_a, z_b), _ = model(x, doys)
+    _, (z_a, z_b), _ = model(x, doys, doys)
     alone = model.projector(model.backbone(x[:, 0], doys[:, 0]))
     torch.testing.assert_close(z_a, alone)
     assert z_a.shape == z_b.shape == (12, 4)
@@ -151,13 +151,13 @@ def test_a_decoder_gives_the_harmonic_series_of_its_coefficients():
 def test_each_view_is_predicted_from_the_other_alone():
     """A view that predicts what it has read learns to copy; days are those of what is predicted."""
     model, x, doys = two_views(HarmonicDecoder(latent_dim=3, num_bands=2, harmonics=2))
-    y, _, predicted = model(x, doys)
+    y, _, predicted = model(x, doys, doys)
     assert predicted.shape == x.shape
     for view in (0, 1):
         wanted = model.decoder(y[:, 1 - view], doys[:, view])
         torch.testing.assert_close(predicted[:, view], wanted)
     x[:, 0] += 1.0
-    _, _, after = model(x, doys)
+    _, _, after = model(x, doys, doys)
     torch.testing.assert_close(after[:, 0], predicted[:, 0])
     assert not torch.allclose(after[:, 1], predicted[:, 1])
 
@@ -165,7 +165,7 @@ def test_each_view_is_predicted_from_the_other_alone():
 def test_the_loss_of_prediction_is_added_with_its_weight():
     model, x, doys = two_views(HarmonicDecoder(latent_dim=3, num_bands=2, harmonics=2))
     config = LAMBDA | {"loss": "barlow_twins", "prediction": 10.0, "mix_up": 0.0}
-    _, z, predicted = model(x, doys)
+    _, z, predicted = model(x, doys, doys)
     pure, _ = pretraining_loss(z, None, x, config)
     loss, parts = pretraining_loss(z, predicted, x, config)
     error = torch.nn.functional.smooth_l1_loss(predicted, x)
@@ -177,5 +177,5 @@ def test_the_loss_of_prediction_is_added_with_its_weight():
 
 def test_no_decoder_is_pure_barlow_twins():
     model, x, doys = two_views()
-    assert model(x, doys)[2] is None
+    assert model(x, doys, doys)[2] is None
     assert set(dict(model.named_children())) == {"backbone", "projector"}

@@ -17,6 +17,7 @@ from transforms import (
     gap_fill,
     mix_up,
     standardise,
+    thin_dates,
 )
 
 
@@ -91,6 +92,29 @@ def test_read_dates_brings_bands_and_days_of_the_same_date_and_pixel(tmp_path, p
         row, column = divmod(pixels[place[0]], 16)
         assert bands[place].tolist() == tile.bands[date, row, column].tolist()
         assert doys[place] == tile.doys[date]
+
+
+@settings(max_examples=50, deadline=None)
+@given(most=st.integers(1, 20), fewest=st.integers(1, 20), seed=st.integers(0, 2**40))
+def test_thinned_views_keep_dates_in_order_with_their_bands(most, fewest, seed):
+    doys = torch.arange(1, most + 1).expand(3, 2, -1)
+    x = doys[..., None] * torch.tensor([1.0, 10.0])
+    thin_x, thin_doys = thin_dates(x, doys, fewest, seed)
+    assert min(fewest, most) <= thin_doys.shape[2] <= most
+    assert (thin_doys.diff(dim=2) > 0).all()
+    torch.testing.assert_close(thin_x, thin_doys[..., None] * torch.tensor([1.0, 10.0]))
+    again, _ = thin_dates(x, doys, fewest, seed)
+    torch.testing.assert_close(again, thin_x)
+
+
+def test_thinning_leaves_every_place_out_equally_often_and_has_few_lengths():
+    """A network is compiled for each length; places that always stay would be learned by heart."""
+    doys = torch.arange(16).expand(1, 2, -1)
+    x = doys[..., None].float()
+    kept = [thin_dates(x, doys, 8, seed)[1][0, 0] for seed in range(2000)]
+    assert len({len(places) for places in kept}) == 4
+    count = torch.cat(kept).bincount(minlength=16) / len(kept)
+    assert float((count - count.mean()).abs().max()) < 0.05
 
 
 def test_clear_dates_keep_order_and_mark_padding(tmp_path):

@@ -28,7 +28,7 @@ def test_validation_loss_is_the_mean_over_pixels(dataset, tmp_path):
     sizes, losses = [], []
     for x, doys in validate.batches:
         with torch.no_grad():
-            _, z, predicted = model(x, doys)
+            _, z, predicted = model(x, doys, doys)
             loss, _ = pretraining_loss(z, predicted, x, config)
         losses.append(float(loss))
         sizes.append(len(x))
