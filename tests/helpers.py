@@ -172,7 +172,7 @@ def in_child(function, wait=None):
         status = 1
         try:
             os.setpgid(0, 0)
-            signal.alarm(100)  # a test that hangs ends all the same
+            signal.alarm(600)  # a test that hangs ends all the same; a busy machine is slow
             tqdm.set_lock(threading.RLock())  # the one of before the fork may be held for ever
             function()
             status = 0
