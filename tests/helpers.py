@@ -4,8 +4,10 @@ No test file imports from another one; what two of them need is here.
 """
 
 import contextlib
+import itertools
 import json
 import os
+import random
 import signal
 import subprocess
 import sys
@@ -161,10 +163,10 @@ def start(*arguments, script=train, start_new_session=False, **environment):
     )
 
 
-def in_child(function, kill_after=0.0):
+def in_child(function, wait=None):
     """Call a function in a forked process, which has everything imported; returns its exit status.
 
-    kill_after: seconds after which the process and all its children get SIGKILL; 0: never. The
+    wait: called beside it; when it returns, the process and all its children get SIGKILL. The
     status of a killed process is -9.
     """
     pid = os.fork()
@@ -172,17 +174,69 @@ def in_child(function, kill_after=0.0):
         status = 1
         try:
             os.setpgid(0, 0)
-            signal.alarm(100)  # a test that hangs ends all the same
+            signal.alarm(600)  # a test that hangs ends all the same; a busy machine is slow
             tqdm.set_lock(threading.RLock())  # the one of before the fork may be held for ever
             function()
             status = 0
         finally:
             os._exit(status)
-    if kill_after:
-        time.sleep(kill_after)
+    if wait:
+        wait()
         with contextlib.suppress(ProcessLookupError):
             os.killpg(pid, signal.SIGKILL)
     return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+
+
+def kill_in_child(function, method, calls, seconds):
+    """Call a function in a forked process and kill it; returns its exit status.
+
+    method: (class, name) of a method that is called as the work goes on. The kill comes so many
+    seconds after so many calls of it (0: after the start). Two calls later the process stops and
+    waits for the kill, so that how far it comes does not depend on the speed of the machine.
+    """
+    reader, writer = os.pipe()
+    original, numbers = getattr(*method), itertools.count(1)
+
+    def counted(*arguments, **keywords):
+        number = next(numbers)
+        if number == calls + 3:
+            signal.pause()
+        result = original(*arguments, **keywords)
+        if number == calls:
+            os.write(writer, b".")
+        return result
+
+    def watched():
+        setattr(*method, counted)
+        if calls == 0:
+            os.write(writer, b".")
+        function()
+
+    def wait():
+        os.close(writer)  # then a process that ends before its kill closes the pipe
+        with open(reader, "rb") as pipe:
+            pipe.read(1)
+        time.sleep(seconds)
+
+    return in_child(watched, wait)
+
+
+def kill_again_and_again(function, method, most_calls, tempo, is_done, seed=0):
+    """Kill a function at random moments, call it again, 20 times, and let it end then.
+
+    Each kill has to find it not done. It comes after 1 to most_calls calls of a method, as in
+    `kill_in_child`, and every fourth time during the start. tempo: seconds between two calls,
+    roughly.
+    """
+    rng = random.Random(seed)
+    for number in range(20):
+        calls = rng.randint(1, most_calls) if number % 4 else 0
+        # most kills come soon after the call, where checkpoints are written
+        seconds = tempo * (2 * rng.random() ** 2 if calls else 10 * rng.random())
+        assert kill_in_child(function, method, calls, seconds) == -9, "ended before it was killed"
+        assert not is_done(), "killed when it was done"
+    assert in_child(function) == 0
+    assert is_done()
 
 
 def torchrun_command(config, processes=2, script=train):

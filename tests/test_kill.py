@@ -1,36 +1,21 @@
-"""SIGKILL at random moments and the same command again, at least 20 times until it is done.
+"""SIGKILL at random moments of an unfinished run and the same command again, 20 times.
 
 The result is that of a run that nothing disturbed: weights bit for bit, each logged step once and
-in order, no temporary file left. The number of kills is printed (pytest -s). test_map_faults.py
-does the same to mapping.
+in order, no temporary file left. test_map_faults.py does the same to mapping.
 """
 
-import random
+import statistics
+import time
 
 import pytest
-from helpers import (
-    assert_same_weights,
-    in_child,
-    lines,
-    tiny,
-    weights,
-)
+from helpers import assert_same_weights, kill_again_and_again, lines, tiny, weights
 
 import train
 import train_classification
 from files import load_checkpoint
+from runlog import RunLog
 
-KILLS = 20
-
-
-def kill_until_done(function, longest, seed):
-    """Start a function and kill it at random moments, then let it end; returns how often."""
-    rng, kills = random.Random(seed), 0
-    while kills < KILLS:
-        kills += in_child(function, kill_after=rng.uniform(0.02, longest)) == -9
-    assert in_child(function) == 0
-    print(f"\n{kills} kills")
-    return kills
+A_LINE = (RunLog, "line")  # kills are counted from lines of metrics.jsonl
 
 
 def assert_no_temporary_files(folder):
@@ -39,14 +24,20 @@ def assert_no_temporary_files(folder):
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_training_that_is_killed_again_and_again(dataset, tmp_path, workers):
-    config = tiny(dataset, tmp_path / "whole", epochs=20, checkpoint_interval=3, val_interval=7)
-    train.main(config)
+    """20 kills come within 15 * (6 + 2) + 5 * 2 of its 140 steps, so that none comes too late."""
+    config = tiny(dataset, tmp_path / "whole", epochs=28, checkpoint_interval=3, val_interval=13)
+    last_step = train.main(config)["step"]
+    rates = [line["samples_per_second"] for line in lines(tmp_path / "whole")[1:]]
+    tempo = config["batch_size"] / statistics.median(rates)  # without validations
     killed = {**config, "output_dir": str(tmp_path / "killed"), "num_workers": workers}
-    assert kill_until_done(lambda: train.main(killed), 1.0, workers) >= KILLS
-    assert_same_weights(weights(tmp_path / "whole"), weights(tmp_path / "killed"))
-    assert_same_weights(
-        weights(tmp_path / "whole", "best.pt"), weights(tmp_path / "killed", "best.pt")
-    )
+    checkpoint = tmp_path / "killed/last.pt"
+
+    def is_done():
+        return checkpoint.exists() and load_checkpoint(checkpoint)["step"] == last_step
+
+    kill_again_and_again(lambda: train.main(killed), A_LINE, 6, tempo, is_done, seed=workers)
+    for name in ("last.pt", "best.pt"):
+        assert_same_weights(weights(tmp_path / "whole", name), weights(tmp_path / "killed", name))
     timing = "samples_per_second"
     whole, again = (
         [{k: v for k, v in line.items() if k != timing} for line in lines(tmp_path / name)]
@@ -57,12 +48,19 @@ def test_training_that_is_killed_again_and_again(dataset, tmp_path, workers):
 
 
 def test_fine_tuning_that_is_killed_again_and_again(workplace, tmp_path):
-    config = {**train_classification.run_config, "dataset_name": "toy", "epochs": 12, "patience": 0}
-    config |= {"checkpoint_path": str(workplace / "pretrained/best.pt"), "batch_size": 16}
+    """20 kills come within 15 * (1 + 2) + 5 * 2 of its 60 epochs."""
+    config = {**train_classification.run_config, "dataset_name": "toy", "epochs": 60, "patience": 0}
+    config |= {"checkpoint_path": str(workplace / "pretrained/best.pt"), "label_count": 128}
     config |= {"base_path": str(workplace), "device": "cpu", "wandb_mode": "disabled"}
     whole, killed = ({**config, "output_dir": str(tmp_path / name)} for name in ("whole", "killed"))
+    begin = time.monotonic()
     train_classification.main(whole)
-    kill_until_done(lambda: train_classification.main(killed), 0.8, 0)
+    tempo = (time.monotonic() - begin) / config["epochs"]
+
+    def is_done():
+        return (tmp_path / "killed/metrics.json").exists()
+
+    kill_again_and_again(lambda: train_classification.main(killed), A_LINE, 1, tempo, is_done)
     for name in ("last.pt", "best.pt"):
         one, other = (load_checkpoint(tmp_path / run / name) for run in ("whole", "killed"))
         for state in ("backbone_state", "head_state"):

@@ -2,7 +2,6 @@
 
 import json
 import os
-import random
 import shutil
 import signal
 import subprocess
@@ -12,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from helpers import in_child
+from helpers import kill_again_and_again
 from map_helpers import BANDS, command, files, make_place, make_tile, map_tile, refused, run
 
 import create_false_color_map
@@ -229,30 +228,24 @@ def test_what_was_made_from_something_else_is_not_gone_on_with(
 
 
 def test_killed_at_random_moments_it_makes_the_same_maps(place, tmp_path, monkeypatch):
-    """At least 20 kills, then the run that ends; every byte as if none had come."""
+    """20 kills within 20 * (8 + 2) of 300 blocks, then the end: every byte as if none had come."""
     monkeypatch.setattr(Runtime, "block_pixels", 100)
     tile = make_tile(tmp_path / "MGRS-long", 600, 50)
+    begin = time.monotonic()
     map_tile(place, tmp_path / "undisturbed", tile_path=tile)
-    rng, kills, rows = random.Random(0), 0, 0
-    out, progress = tmp_path / "out", tmp_path / "out" / storage.PROGRESS
+    tempo = (time.monotonic() - begin) / 300
+    out, rows = tmp_path / "out", [0]
 
-    def map_again():
-        map_tile(place, out, tile_path=tile)
+    def is_done():
+        if (out / storage.PROGRESS).exists():
+            rows.append(json.loads((out / storage.PROGRESS).read_text())["rows"])
+            assert rows[-1] >= rows[-2], "a run went back"
+        return (out / "infer.json").exists()
 
-    while kills < 20:
-        if in_child(map_again, kill_after=rng.uniform(0.05, 0.4)) == -9:
-            kills += 1
-        else:  # done before it was killed often enough
-            shutil.rmtree(out)
-            rows = 0
-        if progress.exists():
-            now = json.loads(progress.read_text())["rows"]
-            assert now >= rows, "a run went back"
-            rows = now
-    assert in_child(map_again) == 0
-    print(f"\n{kills} kills")
-    assert kills >= 20
-    wanted, found = files(tmp_path / "undisturbed"), files(tmp_path / "out")
+    function, a_block = lambda: map_tile(place, out, tile_path=tile), (storage.MapWriter, "write")
+    kill_again_and_again(function, a_block, 8, tempo, is_done)
+    assert len(set(rows)) > 10, "kills found it at a few places only"
+    wanted, found = files(tmp_path / "undisturbed"), files(out)
     assert found.keys() == wanted.keys()
     for name, content in wanted.items():
         assert found[name] == content, name
