@@ -81,7 +81,7 @@ run_config = {
     # model
     "backbone": "transformer",  # transformer, cnn or mlp
     "latent_dim": 128,  # dimensions of a representation
-    "width": 128,  # of the backbone; a multiple of 16 for the transformer
+    "width": 64,  # of the backbone; a multiple of 16 for the transformer
     "depth": 2,  # layers of the backbone
     "projector_dim": 512,  # width of the projector and of the projections
     # loss
@@ -89,7 +89,7 @@ run_config = {
     "barlow_lambda": 0.005,  # weight of the off-diagonal part
     "prediction": 100.0,  # weight of predicting each view's observations from the other; 0: none
     "harmonics": 8,  # of the year that is predicted: sines and cosines of 1 .. 8 cycles
-    "mix_up": 1.0,  # weight of mix-up regularisation, times barlow_lambda; 0: none
+    "mix_up": 0.0,  # weight of mix-up regularisation, times barlow_lambda; 0: none
     "augment": "none",  # a key of transforms.AUGMENTATIONS
     # optimiser
     "batch_size": 256,  # pixels a step, over all processes
@@ -97,7 +97,7 @@ run_config = {
     "min_samples": 1_000_000,  # pixels drawn in all, so that a small set is visited many times
     "max_samples": 1_000_000_000,  # and of a large one no more than this is drawn
     "max_steps": 0,  # stop after so many steps, the schedule unchanged; 0: no limit
-    "learning_rate": 1e-3,  # AdamW's, after warm-up
+    "learning_rate": 6e-3,  # AdamW's, after warm-up
     "weight_decay": 1e-4,  # on matrices; biases and norms have none
     "warmup_steps": 100,  # linear from 0; at most a tenth of all steps
     "hold_fraction": 0.3,  # of all steps, at the full rate, before the cosine to 0
@@ -109,7 +109,7 @@ run_config = {
     "num_workers": -1,  # loader processes; -1: none on the CPU, up to 8 for a GPU
     # logging
     "log_interval": 10,  # steps between two lines of metrics.jsonl
-    "val_interval": 200,  # steps between two validations, which choose best.pt
+    "val_interval": 500,  # steps between two validations, which choose best.pt
     "val_pixels": 4096,  # pixels of a validation, rounded down to whole batches, at least one
     "checkpoint_interval": 200,  # steps between two last.pt
     "wandb_mode": "auto",  # auto (online where logged in), online, offline or disabled
