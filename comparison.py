@@ -126,17 +126,17 @@ def block_bootstrap(labels, groups, ours, theirs, seed=0):
     codes = np.union1d(labels, predicted)
     cells = [blocks * len(codes) + np.searchsorted(codes, row) for row in (labels, *predicted)]
     size = num_blocks * len(codes)
-    counts = []  # of each block and class: pixels that are right, labelled or predicted as such
+    labelled = np.bincount(cells[0], minlength=size)
+    counts = []  # of each block and class: pixels that are right; labelled plus predicted as such
     for row, cell in zip(predicted, cells[1:], strict=True):
         right = np.bincount(cells[0][row == labels], minlength=size)
-        counts.append(
-            [right, np.bincount(cells[0], minlength=size) + np.bincount(cell, None, size)]
-        )
+        counts.append([right, labelled + np.bincount(cell, minlength=size)])
     counts = np.array(counts, np.float32).reshape(-1, num_blocks, len(codes))  # (4 S, G, C)
     rng, differences = np.random.default_rng(seed), []
     for _ in range(BOOTSTRAPS):
-        times = rng.multinomial(num_blocks, np.full(num_blocks, 1 / num_blocks))
-        right, both = np.moveaxis(np.matmul(times, counts).reshape(-1, 2, len(codes)), 1, 0)
+        times = np.bincount(rng.integers(num_blocks, size=num_blocks), minlength=num_blocks)
+        counted = np.matmul(times.astype(np.float32), counts)  # (4 S, C)
+        right, both = np.moveaxis(counted.reshape(-1, 2, len(codes)), 1, 0)
         f1 = np.divide(2 * right, both, out=np.full_like(both, np.nan), where=both > 0)
         ours, theirs = np.nanmean(f1, axis=1).reshape(2, -1)
         differences.append((ours - theirs).mean())

@@ -30,7 +30,15 @@ from comparison import block_bootstrap, fit_classifier, paired_p
 from data import SentinelTimeSeriesDatasetForDownstreaming, iterate_batches
 from files import atomic_write, load_checkpoint, make_output_dir, write_json
 from runlog import refuse_training_folder, start_log
-from runtime import InputError, check, notice, refuse_torchrun, run_script, start_runtime
+from runtime import (
+    InputError,
+    Runtime,
+    check,
+    notice,
+    refuse_torchrun,
+    run_script,
+    start_runtime,
+)
 from tiles import check_tile, notice_splits
 from transforms import gap_fill, harmonic_coefficients, split_dates
 from utils import encode_series, rankme, retrieval, save_figure
@@ -286,30 +294,56 @@ def predict_network(checkpoint, config, runtime):
     return np.concatenate(labels), np.concatenate(predicted)
 
 
-def score_draw(names, train, test, fit_network, seed, number, bar):
-    """Scores and predictions of each model for one draw of labels: {name: (dict, (N,) codes)}.
+@dataclass(frozen=True)
+class Comparison:
+    """What all models share. test: as `read_split` gives it; checkpoints: (path, content) each."""
 
-    train, test: as `read_split` gives them; fit_network(name): the predictions of a network;
-    number: of the checkpoint whose features are taken.
-    """
-    results = {}
-    for name in names:
-        model, chosen = MODELS[name], None
-        bar.set_postfix_str(f"{len(train[1])} labels, draw {seed}, {name}")
-        if name in NETWORKS:
-            predicted = fit_network(name)
-        else:
+    config: dict
+    runtime: Runtime
+    names: list
+    checkpoints: list
+    extractors: dict
+    test: tuple
+    output_dir: Path
+
+    def score_draw(self, count, seed, bar):
+        """Fit each model to one draw of labels: {name: (row of the scores, predictions (N,))}."""
+        number = seed % len(self.checkpoints)
+        dataset = open_split("train", self.checkpoints[0][1], self.config, count, seed)
+        keys = {find_key(MODELS[name].features, number) for name in self.names}
+        train = read_split(dataset, {key: self.extractors[key] for key in keys if key[0]})
+        results = {}
+        for name in self.names:
+            bar.set_postfix_str(f"{dataset.num_pixels} labels, draw {seed}, {name}")
+            predicted, chosen = self.predict(name, train, seed, number)
+            results[name] = (
+                {
+                    "label_count": dataset.num_pixels,  # of 0, all, how many that is
+                    "seed": seed,
+                    "model": name,
+                    "checkpoint": number,
+                    "macro_f1": float(f1_score(self.test[1], predicted, average="macro")),
+                    "overall_accuracy": float(accuracy_score(self.test[1], predicted)),
+                    "chosen": None if chosen is None else float(chosen),
+                },
+                predicted,
+            )
+            bar.update()
+        return results
+
+    def predict(self, name, train, seed, number):
+        """Predicted codes (N,) of the test pixels, and the setting that was chosen, or None."""
+        (features, labels, _), model = train, MODELS[name]
+        if model.features:
             key = find_key(model.features, number)
-            fitted, chosen = fit_classifier(model.classifier, train[0][key], train[1], seed)
-            predicted = fitted.predict(test[0][key])
-        scores = {
-            "macro_f1": float(f1_score(test[1], predicted, average="macro", zero_division=0)),
-            "overall_accuracy": float(accuracy_score(test[1], predicted)),
-            "chosen": None if chosen is None else float(chosen),
-        }
-        results[name] = (scores, predicted)
-        bar.update()
-    return results
+            fitted, chosen = fit_classifier(model.classifier, features[key], labels, seed)
+            return fitted.predict(self.test[0][key]), chosen
+        folder = self.output_dir / ".network"
+        path, content = self.checkpoints[number]
+        trained = train_network(name, path, content, self.config, len(labels), seed, folder)
+        same_labels, predicted = predict_network(trained, self.config, self.runtime)
+        assert np.array_equal(same_labels, self.test[1]), "the same test pixels for every model"
+        return predicted, None
 
 
 def find_key(features, number):
@@ -317,35 +351,31 @@ def find_key(features, number):
     return features, number if features in ("embedding", "untrained") else 0
 
 
-def run_tests(count, draws, test):
-    """Each of our models against the best baseline: a list of dicts.
+def run_tests(draws, test):
+    """Each of our models against the best baseline at one count of labels: a list of dicts.
 
-    count: of labels; draws: what `score_draw` gave for each seed. The best baseline is the one with
-    the best mean on the test split, which favours the baseline.
+    draws: what `score_draw` gave for each seed. The best baseline is the one with the best mean on
+    the test split, which favours the baseline.
     """
-    mean = {name: np.mean([draw[name][0]["macro_f1"] for draw in draws]) for name in draws[0]}
-    baselines = [name for name in mean if name not in OWN]
+    f1 = {name: [draw[name][0]["macro_f1"] for draw in draws] for name in draws[0]}
+    predicted = {name: np.array([draw[name][1] for draw in draws]) for name in f1}
+    baselines = [name for name in f1 if name not in OWN]
     if not baselines:
         return []
-    best, tests = max(baselines, key=mean.get), []
-    for name in [name for name in mean if name in OWN]:
-        scores, predicted = (
-            [[draw[which][part] for draw in draws] for which in (name, best)] for part in (0, 1)
-        )
-        scores = [[score["macro_f1"] for score in of_model] for of_model in scores]
-        interval = block_bootstrap(*test[1:], *(np.array(of_model) for of_model in predicted))
-        tests.append(
-            {
-                "label_count": count,
-                "model": name,
-                "baseline": best,
-                "difference": float(mean[name] - mean[best]),
-                "p_seeds": paired_p(*scores),
-                "interval_blocks": interval,
-                "blocks": len(np.unique(test[2])),
-            }
-        )
-    return tests
+    best = max(baselines, key=lambda name: np.mean(f1[name]))
+    return [
+        {
+            "label_count": draws[0][best][0]["label_count"],
+            "model": name,
+            "baseline": best,
+            "difference": float(np.mean(f1[name]) - np.mean(f1[best])),
+            "p_seeds": paired_p(f1[name], f1[best]),
+            "interval_blocks": block_bootstrap(*test[1:], predicted[name], predicted[best]),
+            "blocks": len(np.unique(test[2])),
+        }
+        for name in f1
+        if name in OWN
+    ]
 
 
 # ---- report --------------------------------------------------------------------------------------
@@ -385,8 +415,9 @@ def write_table(result):
         lines += ["", "| labels | model | best baseline | difference | p | 95 % interval |"]
         lines += ["|---" * 6 + "|", *(_write_test(test) for test in result["tests"]), ""]
         lines += [
-            f"p: paired t-test over the {seeds} draws (would other labels say the same?). Interval: "
-            f"bootstrap of {result['tests'][0]['blocks']} test blocks (would other places?)."
+            f"p: paired t-test over the {seeds} draws (would other labels say the same?). "
+            f"Interval: bootstrap of {result['tests'][0]['blocks']} test blocks (would other "
+            "places?)."
         ]
         if seeds < 5:
             lines += [f"{seeds} draws are too few for p to mean much: wanted seeds=5 or more."]
@@ -445,8 +476,8 @@ def name_lines(axes, ends):
     for name, height in zip(order, heights, strict=True):
         axes.annotate(
             MODELS[name].label,
-            (right, ends[name]),
-            (right * 1.12, height),
+            (axes.get_xticks()[-1] * 1.03, ends[name]),
+            (right * 1.08, height),
             color=MODELS[name].color,
             va="center",
             fontsize=9,
@@ -478,63 +509,41 @@ def main(config):
     refuse_training_folder(folder)
     runtime = start_runtime(config["device"])
     checkpoints = load_checkpoints(config)
-    paths, contents = list(checkpoints), list(checkpoints.values())
+    first = next(iter(checkpoints.values()))
     for count in counts:  # too few labels for one of them is told before hours of work
-        open_split("train", contents[0], config, count)
-    test_set = open_split("test", contents[0], config)
+        open_split("train", first, config, count)
+    test_set = open_split("test", first, config)
     notice_splits(test_set.tiles)
     output_dir = make_output_dir(folder)
     (output_dir / "metrics.jsonl").unlink(missing_ok=True)
     log = start_log(config, "label_efficiency", output_dir, runtime)
 
     # features of the test split, and how steady they are
+    contents = list(checkpoints.values())
     extractors = build_extractors(contents, test_set.tiles, config, runtime)
     some = min(test_set.num_pixels, config["retrieval_pixels"])
-    result = {"scores": [], "tests": []}
-    result["retrieval"] = measure_steadiness(
-        open_split("test", contents[0], config, some), extractors
-    )
+    steadiness = measure_steadiness(open_split("test", first, config, some), extractors)
     test = read_split(test_set, extractors)
-    result["rankme"] = measure_ranks(test[0], config["retrieval_pixels"])
-    result["config"] = dict(config)
+    result = {"scores": [], "tests": [], "retrieval": steadiness}
+    result |= {"rankme": measure_ranks(test[0], some), "config": dict(config)}
 
     # each count is written when it is done
+    comparison = Comparison(
+        config, runtime, names, list(checkpoints.items()), extractors, test, output_dir
+    )
     bar = tqdm(total=len(counts) * config["seeds"] * len(names), unit="model")
     for count in counts:
-        draws = []
-        for seed in range(config["seeds"]):
-            number = seed % len(paths)
-            dataset = open_split("train", contents[0], config, count, seed)
-            label_count = dataset.num_pixels  # of 0, all, how many that is
-            used = {find_key(MODELS[n].features, number) for n in names if MODELS[n].features}
-            train = read_split(dataset, {key: extractors[key] for key in used})
-
-            def fit_network(name, label_count=label_count, seed=seed, number=number):
-                trained = train_network(
-                    name,
-                    paths[number],
-                    contents[number],
-                    config,
-                    label_count,
-                    seed,
-                    output_dir / ".network",
-                )
-                labels, predicted = predict_network(trained, config, runtime)
-                assert np.array_equal(labels, test[1]), "the same test pixels for every model"
-                return predicted
-
-            draws.append(score_draw(names, train, test, fit_network, seed, number, bar))
-            result["scores"] += [
-                {"label_count": label_count, "seed": seed, "model": name, "checkpoint": number}
-                | scores
-                for name, (scores, _) in draws[-1].items()
-            ]
-        result["tests"] += run_tests(label_count, draws, test)
+        draws = [comparison.score_draw(count, seed, bar) for seed in range(config["seeds"])]
+        rows = [row for draw in draws for row, _ in draw.values()]
+        result["scores"] += rows
+        result["tests"] += run_tests(draws, test)
         save_result(result, output_dir)
         means = {
-            name: float(np.mean([draw[name][0]["macro_f1"] for draw in draws])) for name in names
+            f"{name}/{key}": float(np.mean([row[key] for row in rows if row["model"] == name]))
+            for name in names
+            for key in ("macro_f1", "overall_accuracy")
         }
-        log.line({"step": label_count, **{f"{name}/macro_f1": f1 for name, f1 in means.items()}})
+        log.line({"step": rows[0]["label_count"], **means})
     bar.close()
     picture = output_dir / "label_efficiency.png"
     log.images({"label_efficiency": picture})
