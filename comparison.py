@@ -11,13 +11,14 @@ from sklearn.dummy import DummyClassifier
 from sklearn.ensemble import RandomForestClassifier
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
-from sklearn.model_selection import GridSearchCV, StratifiedKFold
+from sklearn.model_selection import GridSearchCV, RepeatedStratifiedKFold
 from sklearn.neighbors import KNeighborsClassifier
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from threadpoolctl import threadpool_limits
 
 FOLDS = 5
+REPEATS = 4  # of the folds where labels are few, since one partition of 50 chooses by chance
 SEARCH_LABELS = 2000  # of more labels so many, drawn at random, choose the setting
 SEARCH_TREES = 100  # of a forest while its leaf size is chosen
 BOOTSTRAPS = 1000
@@ -29,7 +30,7 @@ def classifiers(seed):
     neighbours = make_pipeline(StandardScaler(), KNeighborsClassifier(1))
     forest = RandomForestClassifier(500, n_jobs=-1, random_state=seed)
     return {
-        "logistic regression": (logistic, "logisticregression__C", list(10.0 ** np.arange(-4, 4))),
+        "logistic regression": (logistic, "logisticregression__C", list(10.0 ** np.arange(-3, 4))),
         "k nearest neighbours": (
             neighbours,
             "kneighborsclassifier__n_neighbors",
@@ -83,6 +84,7 @@ def find_label_folds(labels, seed=0):
 
     As many folds as the smallest class has labels, at most FOLDS, so that every class is in every
     part. A class with a single label cannot be, and is left out. [] for fewer than two classes.
+    Of few labels several partitions are made, up to 200 labels in all or REPEATS.
     """
     rows = np.random.default_rng(seed).permutation(len(labels))[:SEARCH_LABELS]
     codes, counts = np.unique(labels[rows], return_counts=True)
@@ -90,7 +92,8 @@ def find_label_folds(labels, seed=0):
     if several.sum() < 2:
         return []
     rows = rows[np.isin(labels[rows], codes[several])]
-    splitter = StratifiedKFold(min(FOLDS, counts[several].min()), shuffle=True, random_state=seed)
+    number, repeats = min(FOLDS, counts[several].min()), max(1, min(REPEATS, 200 // len(rows)))
+    splitter = RepeatedStratifiedKFold(n_splits=number, n_repeats=repeats, random_state=seed)
     return [(rows[train], rows[test]) for train, test in splitter.split(rows, labels[rows])]
 
 

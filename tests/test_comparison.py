@@ -22,11 +22,12 @@ def noisy_classes(count, noise, seed=0, features=20):
 
 
 def test_the_setting_follows_the_data():
-    """Many neighbours where the classes overlap, one where they are thin stripes."""
+    """Many neighbours where the classes overlap, few where they are thin stripes."""
     x, labels = noisy_classes(400, noise=1, features=1)
     assert fit_classifier("k nearest neighbours", x, labels)[1] >= 9
     stripes = np.floor(np.linspace(0, 100, 400)).astype(int) % 2
-    assert fit_classifier("k nearest neighbours", np.linspace(0, 1, 400)[:, None], stripes)[1] == 1
+    place = np.linspace(0, 1, 400)[:, None]
+    assert fit_classifier("k nearest neighbours", place, stripes)[1] <= 3
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -67,11 +68,11 @@ def test_rare_classes_neither_warn_nor_are_lost(name, labels, is_chosen):
 def test_folds_hold_every_class_in_every_part(monkeypatch):
     labels = np.repeat([1, 2, 3], [40, 3, 1])
     folds = find_label_folds(labels)
-    assert len(folds) == 3, "the smaller class has three"
+    assert len(folds) == 3 * 4, "the smaller class has three; few labels are divided four times"
     for train, test in folds:
         assert not set(train) & set(test)
         assert set(labels[train]) == set(labels[test]) == {1, 2}
-    assert len(find_label_folds(np.repeat([1, 2], 40))) == 5
+    assert len(find_label_folds(np.repeat([1, 2], 200))) == 5
     monkeypatch.setattr(comparison, "SEARCH_LABELS", 30)
     train, test = find_label_folds(np.repeat([1, 2], 400))[0]
     assert len(train) + len(test) == 30
