@@ -134,14 +134,25 @@ def test_draws_of_labels_take_turns_with_the_checkpoints(workplace, tmp_path):
     content = load_checkpoint(first)
     other = {name: torch.randn_like(value) for name, value in content["backbone_state"].items()}
     torch.save(content | {"backbone_state": other}, tmp_path / "other.pt")
-    paths = f"{first},{tmp_path / 'other.pt'}"
-    both = compare(workplace, tmp_path / "both", checkpoint_path=paths, label_counts="40", seeds=3)
-    alone = compare(workplace, tmp_path / "alone", label_counts="40", seeds=3)
-    rows = [[row for row in r["scores"] if row["model"] == "embedding"] for r in (both, alone)]
-    assert [row["checkpoint"] for row in rows[0]] == [0, 1, 0]
-    f1 = [[row["macro_f1"] for row in of_run] for of_run in rows]
-    assert (f1[0][0], f1[0][2]) == (f1[1][0], f1[1][2])
-    assert f1[0][1] != f1[1][1]
+    both, one, two = (
+        compare(
+            workplace,
+            tmp_path / name,
+            checkpoint_path=paths,
+            models="embedding",
+            label_counts="40",
+            seeds=3,
+        )
+        for name, paths in (
+            ("both", f"{first},{tmp_path / 'other.pt'}"),
+            ("one", first),
+            ("two", tmp_path / "other.pt"),
+        )
+    )
+    assert [row["checkpoint"] for row in both["scores"]] == [0, 1, 0]
+    f1 = [[row["macro_f1"] for row in result["scores"]] for result in (both, one, two)]
+    assert f1[0] == [f1[1][0], f1[2][1], f1[1][2]]
+    assert f1[1] != f1[2]
     assert len(both["retrieval"]["embedding"]) == len(both["rankme"]["untrained"]) == 2
 
 
