@@ -1,145 +1,110 @@
 """How good are the embeddings: test scores against the number of labels, beside honest baselines.
 
-For each number of labels and each seed the same labelled pixels train three models, all scored on
-the test split: logistic regression on the frozen encoder's representations, and logistic regression
-and a random forest on the gap-filled raw series.
+For each number of labels and each draw of them (seed), the same labelled pixels train every model,
+and all are scored on the same pixels of the test split. Settings (C, k, leaf size) are chosen by
+cross-validation on the training labels alone. Also: whether the difference to the best baseline is
+more than chance, and how steady the embeddings are when other dates of a pixel are seen.
 
     python label_efficiency.py checkpoint_path=checkpoints/arkansas/best.pt \\
         base_path=../shared dataset_name=arkansas_2021
+    python label_efficiency.py checkpoint_path=checkpoints/a/best.pt,checkpoints/b/best.pt \\
+        base_path=../shared dataset_name=arkansas_2021 models=all
 """
 
 import math
+import shutil
+import subprocess
+import sys
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
 from matplotlib.figure import Figure
-from sklearn.dummy import DummyClassifier
-from sklearn.ensemble import RandomForestClassifier
-from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import accuracy_score, f1_score
-from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import StandardScaler
-from threadpoolctl import threadpool_limits
 from tqdm import tqdm
 
-from backbones import load_backbone
+from backbones import build_backbone, load_backbone, load_classifier
+from comparison import block_bootstrap, fit_classifier, paired_p
 from data import SentinelTimeSeriesDatasetForDownstreaming, iterate_batches
-from files import load_checkpoint, make_output_dir, write_json
+from files import atomic_write, load_checkpoint, make_output_dir, write_json
 from runlog import refuse_training_folder, start_log
-from runtime import InputError, check, notice, refuse_torchrun, run_script, start_runtime
-from tiles import check_tile
-from transforms import gap_fill
-from utils import encode_series, save_figure
+from runtime import (
+    InputError,
+    Runtime,
+    check,
+    notice,
+    refuse_torchrun,
+    run_script,
+    start_runtime,
+)
+from tiles import check_tile, notice_splits
+from transforms import gap_fill, harmonic_coefficients, split_dates
+from utils import encode_series, rankme, retrieval, save_figure
 
 run_config = {
     # input
-    "checkpoint_path": "",  # a checkpoint of train.py
+    "checkpoint_path": "",  # of train.py; several, divided by commas: draw s of the labels uses
+    # checkpoint s modulo their number, so that the spread includes them (seeds of one recipe)
     "base_path": ".",  # folder above data/
     "dataset_name": "simulated",  # labelled tiles
     "output_dir": "",  # empty: beside the checkpoint, <its folder>/label_efficiency
+    # models
+    "models": "fast",  # all; fast: all but those that train a network, which take minutes for each
+    # draw; or some, as series,forest: the names are the keys of MODELS
     # labels
     "label_counts": "50,100,500,2000",  # drawn at random from the training split; 0: all of it
     "most_pixels": 100_000,  # of a split that are held in memory; of more, so many at random
-    "seeds": 3,  # draws of labels for each count; the mean is reported
+    "seeds": 5,  # draws of labels for each count; mean and standard deviation are reported
     "draws": 0,  # representations from 0: all clear observations; else the mean of so many draws
+    # steadiness
+    "retrieval_pixels": 10_000,  # of the test split at most; more: a harder task, more memory
     # running
     "device": "auto",  # auto, cpu or cuda
     "wandb_mode": "auto",  # auto (online where logged in), online, offline or disabled
 }
 
 
-def open_split(split, checkpoint, config, label_count=0, seed=0):
-    """Labelled pixels of a split, at most `most_pixels`.
+@dataclass(frozen=True)
+class Model:
+    """What a row is made of; features and classifier are "" for a network that is trained."""
 
-    The labels that label_count and seed draw are those of train_classification.py.
-    """
-    keys = ("min_valid", "block_size", "split_seed")
-    keywords = {key: checkpoint["config"][key] for key in keys}
-    keywords |= {key: checkpoint[key] for key in ("mean", "std")} | {"split": split, "seed": seed}
-
-    def open_data(label_count):
-        return SentinelTimeSeriesDatasetForDownstreaming(
-            config["base_path"], config["dataset_name"], label_count=label_count, **keywords
-        )
-
-    dataset = open_data(label_count)
-    for tile in dataset.tiles:
-        check_tile(tile, checkpoint, config["checkpoint_path"])
-    if dataset.num_pixels > config["most_pixels"]:
-        notice(
-            f"{split}: {dataset.num_pixels} labelled pixels, cut to most_pixels="
-            f"{config['most_pixels']} of them, drawn at random"
-        )
-        dataset = open_data(config["most_pixels"])
-    return dataset
+    label: str
+    color: str
+    features: str = ""
+    classifier: str = ""
 
 
-def read_split(dataset, config, backbone, runtime):
-    """Representations (N, D), gap-filled raw series (N, features) and labels (N,) of a split."""
-    days = torch.from_numpy(np.unique(np.concatenate([tile.doys for tile in dataset.tiles])))
-    parts = []
-    batches = tqdm(
-        iterate_batches(dataset),
-        desc=f"{dataset.split}, {dataset.num_pixels} pixels",
-        total=dataset.steps_per_epoch,
-        unit="batch",
-        leave=False,
-    )
-    for x, doys, labels, _ in batches:
-        y, _ = encode_series(backbone, x, doys, runtime, config["draws"])
-        parts.append((y, gap_fill(x, doys, days).flatten(1), labels))
-    return [torch.cat(arrays).numpy() for arrays in zip(*parts, strict=True)]
+MODELS = {
+    "embedding": Model(
+        "embedding + logistic regression", "#08519c", "embedding", "logistic regression"
+    ),
+    "neighbours": Model(
+        "embedding + nearest neighbours", "#3b8bc8", "embedding", "k nearest neighbours"
+    ),
+    "finetuned": Model("fine-tuned network", "#6a51a3"),
+    "series": Model(
+        "gap-filled series + logistic regression", "#e6820a", "series", "logistic regression"
+    ),
+    "forest": Model("gap-filled series + random forest", "#31a354", "series", "random forest"),
+    "harmonic": Model(
+        "harmonic coefficients + logistic regression", "#c51b1b", "harmonic", "logistic regression"
+    ),
+    "untrained": Model(
+        "untrained encoder + logistic regression", "#969696", "untrained", "logistic regression"
+    ),
+    "scratch": Model("network from scratch", "#252525"),
+}
+OWN = ("embedding", "neighbours", "finetuned")  # the others are baselines
+NETWORKS = ("finetuned", "scratch")
+FEATURES = ("embedding", "untrained", "series", "harmonic")
+INHERITED = ("min_valid", "block_size", "split_seed")  # which pixels are in which split
+ARCHITECTURE = ("backbone", "latent_dim", "width", "depth", "sample_size")
+MOST_DAYS = 73  # that series are gap-filled to; many tiles have more days, 5 days apart suffices
 
 
-def models(seed):
-    """Name -> (model, whether it reads representations)."""
-    return {
-        "embeddings + logistic regression": (
-            make_pipeline(StandardScaler(), LogisticRegression(max_iter=2000)),
-            True,
-        ),
-        "raw series + logistic regression": (
-            make_pipeline(StandardScaler(), LogisticRegression(max_iter=2000)),
-            False,
-        ),
-        "raw series + random forest": (
-            RandomForestClassifier(500, n_jobs=-1, random_state=seed),
-            False,
-        ),
-    }
-
-
-def score(train, test, seed):
-    """Test scores of each model fitted to the training pixels."""
-    scores = {}
-    only_one_class = len(np.unique(train[2])) == 1  # then that class is all that can be predicted
-    for name, (model, on_representations) in models(seed).items():
-        model = DummyClassifier() if only_one_class else model
-        which = 0 if on_representations else 1
-        with threadpool_limits(1):  # small products; more threads would wait for each other
-            predicted = model.fit(train[which], train[2]).predict(test[which])
-        scores[name] = {
-            "macro_f1": float(f1_score(test[2], predicted, average="macro")),
-            "overall_accuracy": float(accuracy_score(test[2], predicted)),
-        }
-    return scores
-
-
-def plot(results, dataset_name, path):
-    figure = Figure(figsize=(6, 4), layout="constrained")
-    axes = figure.subplots()
-    for name in models(0):
-        counts = sorted({row["label_count"] for row in results})
-        rows = [
-            [r["macro_f1"] for r in results if r["model"] == name and r["label_count"] == count]
-            for count in counts
-        ]
-        mean, low, high = (np.array([f(row) for row in rows]) for f in (np.mean, np.min, np.max))
-        axes.errorbar(counts, mean, [mean - low, high - mean], marker="o", capsize=3, label=name)
-    axes.set(xscale="log", xlabel="labels", ylabel="test macro-F1", title=dataset_name)
-    axes.legend()
-    save_figure(figure, path)
+# ---- config --------------------------------------------------------------------------------------
 
 
 def read_counts(config):
@@ -159,56 +124,432 @@ def read_counts(config):
     return sorted(counts, key=lambda count: count or math.inf)
 
 
-def print_means(rows, count):
-    """Print the mean scores of each model over the seeds. Returns them, for the log."""
-    means = {}
-    for name in models(0):
-        here = [row for row in rows if row["model"] == name]
-        mean = {k: float(np.mean([r[k] for r in here])) for k in ("macro_f1", "overall_accuracy")}
-        print(
-            f"{count:6d} labels  {name:34s} macro-F1 {mean['macro_f1']:.3f}  "
-            f"overall accuracy {mean['overall_accuracy']:.3f}"
+def read_models(config):
+    """Names of the chosen MODELS, in their order."""
+    text = config["models"]
+    fast = [name for name in MODELS if name not in NETWORKS]
+    chosen = {"all": list(MODELS), "fast": fast}.get(text, text.split(","))
+    if unknown := [name for name in chosen if name not in MODELS]:
+        raise InputError(
+            f"models={text}: found {unknown[0]!r}, wanted all, fast or some of {','.join(MODELS)}"
         )
-        means |= {f"{name}/{key}": value for key, value in mean.items()}
-    return means
+    return [name for name in MODELS if name in chosen]
+
+
+def load_checkpoints(config):
+    """Path -> content of every checkpoint; InputError where they are not of one data set."""
+    paths = config["checkpoint_path"].split(",")
+    checkpoints = {path: load_checkpoint(path) for path in paths}
+    first = checkpoints[paths[0]]
+    for path, other in checkpoints.items():
+        differ = [key for key in INHERITED if other["config"][key] != first["config"][key]]
+        differ += [key for key in ("mean", "std") if not other[key].equal(first[key])]
+        if differ:
+            raise InputError(
+                f"{path}: found another {', '.join(differ)} than in {paths[0]}, wanted checkpoints "
+                "of one data set and one split"
+            )
+    return checkpoints
+
+
+# ---- data ----------------------------------------------------------------------------------------
+
+
+def open_split(split, checkpoint, config, label_count=0, seed=0):
+    """Labelled pixels of a split, at most `most_pixels`.
+
+    The labels that label_count and seed draw are those of train_classification.py.
+    """
+    keywords = {key: checkpoint["config"][key] for key in INHERITED}
+    keywords |= {key: checkpoint[key] for key in ("mean", "std")} | {"split": split, "seed": seed}
+
+    def open_data(label_count):
+        return SentinelTimeSeriesDatasetForDownstreaming(
+            config["base_path"], config["dataset_name"], label_count=label_count, **keywords
+        )
+
+    dataset = open_data(label_count)
+    for tile in dataset.tiles:
+        check_tile(tile, checkpoint, config["checkpoint_path"])
+    if dataset.num_pixels > config["most_pixels"]:
+        notice(
+            f"{split}: {dataset.num_pixels} labelled pixels, cut to most_pixels="
+            f"{config['most_pixels']} of them, drawn at random"
+        )
+        dataset = open_data(config["most_pixels"])
+    return dataset
+
+
+def build_extractors(checkpoints, tiles, config, runtime):
+    """(features, number of the checkpoint) -> function of x, doys that gives features (N, F).
+
+    The untrained encoder of a checkpoint has its architecture, and weights of its number as seed.
+    """
+    days = np.unique(np.concatenate([tile.doys for tile in tiles]))
+    if len(days) > MOST_DAYS:
+        days = np.linspace(days[0], days[-1], MOST_DAYS)
+    days = torch.from_numpy(days)
+
+    def encode(module, x, doys):
+        return encode_series(module, x, doys, runtime, config["draws"])[0]
+
+    extractors = {
+        ("series", 0): lambda x, doys: gap_fill(x, doys, days).flatten(1),
+        ("harmonic", 0): harmonic_coefficients,
+    }
+    for number, checkpoint in enumerate(checkpoints):
+        torch.manual_seed(number)
+        untrained = build_backbone(**checkpoint["backbone"]).eval().to(runtime.device)
+        trained = load_backbone(checkpoint).to(runtime.device)
+        extractors["embedding", number] = partial(encode, trained)
+        extractors["untrained", number] = partial(encode, untrained)
+    return extractors
+
+
+def walk(dataset):
+    """Batches of a data set, with a progress bar that goes away."""
+    description = f"{dataset.split}, {dataset.num_pixels} pixels"
+    steps = dataset.steps_per_epoch
+    return tqdm(iterate_batches(dataset), description, steps, leave=False, unit="batch")
+
+
+def read_split(dataset, extractors):
+    """Features {key: (N, F) float32}, labels (N,) and blocks (N,) of a split."""
+    features, labels, groups = {key: [] for key in extractors}, [], []
+    for x, doys, label, group in walk(dataset):
+        for key, extract in extractors.items():
+            features[key].append(extract(x, doys))
+        labels.append(label)
+        groups.append(group)
+    features = {key: torch.cat(parts).numpy() for key, parts in features.items()}
+    return features, torch.cat(labels).numpy(), torch.cat(groups).numpy()
+
+
+def measure_steadiness(dataset, extractors):
+    """How well a pixel is found again from other dates: {features: a share for each checkpoint}.
+
+    The dates of each pixel are divided at random into two halves, each read as a whole year.
+    """
+    halves, generator = {key: ([], []) for key in extractors}, torch.Generator().manual_seed(0)
+    pixels = 0
+    for x, doys, *_ in walk(dataset):
+        two = (doys > 0).sum(1) > 1
+        pixels += int(two.sum())
+        for place, half in enumerate(split_dates(x[two], doys[two], generator)):
+            for key, extract in extractors.items() if two.any() else ():
+                halves[key][place].append(extract(*half))
+    result = {"pixels": pixels}
+    for name, number in halves if pixels > 1 else ():
+        a, b = (torch.cat(parts) for parts in halves[name, number])
+        result.setdefault(name, []).append(retrieval(a, b))
+    return result
+
+
+def measure_ranks(features, most):
+    """RankMe of at most so many representations: {features: a value for each checkpoint}."""
+    ranks = {}
+    for (name, _), values in sorted(features.items()):
+        if name in ("embedding", "untrained"):
+            ranks.setdefault(name, []).append(rankme(values[:most])[0])
+    return ranks
+
+
+# ---- models --------------------------------------------------------------------------------------
+
+
+def train_network(name, path, checkpoint, config, label_count, seed, folder):
+    """Train a network with train_classification.py on the drawn labels; its checkpoint.
+
+    In a process of its own, as a user would run it. The folder is removed afterwards.
+    """
+    keys = {key: config[key] for key in ("base_path", "dataset_name", "device")}
+    keys |= {"label_count": label_count, "seed": seed, "output_dir": folder, "overwrite": "true"}
+    if name == "finetuned":
+        keys["checkpoint_path"] = path
+    else:
+        keys |= {key: checkpoint["config"][key] for key in INHERITED + ARCHITECTURE}
+    script = Path(__file__).with_name("train_classification.py")
+    arguments = [f"{key}={value}" for key, value in (keys | {"wandb_mode": "disabled"}).items()]
+    try:
+        done = subprocess.run(
+            [sys.executable, str(script), *arguments], capture_output=True, text=True
+        )
+        if done.returncode:
+            line = (done.stderr.strip().splitlines() or ["no message"])[-1]
+            raise InputError(f"models={name}: train_classification.py ended: {line}")
+        return load_checkpoint(folder / "best.pt", ("classifier",))
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def predict_network(checkpoint, config, runtime):
+    """Labels and predicted codes of the test split, (N,) each, in the order of `read_split`."""
+    codes = np.array([int(code) for code in checkpoint["classes"]], np.uint8)
+    classifier = load_classifier(checkpoint).to(runtime.device)
+    labels, predicted = [], []
+    for x, doys, label, _ in walk(open_split("test", checkpoint, config)):
+        _, logits = encode_series(classifier, x, doys, runtime)
+        labels.append(label.numpy())
+        predicted.append(codes[logits.argmax(1).numpy()])
+    return np.concatenate(labels), np.concatenate(predicted)
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What all models share. test: as `read_split` gives it; checkpoints: (path, content) each."""
+
+    config: dict
+    runtime: Runtime
+    names: list
+    checkpoints: list
+    extractors: dict
+    test: tuple
+    output_dir: Path
+
+    def score_draw(self, count, seed, bar):
+        """Fit each model to one draw of labels: {name: (row of the scores, predictions (N,))}."""
+        number = seed % len(self.checkpoints)
+        dataset = open_split("train", self.checkpoints[0][1], self.config, count, seed)
+        keys = {find_key(MODELS[name].features, number) for name in self.names}
+        train = read_split(dataset, {key: self.extractors[key] for key in keys if key[0]})
+        results = {}
+        for name in self.names:
+            bar.set_postfix_str(f"{dataset.num_pixels} labels, draw {seed}, {name}")
+            predicted, chosen = self.predict(name, train, seed, number)
+            results[name] = (
+                {
+                    "label_count": dataset.num_pixels,  # of 0, all, how many that is
+                    "seed": seed,
+                    "model": name,
+                    "checkpoint": number,
+                    "macro_f1": float(f1_score(self.test[1], predicted, average="macro")),
+                    "overall_accuracy": float(accuracy_score(self.test[1], predicted)),
+                    "chosen": None if chosen is None else float(chosen),
+                },
+                predicted,
+            )
+            bar.update()
+        return results
+
+    def predict(self, name, train, seed, number):
+        """Predicted codes (N,) of the test pixels, and the setting that was chosen, or None."""
+        (features, labels, _), model = train, MODELS[name]
+        if model.features:
+            key = find_key(model.features, number)
+            fitted, chosen = fit_classifier(model.classifier, features[key], labels, seed)
+            return fitted.predict(self.test[0][key]), chosen
+        folder = self.output_dir / ".network"
+        path, content = self.checkpoints[number]
+        trained = train_network(name, path, content, self.config, len(labels), seed, folder)
+        same_labels, predicted = predict_network(trained, self.config, self.runtime)
+        assert np.array_equal(same_labels, self.test[1]), "the same test pixels for every model"
+        return predicted, None
+
+
+def find_key(features, number):
+    """The key of `build_extractors` for features of a checkpoint."""
+    return features, number if features in ("embedding", "untrained") else 0
+
+
+def run_tests(draws, test):
+    """Each of our models against the best baseline at one count of labels: a list of dicts.
+
+    draws: what `score_draw` gave for each seed. The best baseline is the one with the best mean on
+    the test split, which favours the baseline.
+    """
+    f1 = {name: [draw[name][0]["macro_f1"] for draw in draws] for name in draws[0]}
+    predicted = {name: np.array([draw[name][1] for draw in draws]) for name in f1}
+    baselines = [name for name in f1 if name not in OWN]
+    if not baselines:
+        return []
+    best = max(baselines, key=lambda name: np.mean(f1[name]))
+    return [
+        {
+            "label_count": draws[0][best][0]["label_count"],
+            "model": name,
+            "baseline": best,
+            "difference": float(np.mean(f1[name]) - np.mean(f1[best])),
+            "p_seeds": paired_p(f1[name], f1[best]),
+            "interval_blocks": block_bootstrap(*test[1:], predicted[name], predicted[best]),
+            "blocks": len(np.unique(test[2])),
+        }
+        for name in f1
+        if name in OWN
+    ]
+
+
+# ---- report --------------------------------------------------------------------------------------
+
+
+def summarise(rows):
+    """{name: {label count: (mean, standard deviation or nan) of macro-F1}}, in order."""
+    summary = {}
+    for row in sorted(rows, key=lambda row: row["label_count"]):
+        by_count = summary.setdefault(row["model"], {})
+        by_count.setdefault(row["label_count"], []).append(row["macro_f1"])
+    return {
+        name: {
+            count: (np.mean(f1), np.std(f1, ddof=1) if len(f1) > 1 else math.nan)
+            for count, f1 in summary[name].items()
+        }
+        for name in MODELS
+        if name in summary
+    }
+
+
+def write_table(result):
+    """The whole result as Markdown."""
+    summary, seeds = summarise(result["scores"]), result["config"]["seeds"]
+    counts = list(next(iter(summary.values())))
+    lines = [
+        f"Macro-F1 on the test split of {result['config']['dataset_name']}, "
+        f"mean and standard deviation of {seeds} draws of labels:",
+        "",
+        "| labels | " + " | ".join(str(count) for count in counts) + " |",
+        "|---" * (len(counts) + 1) + "|",
+    ]
+    for name, by_count in summary.items():
+        cells = [f"{mean:.3f} ± {std:.3f}" for mean, std in by_count.values()]
+        lines.append(f"| {MODELS[name].label} | {' | '.join(cells).replace(' ± nan', '')} |")
+    if result["tests"]:
+        lines += ["", "| labels | model | best baseline | difference | p | 95 % interval |"]
+        lines += ["|---" * 6 + "|", *(_write_test(test) for test in result["tests"]), ""]
+        lines += [
+            f"p: paired t-test over the {seeds} draws (would other labels say the same?). "
+            f"Interval: bootstrap of {result['tests'][0]['blocks']} test blocks (would other "
+            "places?)."
+        ]
+        if seeds < 5:
+            lines += [f"{seeds} draws are too few for p to mean much: wanted seeds=5 or more."]
+    lines += ["", f"| features | found again among {result['retrieval']['pixels']} | RankMe |"]
+    lines += ["|---|---|---|"]
+    for name in FEATURES:
+        cells = [
+            " ".join(f"{value:{form}}" for value in result[key].get(name, ()))
+            for key, form in (("retrieval", ".3f"), ("rankme", ".1f"))
+        ]
+        lines.append(f"| {name} | {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
+def _write_test(test):
+    p, interval = test["p_seeds"], test["interval_blocks"]
+    cells = [str(test["label_count"]), test["model"], test["baseline"]]
+    cells += [f"{test['difference']:+.3f}", "" if p is None else f"{p:.3f}"]
+    cells += ["" if interval is None else "{:+.3f} .. {:+.3f}".format(*interval)]
+    return f"| {' | '.join(cells)} |"
+
+
+def plot(result, path):
+    """Macro-F1 against the number of labels, a line for each model, named at its end."""
+    summary = summarise(result["scores"])
+    figure = Figure(figsize=(9, 5), layout="constrained")
+    axes = figure.subplots()
+    for place, (name, by_count) in enumerate(summary.items()):
+        # beside each other, so that the bars of one count can be told apart
+        counts = np.array(list(by_count)) * 1.015 ** (place - (len(summary) - 1) / 2)
+        mean, std = np.array(list(by_count.values())).T
+        style = {"color": MODELS[name].color, "linestyle": "-" if name in OWN else "--"}
+        axes.errorbar(counts, mean, np.nan_to_num(std), marker="o", ms=4, capsize=2, **style)
+    counts = list(next(iter(summary.values())))
+    axes.set(xscale="log", xlabel="labels", ylabel="test macro-F1")
+    axes.set_title(f"{result['config']['dataset_name']}: mean and deviation over draws of labels")
+    axes.set_xticks(counts, [str(count) for count in counts])
+    axes.minorticks_off()
+    axes.grid(axis="y", color="0.9")
+    axes.spines[["top", "right"]].set_visible(False)
+    name_lines(axes, {name: by_count[counts[-1]][0] for name, by_count in summary.items()})
+    save_figure(figure, path)
+
+
+def name_lines(axes, ends):
+    """Write each model's name beside the end of its line, apart enough to be read."""
+    bottom, top = axes.get_ylim()
+    gap = (top - bottom) / 20
+    order = sorted(ends, key=ends.get)
+    heights = np.array([ends[name] for name in order])
+    for _ in range(200):  # neighbours that are too close push each other away
+        overlap = np.maximum(gap - np.diff(heights), 0) / 2
+        heights[:-1] -= overlap
+        heights[1:] += overlap
+    right = axes.get_xlim()[1]
+    for name, height in zip(order, heights, strict=True):
+        axes.annotate(
+            MODELS[name].label,
+            (axes.get_xticks()[-1] * 1.03, ends[name]),
+            (right * 1.08, height),
+            color=MODELS[name].color,
+            va="center",
+            fontsize=9,
+            annotation_clip=False,
+            arrowprops={"arrowstyle": "-", "color": MODELS[name].color, "lw": 0.6, "alpha": 0.6},
+        )
+
+
+def save_result(result, output_dir):
+    """JSON, table and picture, as far as they are done."""
+    write_json(output_dir / "label_efficiency.json", result)
+    with atomic_write(output_dir / "label_efficiency.md") as part:
+        part.write_text(write_table(result))
+    plot(result, output_dir / "label_efficiency.png")
 
 
 def main(config):
-    """Score and draw. Returns a list of dicts: label_count, seed, model, the scores."""
+    """Score, test and draw. Returns a dict of scores, tests, retrieval, rankme and config.
+
+    scores: a dict for each count, seed and model (label_count, seed, model, checkpoint, macro_f1,
+    overall_accuracy, chosen).
+    """
     refuse_torchrun()
-    config = check(config)
-    counts = read_counts(config)
-    folder = config["output_dir"] or Path(config["checkpoint_path"]).parent / "label_efficiency"
+    config = check(config, retrieval_pixels=(2, 100_000))
+    counts, names = read_counts(config), read_models(config)
+    folder = config["output_dir"] or (
+        Path(config["checkpoint_path"].split(",")[0]).parent / "label_efficiency"
+    )
     refuse_training_folder(folder)
     runtime = start_runtime(config["device"])
-    checkpoint = load_checkpoint(config["checkpoint_path"])
-    backbone = load_backbone(checkpoint).to(runtime.device)
+    checkpoints = load_checkpoints(config)
+    first = next(iter(checkpoints.values()))
     for count in counts:  # too few labels for one of them is told before hours of work
-        open_split("train", checkpoint, config, count)
-    test_set = open_split("test", checkpoint, config)
+        open_split("train", first, config, count)
+    test_set = open_split("test", first, config)
+    notice_splits(test_set.tiles)
     output_dir = make_output_dir(folder)
     (output_dir / "metrics.jsonl").unlink(missing_ok=True)
     log = start_log(config, "label_efficiency", output_dir, runtime)
 
+    # features of the test split, and how steady they are
+    contents = list(checkpoints.values())
+    extractors = build_extractors(contents, test_set.tiles, config, runtime)
+    some = min(test_set.num_pixels, config["retrieval_pixels"])
+    steadiness = measure_steadiness(open_split("test", first, config, some), extractors)
+    test = read_split(test_set, extractors)
+    result = {"scores": [], "tests": [], "retrieval": steadiness}
+    result |= {"rankme": measure_ranks(test[0], some), "config": dict(config)}
+
     # each count is written when it is done
-    test = read_split(test_set, config, backbone, runtime)
-    results, picture = [], output_dir / "label_efficiency.png"
+    comparison = Comparison(
+        config, runtime, names, list(checkpoints.items()), extractors, test, output_dir
+    )
+    bar = tqdm(total=len(counts) * config["seeds"] * len(names), unit="model")
     for count in counts:
-        rows = []
-        for seed in range(config["seeds"]):
-            dataset = open_split("train", checkpoint, config, count, seed)
-            train = read_split(dataset, config, backbone, runtime)
-            for name, scores in score(train, test, seed).items():
-                label_count = dataset.num_pixels  # of 0, all, how many that is
-                rows.append({"label_count": label_count, "seed": seed, "model": name, **scores})
-        results += rows
-        write_json(output_dir / "label_efficiency.json", results)
-        plot(results, config["dataset_name"], picture)
-        log.line({"step": dataset.num_pixels, **print_means(rows, dataset.num_pixels)})
+        draws = [comparison.score_draw(count, seed, bar) for seed in range(config["seeds"])]
+        rows = [row for draw in draws for row, _ in draw.values()]
+        result["scores"] += rows
+        result["tests"] += run_tests(draws, test)
+        save_result(result, output_dir)
+        means = {
+            f"{name}/{key}": float(np.mean([row[key] for row in rows if row["model"] == name]))
+            for name in names
+            for key in ("macro_f1", "overall_accuracy")
+        }
+        log.line({"step": rows[0]["label_count"], **means})
+    bar.close()
+    picture = output_dir / "label_efficiency.png"
     log.images({"label_efficiency": picture})
     log.finish()
-    print(f"{picture}: macro-F1 against the number of labels")
-    return results
+    print(f"\n{write_table(result)}\n{picture}: macro-F1 against the number of labels")
+    return result
 
 
 if __name__ == "__main__":

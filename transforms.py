@@ -9,6 +9,8 @@ import math
 import numpy as np
 import torch
 
+from backbones import encode_days
+
 NO_RANK = 1 << 14  # larger than any rank: marks a date that is not drawn
 
 
@@ -133,6 +135,43 @@ def gap_fill(x, doys, days):
     gap = (times[pixel, after] - times[pixel, before]).clamp(min=1e-6)
     share = ((days - times[pixel, before]) / gap).clamp(0, 1)[..., None]
     return (1 - share) * x[pixel, before] + share * x[pixel, after]
+
+
+def harmonic_coefficients(x, doys, order=3, ridge=1.0):
+    """Harmonic regression of each band on the day of year, the classical features of a series.
+
+    Per band the intercept, then the sines, then the cosines of 1 .. order cycles a year (365.25
+    days), by ridge regression: the sum of squared errors plus `ridge` times that of the sines' and
+    cosines' coefficients, which holds where there are fewer dates than coefficients. The intercept
+    is not penalised. Model: Zhu and Woodcock 2014 (10.1016/j.rse.2014.01.011).
+    x: (N, T, B) standardised and doys: (N, T), padded with doy 0 at the end; at least one
+    observation each. ridge: above 0.
+    Returns (N, (1 + 2 order) B) float32.
+    """
+    design = torch.cat([torch.ones_like(doys)[..., None], encode_days(doys, 2 * order)], dim=-1)
+    design = design.double() * (doys > 0)[..., None]  # (N, T, 1 + 2 order), 0 for padding
+    penalty = torch.full((design.shape[2],), float(ridge), device=x.device).double()
+    penalty[0] = 0
+    gram = design.mT @ design + penalty.diag()
+    return torch.linalg.solve(gram, design.mT @ x.double()).mT.flatten(1).float()
+
+
+def split_dates(x, doys, generator):
+    """Two disjoint halves of each pixel's observations, drawn at random; dates stay in order.
+
+    x: (N, T, B) and doys: (N, T), padded with doy 0 at the end; generator: a torch.Generator.
+    Returns (x, doys) of the first and of the second half, padded in the same way; of an odd number
+    the second has one more.
+    """
+    is_data = doys > 0
+    first = is_data.sum(1, keepdim=True) // 2
+    random = torch.rand(doys.shape, generator=generator).masked_fill(~is_data, 2)
+    rank = random.argsort(1).argsort(1)  # those of padding come last
+    pixel, halves = torch.arange(len(x))[:, None], []
+    for mask in (rank < first, (rank >= first) & is_data):
+        dates = clear_dates(mask.T)
+        halves.append((x[pixel, dates], doys[pixel, dates].masked_fill(dates < 0, 0)))
+    return halves
 
 
 def standardise(bands, mean, std):

@@ -1,4 +1,4 @@
-"""RankMe, the cross-correlation picture, and the representations of series and whole tiles.
+"""RankMe, retrieval, the cross-correlation picture, representations of series and whole tiles.
 
 Shapes: N pixels, T dates, S drawn dates, B bands, D dimensions of a representation, C classes.
 """
@@ -7,6 +7,7 @@ import math
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from matplotlib.figure import Figure
 
 from files import atomic_write
@@ -23,6 +24,24 @@ def rankme(representations):
     shares = singular / singular.sum().clamp(min=1e-12) + 1e-7
     entropy = float(-(shares * shares.log()).sum())
     return math.exp(entropy), entropy / math.log(representations.shape[1])
+
+
+def retrieval(a, b, rows=1024):
+    """Same-pixel retrieval: the share of rows of `a` whose nearest neighbour in `b` is their own.
+
+    a, b: (N, D) representations of the same N pixels from other dates. Nearest by cosine after the
+    mean of both is taken off: all representations share a large part of that mean, beside which
+    their differences are small, and the scale of a row depends on how many dates it saw.
+    rows: of `a` that are compared at once; memory grows with rows x N.
+    Returns a share in 0 .. 1; chance is 1 / N, so that values of different N do not compare.
+    """
+    a, b = (torch.as_tensor(values, dtype=torch.float32) for values in (a, b))
+    mean = torch.cat([a, b]).mean(0)
+    a, b = (F.normalize(values - mean, dim=1) for values in (a, b))
+    own = torch.arange(len(a), device=a.device)
+    parts = zip(a.split(rows), own.split(rows), strict=True)
+    found = sum(int(((part @ b.T).argmax(1) == pixels).sum()) for part, pixels in parts)
+    return found / len(a)
 
 
 # ---- pictures ------------------------------------------------------------------------------------

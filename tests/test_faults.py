@@ -161,8 +161,8 @@ def test_all_labels_are_counted_drawn_and_logged_in_order(workplace, tmp_path):
     """label_counts=0 stood at 0 on a log axis, and wandb dropped it because its step went back."""
     keywords = {"checkpoint_path": workplace / "pretrained/best.pt", "base_path": workplace}
     keywords |= {"dataset_name": "toy", "output_dir": tmp_path / "out", "seeds": 1}
-    results = run(label_efficiency, label_counts="0,20", **keywords)
-    counts = sorted({row["label_count"] for row in results})
+    results = run(label_efficiency, label_counts="0,20", models="harmonic", **keywords)
+    counts = sorted({row["label_count"] for row in results["scores"]})
     assert counts[0] == 20
     assert counts[1] > 100
     assert [line["step"] for line in lines(tmp_path / "out")] == counts
@@ -306,18 +306,19 @@ def test_label_efficiency_keeps_what_is_done(workplace, tmp_path, monkeypatch):
     """It wrote only at the end, and crashed where all drawn labels were of one class."""
     keywords = {"checkpoint_path": workplace / "pretrained/best.pt", "base_path": workplace}
     keywords |= {"dataset_name": "toy", "output_dir": tmp_path / "out", "seeds": 6}
+    keywords |= {"models": "embedding,harmonic"}
     results = run(label_efficiency, label_counts="2", **keywords)
-    assert len(results) == 18, "two labels are of one class in half of the draws"
-    score = label_efficiency.score
+    assert len(results["scores"]) == 12, "two labels are of one class in half of the draws"
+    fit_classifier = label_efficiency.fit_classifier
     monkeypatch.setattr(
         label_efficiency,
-        "score",
-        lambda train, *rest: score(train, *rest) if len(train[2]) < 60 else 1 / 0,
+        "fit_classifier",
+        lambda name, x, *rest: fit_classifier(name, x, *rest) if len(x) < 60 else 1 / 0,
     )
     with pytest.raises(ZeroDivisionError):
         run(label_efficiency, label_counts="20,60", **keywords)
     saved = json.loads((tmp_path / "out/label_efficiency.json").read_text())
-    assert {row["label_count"] for row in saved} == {20}
+    assert {row["label_count"] for row in saved["scores"]} == {20}
     with pytest.raises(InputError, match="wanted label_count=99999"):
         run(label_efficiency, label_counts="20,99999", **keywords)
 
@@ -332,7 +333,7 @@ def test_label_efficiency_holds_so_many_pixels_at_most(workplace, tmp_path, monk
     )
     keywords = {"checkpoint_path": workplace / "pretrained/best.pt", "base_path": workplace}
     keywords |= {"dataset_name": "toy", "output_dir": tmp_path / "out", "seeds": 1}
-    run(label_efficiency, label_counts="0", most_pixels=50, **keywords)
+    run(label_efficiency, label_counts="0", most_pixels=50, models="harmonic", **keywords)
     assert sizes == [50, 50]
 
 

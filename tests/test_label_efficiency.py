@@ -1,21 +1,177 @@
 """label_efficiency.py: scores of the encoder beside baselines, for each number of labels."""
 
-from helpers import run
+import json
+import re
+
+import numpy as np
+import pytest
+import torch
+from helpers import run, save, save_small_checkpoint, tile_of
 
 import label_efficiency
+from files import load_checkpoint
+from label_efficiency import MODELS, NETWORKS
+from runtime import InputError
+
+QUICK = "embedding,harmonic"
 
 
-def test_label_efficiency_compares_with_baselines(workplace, tmp_path):
-    results = run(
-        label_efficiency,
-        checkpoint_path=workplace / "pretrained/best.pt",
-        base_path=workplace,
-        dataset_name="toy",
-        output_dir=tmp_path / "out",
-        label_counts="20,60",
-        seeds=2,
+def compare(workplace, output_dir, **keywords):
+    """What main returns for the pretrained encoder of the fixture `workplace`."""
+    standard = {"checkpoint_path": workplace / "pretrained/best.pt", "base_path": workplace}
+    standard |= {"dataset_name": "toy", "output_dir": output_dir, "models": QUICK, "seeds": 2}
+    return run(label_efficiency, **standard | keywords)
+
+
+def test_compares_with_baselines(workplace, tmp_path):
+    fast = [name for name in MODELS if name not in NETWORKS]
+    result = compare(workplace, tmp_path / "out", label_counts="20,60", models="fast")
+    rows = [(row["label_count"], row["seed"], row["model"]) for row in result["scores"]]
+    assert rows == [(count, seed, name) for count in (20, 60) for seed in (0, 1) for name in fast]
+    assert all(0 <= row["macro_f1"] <= 1 for row in result["scores"])
+    assert [(t["label_count"], t["model"]) for t in result["tests"]] == [
+        (count, name) for count in (20, 60) for name in ("embedding", "neighbours")
+    ]
+    for test in result["tests"]:
+        mean = {
+            name: np.mean(
+                [
+                    row["macro_f1"]
+                    for row in result["scores"]
+                    if (row["label_count"], row["model"]) == (test["label_count"], name)
+                ]
+            )
+            for name in fast
+        }
+        assert mean[test["baseline"]] == max(mean[name] for name in fast[2:])
+        assert test["difference"] == pytest.approx(mean[test["model"]] - mean[test["baseline"]])
+        assert test["blocks"] > 1
+        low, high = test["interval_blocks"]
+        assert low <= high
+    for name in ("embedding", "untrained", "series", "harmonic"):
+        assert len(result["retrieval"][name]) == 1
+        assert 0 <= result["retrieval"][name][0] <= 1
+    assert 1 <= result["rankme"]["embedding"][0] <= 16
+    assert json.loads((tmp_path / "out/label_efficiency.json").read_text()) == json.loads(
+        json.dumps(result)
     )
-    assert len(results) == 2 * 2 * 3
-    assert {row["model"] for row in results} == set(label_efficiency.models(0))
-    assert all(0 <= row["macro_f1"] <= 1 for row in results)
-    assert (tmp_path / "out/label_efficiency.png").exists()
+    table = (tmp_path / "out/label_efficiency.md").read_text()
+    for name in fast:
+        assert re.search(rf"\| {re.escape(MODELS[name].label)} \| 0\.\d+ ± 0\.\d+ \| ", table)
+    assert (tmp_path / "out/label_efficiency.png").read_bytes()[:4] == b"\x89PNG"
+
+
+def test_networks_see_the_labels_and_test_pixels_of_the_others(workplace, tmp_path, monkeypatch):
+    """Rows of one table that were trained or scored on other pixels cannot be compared."""
+    trained = []
+    train_network = label_efficiency.train_network
+
+    def spy(*arguments):
+        content = train_network(*arguments)
+        trained.append((content, sorted(path.name for path in (tmp_path / "out").iterdir())))
+        return content
+
+    monkeypatch.setattr(label_efficiency, "train_network", spy)
+    result = compare(
+        workplace, tmp_path / "out", models="finetuned,scratch", seeds=1, label_counts="30"
+    )
+    assert [row["model"] for row in result["scores"]] == ["finetuned", "scratch"]
+    checkpoint = load_checkpoint(workplace / "pretrained/best.pt")
+    config = {**label_efficiency.run_config, "base_path": workplace, "dataset_name": "toy"}
+    for split, name, count in (("train", "training", 30), ("test", "test", 0)):
+        dataset = label_efficiency.open_split(split, checkpoint, config, count)
+        for content, _ in trained:
+            assert content["data"][name]["tiles"] == dataset.describe()["tiles"]
+    for content, files in trained:
+        assert content["backbone"] == checkpoint["backbone"], "the same architecture"
+        assert ".network" not in files, "its folder is removed"
+    assert [bool(content["config"]["checkpoint_path"]) for content, _ in trained] == [True, False]
+
+
+def test_a_network_that_cannot_be_trained_ends_in_one_line(workplace, tmp_path, monkeypatch):
+    script = tmp_path / "train_classification.py"
+    script.write_text("raise SystemExit('error: no space left')")
+    monkeypatch.setattr(label_efficiency, "__file__", str(tmp_path / "label_efficiency.py"))
+    with pytest.raises(InputError, match="train_classification.py ended: error: no space"):
+        compare(workplace, tmp_path / "out", models="scratch", seeds=1, label_counts="20")
+    assert not (tmp_path / "out/.network").exists()
+
+
+def test_settings_are_chosen_without_the_test_pixels(workplace, tmp_path):
+    """With other test pixels the same settings are chosen; and the scores are other ones."""
+    checkpoint = load_checkpoint(workplace / "pretrained/best.pt")
+    base_path = tmp_path / "changed"
+    for number in range(2):
+        tile = tile_of(workplace, number)
+        folder = tile_of(base_path, number)
+        folder.mkdir(parents=True)
+        for file in tile.iterdir():
+            (folder / file.name).write_bytes(file.read_bytes())
+    config = {**label_efficiency.run_config, "base_path": base_path, "dataset_name": "toy"}
+    dataset = label_efficiency.open_split("test", checkpoint, config)
+    for number, tile in enumerate(dataset.tiles):
+        is_test, bands = dataset.pixel_mask(number), np.array(tile.bands)
+        bands[:, is_test] = bands[:, is_test][..., ::-1]
+        save(tile.path, "bands", bands)
+        labels = np.array(tile.labels)
+        labels[is_test] = 135 - labels[is_test]  # 40 and 95, the other way round
+        save(tile.path, "labels", labels)
+    models = "embedding,neighbours,forest,harmonic"
+    one, other = (
+        compare(path, tmp_path / name, models=models, seeds=1, label_counts="40", **more)["scores"]
+        for path, name, more in (
+            (workplace, "one", {}),
+            (base_path, "other", {"checkpoint_path": workplace / "pretrained/best.pt"}),
+        )
+    )
+    assert [row["chosen"] for row in one] == [row["chosen"] for row in other]
+    assert None not in [row["chosen"] for row in one]
+    assert [row["macro_f1"] for row in one] != [row["macro_f1"] for row in other]
+
+
+def test_draws_of_labels_take_turns_with_the_checkpoints(workplace, tmp_path):
+    first = workplace / "pretrained/best.pt"
+    content = load_checkpoint(first)
+    other = {name: torch.randn_like(value) for name, value in content["backbone_state"].items()}
+    torch.save(content | {"backbone_state": other}, tmp_path / "other.pt")
+    both, one, two = (
+        compare(
+            workplace,
+            tmp_path / name,
+            checkpoint_path=paths,
+            models="embedding",
+            label_counts="40",
+            seeds=3,
+        )
+        for name, paths in (
+            ("both", f"{first},{tmp_path / 'other.pt'}"),
+            ("one", first),
+            ("two", tmp_path / "other.pt"),
+        )
+    )
+    assert [row["checkpoint"] for row in both["scores"]] == [0, 1, 0]
+    f1 = [[row["macro_f1"] for row in result["scores"]] for result in (both, one, two)]
+    assert f1[0] == [f1[1][0], f1[2][1], f1[1][2]]
+    assert f1[1] != f1[2]
+    assert len(both["retrieval"]["embedding"]) == len(both["rankme"]["untrained"]) == 2
+
+
+@pytest.mark.parametrize(
+    ("keywords", "message"),
+    [
+        ({"models": "embedding,trees"}, "models=embedding,trees: found 'trees', wanted all, fast"),
+        ({"retrieval_pixels": 1}, "retrieval_pixels=1: wanted 2 to"),
+        ({"label_counts": "1"}, "label_counts=1: wanted 0"),
+    ],
+)
+def test_mistakes_end_in_one_line(workplace, tmp_path, keywords, message):
+    with pytest.raises(InputError, match=message):
+        compare(workplace, tmp_path / "out", **keywords)
+    assert not (tmp_path / "out").exists()
+
+
+def test_checkpoints_of_other_data_are_refused(workplace, tmp_path):
+    save_small_checkpoint(tmp_path / "other.pt", config={"block_size": 7})
+    paths = f"{workplace / 'pretrained/best.pt'},{tmp_path / 'other.pt'}"
+    with pytest.raises(InputError, match="other.pt: found another block_size, mean, std than in"):
+        compare(workplace, tmp_path / "out", checkpoint_path=paths)

@@ -201,7 +201,7 @@ def test_all_labels_that_are_cut_are_said(workplace, tmp_path, capsys):
     keywords = {"checkpoint_path": workplace / "pretrained/best.pt", "base_path": workplace}
     keywords |= {"dataset_name": "toy", "output_dir": tmp_path / "out", "seeds": 1}
     runtime.notice.cache_clear()
-    run(label_efficiency, label_counts="0", most_pixels=30, **keywords)
+    run(label_efficiency, label_counts="0", most_pixels=30, models="harmonic", **keywords)
     out = capsys.readouterr().out
     assert out.count("labelled pixels, cut to most_pixels=30 of them") == 2  # training and test
     assert out.count("train: ") == 1

@@ -6,6 +6,7 @@ import torch
 from helpers import make_tile
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from sklearn.linear_model import Ridge
 
 from distributed import BatchGenerator
 from tiles import Tile
@@ -15,7 +16,9 @@ from transforms import (
     draw_dates,
     even_draws,
     gap_fill,
+    harmonic_coefficients,
     mix_up,
+    split_dates,
     standardise,
     thin_dates,
 )
@@ -158,6 +161,58 @@ def test_gap_fill_agrees_with_numpy():
         have = int((days[pixel] > 0).sum())
         wanted = np.interp(doys, days[pixel, :have], x[pixel, :have, band])
         np.testing.assert_allclose(filled[pixel, :, band], wanted, atol=1e-5)
+
+
+def harmonics(days, order):
+    """Sines, then cosines, of 1 .. order cycles a year: (T, 2 order)."""
+    angle = 2 * np.pi * np.outer(days, np.arange(1, order + 1)) / 365.25
+    return np.concatenate([np.sin(angle), np.cos(angle)], 1)
+
+
+def test_harmonic_coefficients_are_those_of_least_squares():
+    x, days = torch.rand(20, 30, 3), torch.arange(1, 361, 12).expand(20, -1)
+    design = np.concatenate([np.ones((30, 1)), harmonics(days[0].numpy(), 3)], 1)
+    wanted = np.linalg.lstsq(design, x.permute(1, 0, 2).flatten(1).numpy().astype(float))[0]
+    found = harmonic_coefficients(x, days, ridge=1e-9)
+    assert found.dtype == torch.float32
+    # band by band: the intercept, 3 sines, 3 cosines
+    np.testing.assert_allclose(found.view(20, 3, 7), wanted.T.reshape(20, 3, 7), atol=1e-4)
+
+
+@pytest.mark.parametrize("order", [1, 3])
+def test_harmonic_coefficients_of_few_padded_dates_are_those_of_ridge_regression(order):
+    """Also with fewer dates than coefficients, and one; what stands in the padding is not read."""
+    x, days = padded(30, 9, 2, seed=1)
+    assert int((days > 0).sum(1).min()) < 2 * order + 1
+    found = harmonic_coefficients(x, days, order, ridge=0.5).view(30, 2, 1 + 2 * order)
+    for pixel in range(30):
+        have = int((days[pixel] > 0).sum())
+        reference = Ridge(0.5).fit(harmonics(days[pixel, :have], order), x[pixel, :have])
+        np.testing.assert_allclose(found[pixel, :, 0], reference.intercept_, atol=1e-5)
+        np.testing.assert_allclose(found[pixel, :, 1:], reference.coef_, atol=1e-5)
+    x[days == 0] = 1e6
+    torch.testing.assert_close(harmonic_coefficients(x, days, order, 0.5).view(found.shape), found)
+
+
+def test_the_intercept_is_not_penalised():
+    x, days = torch.full((1, 12, 1), 50.0), torch.arange(1, 361, 30)[None]
+    assert float(harmonic_coefficients(x, days, ridge=1e6)[0, 0]) == pytest.approx(50)
+
+
+def test_split_dates_gives_each_date_to_one_half_in_order():
+    x, days = padded(60, 13, 2, seed=7)
+    x[..., 0] = days.float()  # a mark, to see that bands and days stay together
+    halves = split_dates(x, days, torch.Generator().manual_seed(0))
+    for pixel in range(60):
+        parts = [half_days[pixel][half_days[pixel] > 0] for _, half_days in halves]
+        assert sorted(torch.cat(parts).tolist()) == days[pixel][days[pixel] > 0].tolist()
+        assert len(parts[1]) - len(parts[0]) in (0, 1)
+        for (half, half_days), part in zip(halves, parts, strict=True):
+            assert half_days[pixel, : len(part)].equal(part), "padding is at the end"
+            assert (part.diff() > 0).all()
+            assert half[pixel, : len(part), 0].equal(part.float())
+    again = split_dates(x, days, torch.Generator().manual_seed(1))
+    assert not again[0][1].equal(halves[0][1]), "drawn at random"
 
 
 def test_mix_up_is_linear_in_bands_and_days():

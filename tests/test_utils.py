@@ -9,7 +9,7 @@ from backbones import BACKBONES, build_backbone
 from data import SentinelTimeSeriesDatasetForDownstreaming, iterate_batches
 from runtime import start_runtime
 from tiles import Tile
-from utils import encode_series, extract_representations, rankme
+from utils import encode_series, extract_representations, rankme, retrieval
 
 
 def test_rankme_counts_equal_directions():
@@ -20,6 +20,33 @@ def test_rankme_counts_equal_directions():
     assert share == pytest.approx(1, rel=1e-3)
     basis[:, 4:] = 0
     assert rankme(basis)[0] == pytest.approx(4, rel=1e-3)
+
+
+def test_retrieval_finds_the_same_pixel_whatever_all_have_in_common():
+    """Without centring, a large common part rules the cosine; scales of rows tell nothing."""
+    generator = torch.Generator().manual_seed(0)
+    a = torch.randn(500, 8, generator=generator)
+    b = (a + 0.01 * torch.randn(500, 8, generator=generator)) * 2 + 1000
+    assert retrieval(a * 2 + 1000, b) > 0.95
+    assert retrieval(a * (0.2 + torch.rand(500, 1, generator=generator)), a) > 0.95
+    order = torch.randperm(500, generator=generator)
+    swapped = int((order == torch.arange(500)).sum())
+    assert retrieval(a, a[order]) == swapped / 500
+
+
+def test_retrieval_is_the_share_of_own_nearest_neighbours_however_many_rows_at_once():
+    a, b = torch.randn(2, 90, 4, generator=torch.Generator().manual_seed(0))
+    b[:60] += 2 * a[:60]
+    centred = [values.numpy() - np.concatenate([a, b]).mean(0) for values in (a, b)]
+    one, other = (values / np.linalg.norm(values, axis=1, keepdims=True) for values in centred)
+    wanted = np.mean((one @ other.T).argmax(1) == np.arange(90))
+    assert 0.1 < wanted < 0.9
+    for rows in (1, 7, 90, 1000):
+        assert retrieval(a, b, rows) == pytest.approx(wanted)
+
+
+def test_retrieval_of_a_collapsed_encoder_is_chance():
+    assert retrieval(torch.ones(100, 4), torch.ones(100, 4)) == 0.01
 
 
 @pytest.fixture

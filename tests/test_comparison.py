@@ -1,0 +1,130 @@
+"""Cross-validated classifiers, and tests of a difference between two models."""
+
+import warnings
+
+import numpy as np
+import pytest
+from sklearn.metrics import f1_score
+from sklearn.model_selection import cross_val_score
+
+import comparison
+from comparison import block_bootstrap, classifiers, find_label_folds, fit_classifier, paired_p
+
+NAMES = list(classifiers(0))
+
+
+def noisy_classes(count, noise, seed=0, features=20):
+    """Features (N, F) of three classes, told apart by the first feature alone."""
+    rng = np.random.default_rng(seed)
+    labels = rng.integers(0, 3, count) * 10
+    x = rng.normal(0, 1, (count, features))
+    x[:, 0] = labels / 10 + rng.normal(0, noise, count)
+    return x.astype(np.float32), labels
+
+
+def test_the_setting_follows_the_data():
+    """Many neighbours where the classes overlap, few where they are thin stripes."""
+    x, labels = noisy_classes(400, noise=1, features=1)
+    assert fit_classifier("k nearest neighbours", x, labels)[1] >= 9
+    stripes = np.floor(np.linspace(0, 100, 400)).astype(int) % 2
+    place = np.linspace(0, 1, 400)[:, None]
+    assert fit_classifier("k nearest neighbours", place, stripes)[1] <= 3
+
+
+def test_the_setting_is_the_best_over_the_folds():
+    x, labels = noisy_classes(40, noise=0.5, features=5)
+    model, setting, values = classifiers(0)["logistic regression"]
+    scores = [
+        cross_val_score(
+            model.set_params(**{setting: value}),
+            x,
+            labels,
+            scoring="f1_macro",
+            cv=find_label_folds(labels),
+        ).mean()
+        for value in values
+    ]
+    assert max(scores) > min(scores)
+    assert fit_classifier("logistic regression", x, labels)[1] == values[np.argmax(scores)]
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize(
+    ("labels", "is_chosen"),
+    [
+        ([1, 1, 1, 1], False),  # one class
+        ([1, 2], False),  # one label of each
+        ([1, 1, 1, 2], False),  # one class has two labels or more
+        ([1, 1, 2, 2, 3], True),  # folds without class 3
+        ([1] * 30 + [2] * 3 + [3], True),
+    ],
+)
+def test_rare_classes_neither_warn_nor_are_lost(name, labels, is_chosen):
+    labels = np.array(labels)
+    x = labels[:, None] + np.random.default_rng(0).normal(0, 0.01, (len(labels), 3))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        model, value = fit_classifier(name, x, labels)
+    assert (value is not None) == is_chosen
+    assert set(model.classes_) == set(labels)
+
+
+def test_folds_hold_every_class_in_every_part(monkeypatch):
+    labels = np.repeat([1, 2, 3], [40, 3, 1])
+    folds = find_label_folds(labels)
+    assert len(folds) == 3 * 4, "the smaller class has three; few labels are divided four times"
+    for train, test in folds:
+        assert not set(train) & set(test)
+        assert set(labels[train]) == set(labels[test]) == {1, 2}
+    assert len(find_label_folds(np.repeat([1, 2], 200))) == 5
+    monkeypatch.setattr(comparison, "SEARCH_LABELS", 30)
+    train, test = find_label_folds(np.repeat([1, 2], 400))[0]
+    assert len(train) + len(test) == 30
+
+
+def test_a_difference_that_every_draw_shows_is_told_from_one_by_chance():
+    theirs = np.array([0.5, 0.6, 0.55, 0.62, 0.51])
+    assert paired_p(theirs + [0.05, 0.06, 0.05, 0.04, 0.05], theirs) < 0.001
+    assert paired_p(theirs + [0.05, -0.06, 0.05, -0.04, 0.01], theirs) > 0.5
+    assert paired_p([0.7], [0.6]) is None
+    assert paired_p([0.7, 0.8], [0.7, 0.8]) is None
+
+
+def predictions(pixels=1200, classes=4, right=(0.8, 0.7), seed=0):
+    """Labels, and two draws of predictions of each of two models, right so often."""
+    rng = np.random.default_rng(seed)
+    labels = rng.integers(1, classes + 1, pixels)
+    models = []
+    for share in right:
+        hit = rng.random((2, pixels)) < share
+        models.append(np.where(hit, labels, rng.integers(1, classes + 1, (2, pixels))))
+    return labels, *models
+
+
+def test_the_interval_agrees_with_resampled_pixels():
+    labels, ours, theirs = predictions()
+    groups = np.arange(1200) // 10
+    rng, differences = np.random.default_rng(5), []
+    for _ in range(300):
+        rows = np.concatenate([np.arange(10) + 10 * block for block in rng.integers(0, 120, 120)])
+        f1 = [
+            [f1_score(labels[rows], draw[rows], average="macro") for draw in model]
+            for model in (ours, theirs)
+        ]
+        differences.append(np.mean(f1[0]) - np.mean(f1[1]))
+    wanted = np.percentile(differences, [2.5, 97.5])
+    np.testing.assert_allclose(block_bootstrap(labels, groups, ours, theirs), wanted, atol=0.01)
+
+
+def test_blocks_that_are_alike_inside_make_a_wider_interval():
+    """The same pixels thirty times say no more; taken for independent they would."""
+    labels, ours, theirs = (np.repeat(values, 30, axis=-1) for values in predictions(100))
+    blocks = block_bootstrap(labels, np.arange(3000) // 30, ours, theirs)
+    pixels = block_bootstrap(labels, np.arange(3000), ours, theirs)
+    assert blocks[1] - blocks[0] > 3 * (pixels[1] - pixels[0])
+
+
+def test_equal_models_differ_by_nothing_and_one_block_tells_nothing():
+    labels, ours, _ = predictions()
+    assert block_bootstrap(labels, np.arange(1200) // 10, ours, ours) == (0, 0)
+    assert block_bootstrap(labels, np.zeros(1200, int), ours, ours) is None
