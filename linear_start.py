@@ -16,7 +16,7 @@ from threadpoolctl import threadpool_limits
 from utils import encode_series
 from validation import find_folds
 
-PENALTIES = (1e-3, 1e-2, 0.1, 1.0, 10.0)  # values of scikit-learn's C to choose from
+PENALTIES = (0.01, 0.1, 1.0, 10.0)  # values of scikit-learn's C to choose from
 FOLDS = 5
 MOST_LABELS = 10_000  # that it is fitted to: more hardly change it, and take long
 EPS = 1e-5  # of BatchNorm, which standardises with sqrt(variance + EPS)
