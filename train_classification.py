@@ -90,7 +90,7 @@ run_config = {
     "class_weights": False,  # weigh classes by the inverse root of their frequency
     # optimiser: AdamW, warm-up and cosine over the run's length
     "batch_size": 32,
-    "epochs": 0,  # 0: about STEPS times the square root of the number of labels, in steps
+    "epochs": 0,  # 0: as many as give 27 sqrt(labels) steps, at most 25 after an encoder's start
     "learning_rate": 1e-3,  # of the head
     "backbone_learning_rate": 1e-3,  # of the encoder where it is not frozen
     "weight_decay": 1e-3,
@@ -106,6 +106,7 @@ run_config = {
 
 SAMPLE_SIZE = 16  # dates that a network from scratch draws where it cannot read all
 STEPS = 27  # 190 steps for 50 labels, 1200 for 2000
+MOST_EPOCHS = 25  # after a start from logistic regression: 50 steps for 50 labels
 INHERITED = ("backbone", "latent_dim", "width", "depth", "min_valid", "block_size", "split_seed")
 # what may differ between a run and its continuation, since the weights do not depend on it
 FREE_KEYS = {"output_dir", "overwrite", "device", "num_workers", "wandb_mode", "base_path"}
@@ -342,7 +343,9 @@ def count_epochs(config, train):
     plain = config["head"] == "linear" and config["loss"] == "cross_entropy"
     if config["freeze_backbone"] and plain and not config["class_weights"]:
         return 0
-    return max(1, round(STEPS * math.sqrt(train.num_pixels) / train.steps_per_epoch))
+    epochs = max(1, round(STEPS * math.sqrt(train.num_pixels) / train.steps_per_epoch))
+    # a few labels move an encoder away from its good start if it trains on them for long
+    return min(MOST_EPOCHS, epochs) if starts_from_probe(config) else epochs
 
 
 def fit(run, train, validation, legend):
