@@ -110,6 +110,8 @@ def drop_dates(doys, random, least):
     doys: (N, S), 0 for padding; random: (N, 1 + S) in [0, 1), the first column draws the share.
     Returns (N, S).
     """
+    if not doys.numel():  # a process that holds no pixel of a small batch
+        return doys
     share = least + (1 - least) * random[:, :1]
     random = random[:, 1:].masked_fill(doys == 0, 2.0)
     return doys * (random <= share.maximum(random.amin(1, keepdim=True)))

@@ -203,3 +203,4 @@ def test_dropped_dates_are_a_random_share_and_leave_one():
     assert (kept[:, :20] > 0).float().mean(0).std() < 0.03, "no date is preferred"
     assert (drop_dates(doys, torch.rand(2000, 31), 0.0) > 0).any(1).all()
     assert drop_dates(doys, torch.rand(2000, 31), 1.0).equal(doys)
+    assert drop_dates(torch.zeros(0, 0), torch.rand(0, 1), 0.6).shape == (0, 0), "no pixel"
