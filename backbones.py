@@ -8,6 +8,7 @@ Shapes: N pixels, S dates, B bands, W width of the network, D = latent_dim, C cl
 import math
 from contextlib import contextmanager
 from itertools import pairwise
+from types import SimpleNamespace
 
 import torch
 import torch.nn.functional as F
@@ -217,6 +218,15 @@ class LinearHead(nn.Sequential):
             nn.Linear(backbone.latent_dim, num_classes),
         )
 
+    @torch.no_grad()
+    def start_from(self, mean, var, weight, bias):
+        """Take the weights (C, D) and biases (C,) of a model of (y - mean) / sqrt(var + 1e-5)."""
+        norm, _, linear = self
+        norm.running_mean.copy_(mean)
+        norm.running_var.copy_(var)
+        linear.weight.copy_(weight)
+        linear.bias.copy_(bias)
+
 
 class MLPHead(nn.Sequential):
     """One hidden layer with BatchNorm and dropout."""
@@ -242,9 +252,14 @@ class AttentionHead(nn.Module):
             raise InputError(f"head=attention: wanted a backbone with date_features, not {kind}")
         self.score = nn.Linear(backbone.date_dim, 1, bias=False)
         size = backbone.date_dim + backbone.latent_dim
-        self.classify = nn.Sequential(
-            nn.BatchNorm1d(size, affine=False), nn.Dropout(dropout), nn.Linear(size, num_classes)
-        )
+        both = SimpleNamespace(latent_dim=size)
+        self.classify = LinearHead(backbone=both, num_classes=num_classes, dropout=dropout)
+
+    def start_from(self, mean, var, weight, bias):
+        """As LinearHead's; the pooled dates, which the model has not seen, get weights of 0."""
+        mean, weight = (F.pad(part, (self.score.in_features, 0)) for part in (mean, weight))
+        var = F.pad(var, (self.score.in_features, 0), value=1.0)
+        self.classify.start_from(mean, var, weight, bias)
 
     def pool(self, features, representation, padding_mask=None):
         """What forward takes: the pooled dates beside the representation, of each pixel."""
@@ -256,7 +271,7 @@ class AttentionHead(nn.Module):
 
 
 # A head takes backbone, num_classes and dropout by keyword, and representations (N, D); it gives
-# logits (N, C). Register it here.
+# logits (N, C). One that can start from logistic regression has start_from. Register it here.
 HEADS = {"linear": LinearHead, "mlp": MLPHead, "attention": AttentionHead}
 
 
@@ -264,14 +279,18 @@ class Classifier(nn.Module):
     """A backbone and a head. forward gives representations (N, D) and logits (N, C).
 
     In training the logits are those of the whole batch, over all processes.
-    freeze_backbone: it stays in eval mode and no gradient reaches it.
+    freeze_backbone: it stays in eval mode and no gradient reaches it. freeze_norm: the head's
+    BatchNorm keeps its statistics, on which the weights that it starts from rely.
     """
 
-    def __init__(self, backbone, *, head, num_classes, dropout, freeze_backbone=False):
+    def __init__(
+        self, backbone, *, head, num_classes, dropout, freeze_backbone=False, freeze_norm=False
+    ):
         super().__init__()
         if head not in HEADS:
             raise InputError(f"head={head}: wanted one of {', '.join(HEADS)}")
         self.backbone, self.freeze_backbone = backbone, freeze_backbone
+        self.freeze_norm = freeze_norm
         self.head = HEADS[head](backbone=backbone, num_classes=num_classes, dropout=dropout)
         self.any_length, self.sample_size = backbone.any_length, backbone.sample_size
         backbone.requires_grad_(not freeze_backbone)
@@ -280,6 +299,9 @@ class Classifier(nn.Module):
         super().train(mode)
         if self.freeze_backbone:
             self.backbone.eval()
+        for module in self.head.modules() if self.freeze_norm else ():
+            if isinstance(module, nn.BatchNorm1d):
+                module.eval()
         return self
 
     def forward(self, x, doys, *padding_mask):

@@ -71,6 +71,7 @@ RANGES = {
     "val_pixels": (2, MOST_WHOLE),
     "sample_pixels": (4, MOST_WHOLE),
     "draws": (0, 1000),
+    "date_share": (0, 1),
     # model
     "latent_dim": (3, 65536),
     "width": (1, 65536),

@@ -6,9 +6,11 @@
     python train_classification.py backbone=transformer   # from scratch, for comparison
     torchrun --nproc-per-node=2 train_classification.py ...
 
-Labels come from labels.npy, splits from splits.npy or from blocks; the test split is scored once,
-at the end, by the model with the best validation macro-F1. Started again with the same output_dir
-it goes on from last.pt as if it had never stopped.
+Labels come from labels.npy, splits from splits.npy or from blocks. An encoder's head starts from
+logistic regression on its representations, then both are trained. With label_count, these labels
+are all that is read before the end, and the last epoch counts; else the epoch with the best
+validation macro-F1, the start among them. The test split is scored once, at the end. Started again
+with the same output_dir it goes on from last.pt as if it had never stopped.
 """
 
 import math
@@ -28,12 +30,14 @@ from backbones import (
     load_backbone,
 )
 from data import SentinelTimeSeriesDatasetForDownstreaming, iterate_batches
-from distributed import gather
+from distributed import BatchGenerator, gather, share
 from files import load_checkpoint, make_output_dir, remove_parts, write_json
 from land_cover import class_legend, merge_classes
+from linear_start import fit_linear_start, read_representations
 from reports import score_classes, write_report
 from runlog import start_log
 from runtime import (
+    MOST_WHOLE,
     InputError,
     Stopped,
     check,
@@ -53,6 +57,7 @@ from training import (
     remove_run,
     resume,
 )
+from transforms import drop_dates
 from utils import encode_series
 
 run_config = {
@@ -64,8 +69,9 @@ run_config = {
     "output_dir": "",  # receives all files; empty: checkpoints/<time>
     "overwrite": False,  # remove an earlier run from output_dir that this one cannot continue
     "label_count": 0,  # so many labelled pixels of the training split, at random; 0: all
-    "sample_size": -1,  # dates drawn to train on; 0: all clear ones; -1: as pretrained, or all
-    # clear ones where a frozen backbone can read them
+    "sample_size": -1,  # dates drawn to train on; 0: all clear ones; -1: all clear ones where the
+    # backbone can read them, or as many as it was pretrained with
+    "date_share": 0.6,  # of all clear dates, the least share that a step reads of a pixel; 1: all
     # model
     "head": "linear",  # linear, mlp (BatchNorm, dropout) or attention (pooling over the dates)
     "dropout": 0.1,  # in the head
@@ -84,12 +90,13 @@ run_config = {
     "class_weights": False,  # weigh classes by the inverse root of their frequency
     # optimiser: AdamW, warm-up and cosine over the run's length
     "batch_size": 32,
-    "epochs": 40,
-    "learning_rate": 1e-2,  # of the head
-    "backbone_learning_rate": 3e-4,  # of the encoder where it is not frozen
+    "epochs": 0,  # 0: as many as give 27 sqrt(labels) steps, at most 25 after an encoder's start
+    "learning_rate": 1e-3,  # of the head
+    "backbone_learning_rate": 1e-3,  # of the encoder where it is not frozen
     "weight_decay": 1e-3,
     "warmup_fraction": 0.05,
-    "patience": 15,  # epochs without a better validation macro-F1 before it stops; 0: never
+    "patience": 15,  # epochs without a better validation macro-F1 before it stops; 0: never;
+    # with label_count it never stops early
     "seed": 0,  # of the labels, weights and order
     # running: resumed from last.pt, which is saved after every epoch
     "device": "auto",  # auto, cpu or cuda
@@ -97,7 +104,9 @@ run_config = {
     "wandb_mode": "auto",  # auto (online where logged in), online, offline or disabled
 }
 
-SAMPLE_SIZE = 16  # dates that a network from scratch draws
+SAMPLE_SIZE = 16  # dates that a network from scratch draws where it cannot read all
+STEPS = 27  # 190 steps for 50 labels, 1200 for 2000
+MOST_EPOCHS = 25  # after a start from logistic regression: 50 steps for 50 labels
 INHERITED = ("backbone", "latent_dim", "width", "depth", "min_valid", "block_size", "split_seed")
 # what may differ between a run and its continuation, since the weights do not depend on it
 FREE_KEYS = {"output_dir", "overwrite", "device", "num_workers", "wandb_mode", "base_path"}
@@ -116,51 +125,59 @@ def check_config(config):
         backbone=BACKBONES,
         loss=("cross_entropy", "focal"),
         sample_size=(-1, 1000),
+        epochs=(0, MOST_WHOLE),
     )
 
 
 def inherit(config):
     """Config with the keys of the checkpoint. Returns it and the checkpoint, or None for none."""
-    if not config["checkpoint_path"]:
-        sample_size = SAMPLE_SIZE if config["sample_size"] == -1 else config["sample_size"]
-        return {**config, "sample_size": sample_size}, None
-    checkpoint = load_checkpoint(config["checkpoint_path"])
-    inherited = {key: checkpoint["config"][key] for key in INHERITED}
+    checkpoint, inherited = None, {}
+    if config["checkpoint_path"]:
+        checkpoint = load_checkpoint(config["checkpoint_path"])
+        inherited = {key: checkpoint["config"][key] for key in INHERITED}
+        print(
+            f"{config['checkpoint_path']}: " + ", ".join(f"{k}={v}" for k, v in inherited.items())
+        )
+    config = {**config, **inherited}
     if config["sample_size"] == -1:
-        reads_all = config["freeze_backbone"] and BACKBONES[inherited["backbone"]].any_length
-        inherited["sample_size"] = 0 if reads_all else checkpoint["config"]["sample_size"]
-    print(f"{config['checkpoint_path']}: " + ", ".join(f"{k}={v}" for k, v in inherited.items()))
-    return {**config, **inherited}, checkpoint
+        drawn = checkpoint["config"]["sample_size"] if checkpoint else SAMPLE_SIZE
+        backbone = BACKBONES.get(config["backbone"])  # check_config tells of an unknown one
+        config["sample_size"] = 0 if backbone and backbone.any_length else drawn
+    return config, checkpoint
 
 
 # ---- data ----------------------------------------------------------------------------------------
 
 
-def open_splits(config, checkpoint, runtime):
-    """Training, validation and test pixels. Raises InputError where one is missing, or a band."""
-    statistics = {key: checkpoint[key] for key in ("mean", "std")} if checkpoint else {}
-    keys = ("batch_size", "min_valid", "block_size", "split_seed", "skip_bad_tiles")
-    keywords = {key: config[key] for key in keys}
-    keywords |= {"rank": runtime.rank, "world_size": runtime.world_size}
-
-    def open_split(split, **more):
-        return SentinelTimeSeriesDatasetForDownstreaming(
-            config["base_path"], config["dataset_name"], split=split, **keywords, **more
-        )
-
-    train = open_split(
-        "train",
-        sample_size=config["sample_size"],
-        label_count=config["label_count"],
-        seed=config["seed"],
-        **statistics,
+def open_split(config, split, **more):
+    """Labelled pixels of a split; of the training split those that label_count and seed draw."""
+    keys = ("batch_size", "min_valid", "block_size", "split_seed", "skip_bad_tiles", "seed")
+    keywords = {key: config[key] for key in keys} | more
+    label_count = config["label_count"] if split == "train" else 0
+    return SentinelTimeSeriesDatasetForDownstreaming(
+        config["base_path"],
+        config["dataset_name"],
+        split=split,
+        label_count=label_count,
+        **keywords,
     )
+
+
+def open_splits(config, checkpoint, runtime):
+    """Training, validation (None with label_count, whose labels are all there is) and test pixels.
+
+    Raises InputError where one is missing, or a band.
+    """
+    keywords = {"rank": runtime.rank, "world_size": runtime.world_size}
+    statistics = {key: checkpoint[key] for key in ("mean", "std")} if checkpoint else {}
+    train = open_split(config, "train", sample_size=config["sample_size"], **keywords, **statistics)
     for tile in train.tiles if checkpoint else ():
         check_tile(tile, checkpoint, config["checkpoint_path"])
     train.refuse_single_pixels()
     notice_splits(train.tiles)
-    fixed = {"mean": train.mean, "std": train.std}
-    return train, open_split("validation", **fixed), open_split("test", **fixed)
+    keywords |= {"mean": train.mean, "std": train.std}
+    validation = None if config["label_count"] else open_split(config, "validation", **keywords)
+    return train, validation, open_split(config, "test", **keywords)
 
 
 def find_legend(tiles):
@@ -197,6 +214,23 @@ class ClassIndex:
 # ---- model ---------------------------------------------------------------------------------------
 
 
+def starts_from_probe(config):
+    """Whether the head starts from logistic regression; an MLP, or one without encoder, cannot."""
+    return bool(config["checkpoint_path"]) and hasattr(HEADS[config["head"]], "start_from")
+
+
+def start_head(classifier, config, train, class_index, runtime):
+    """Start the head from logistic regression, fitted by one process, on all clear dates."""
+    start = None
+    if runtime.is_main:
+        statistics = {"mean": train.mean, "std": train.std}
+        batches = iterate_batches(open_split(config, "train", batch_size=1024, **statistics))
+        y, codes, groups = read_representations(classifier.backbone, batches, runtime)
+        classes = class_index(torch.from_numpy(codes)).numpy()
+        start = fit_linear_start(y, classes, groups, len(class_index.codes))
+    classifier.head.start_from(*runtime.broadcast(start))
+
+
 def build_classifier(config, checkpoint, num_bands, num_classes):
     """The network, and what a checkpoint needs to build it again."""
     torch.manual_seed(config["seed"])
@@ -207,7 +241,12 @@ def build_classifier(config, checkpoint, num_bands, num_classes):
         sample_size = config["sample_size"] or SAMPLE_SIZE
         arguments = backbone_arguments({**config, "sample_size": sample_size}, num_bands)
         backbone = build_backbone(**arguments)
-    classifier = Classifier(backbone, **head, freeze_backbone=config["freeze_backbone"])
+    classifier = Classifier(
+        backbone,
+        **head,
+        freeze_backbone=config["freeze_backbone"],
+        freeze_norm=starts_from_probe(config),
+    )
     if not backbone.any_length and config["sample_size"] != backbone.sample_size:
         raise InputError(
             f"sample_size={config['sample_size']}: wanted {backbone.sample_size}, the dates that "
@@ -266,13 +305,27 @@ def predict(classifier, dataset, class_index, runtime):
 # ---- loop ----------------------------------------------------------------------------------------
 
 
+def draw_subsets(run, doys, longest):
+    """Days (N, S) of random subsets of a batch's dates, 0 for those left out; by step alone.
+
+    longest: S of the longest series of all, for which every process draws the same numbers.
+    """
+    config, device = run.config, run.runtime.device
+    if config["sample_size"] or config["date_share"] == 1:
+        return doys
+    seed = config["seed"] * 1_000_003 + run.progress.step
+    generator = BatchGenerator(*share(len(doys), device), seed, device)
+    random = generator.uniform(1 + longest)[:, : 1 + doys.shape[1]]
+    return drop_dates(doys.to(device), random, config["date_share"])
+
+
 def training_step(run, model, batch, target, weight):
     """The loss of a step, a tensor. batch: x (N, S, B) and doys (N, S); target: (N,) classes."""
     config, runtime = run.config, run.runtime
     torch.manual_seed(config["seed"] * 1_000_003 + run.progress.step)  # dropout, by step alone
     x, doys, target = runtime.to_device(*batch, target)
+    padding = (doys == 0,) if run.model.any_length and not config["sample_size"] else ()
     with runtime.autocast():
-        padding = (doys == 0,) if run.model.any_length and not config["sample_size"] else ()
         _, logits = model(x, doys, *padding)
     gamma = config["focal_gamma"] if config["loss"] == "focal" else 0.0
     target = gather(target.float()).long()  # sums over processes are of floats
@@ -283,23 +336,41 @@ def training_step(run, model, batch, target, weight):
     return loss.detach()
 
 
+def count_epochs(config, train):
+    """Epochs of the run; 0 where the head's start is all there is to learn."""
+    if config["epochs"]:
+        return config["epochs"]
+    plain = config["head"] == "linear" and config["loss"] == "cross_entropy"
+    if config["freeze_backbone"] and plain and not config["class_weights"]:
+        return 0
+    epochs = max(1, round(STEPS * math.sqrt(train.num_pixels) / train.steps_per_epoch))
+    # a few labels move an encoder away from its good start if it trains on them for long
+    return min(MOST_EPOCHS, epochs) if starts_from_probe(config) else epochs
+
+
 def fit(run, train, validation, legend):
     """The loop, from the run's step to the end or to early stopping; raises Stopped by a signal.
 
-    Saves best.pt after each best epoch, last.pt after every one.
+    Saves best.pt after each best epoch (the last one where there is no validation split), last.pt
+    after every one.
     """
     config, runtime, progress = run.config, run.runtime, run.progress
     class_index, epoch_steps = ClassIndex(legend), train.steps_per_epoch
     weight = class_weights(train, class_index, runtime) if config["class_weights"] else None
-    total_steps = config["epochs"] * epoch_steps
+    epochs = count_epochs(config, train)
+    total_steps = epochs * epoch_steps
     train.set_steps(progress.step, total_steps)
     batches = iterate_batches(train, runtime.workers(config["num_workers"]), runtime.on_gpu)
     model, stop = runtime.distribute(run.model), stop_on_signals()
-    bar = tqdm(total=config["epochs"], unit="epoch", disable=not runtime.is_main)
+    bar = tqdm(total=epochs, unit="epoch", disable=not runtime.is_main)
     bar.update(progress.step // epoch_steps)
+    if progress.step == 0 and starts_from_probe(config):
+        end_epoch(run, validation, legend, epoch_steps, bar)
+        run.save("last.pt")
     run.model.train()
-    while not is_finished(progress, config, epoch_steps):
+    while not is_finished(progress, config, epoch_steps, total_steps):
         x, doys, label, _ = next(batches)
+        doys = draw_subsets(run, doys, train.longest)
         for group in run.optimiser.param_groups:
             warmup_steps = config["warmup_fraction"] * total_steps
             group["lr"] = learning_rate(group["peak"], progress.step, total_steps, warmup_steps)
@@ -308,7 +379,7 @@ def fit(run, train, validation, legend):
         progress.step += 1
         end_of_epoch = progress.step % epoch_steps == 0
         if end_of_epoch:
-            end_epoch(run, validation, class_index, legend, epoch_steps, bar)
+            end_epoch(run, validation, legend, epoch_steps, bar)
         stopped = runtime.largest(stop.status, now=end_of_epoch)
         if end_of_epoch or stopped:
             progress.losses = [float(loss) for loss in progress.losses]
@@ -318,30 +389,38 @@ def fit(run, train, validation, legend):
             run.log.finish()
             raise Stopped(run.describe_stop(), stopped)
     bar.close()
+    if not validation:
+        run.save("best.pt")
 
 
-def is_finished(progress, config, epoch_steps):
+def is_finished(progress, config, epoch_steps, total_steps):
     """After the last epoch, or where validation macro-F1 has not risen for `patience` epochs."""
     waited = (progress.step - progress.best_step) // epoch_steps
     out_of_patience = config["patience"] and progress.best_step and waited >= config["patience"]
-    return bool(out_of_patience) or progress.step >= config["epochs"] * epoch_steps
+    return bool(out_of_patience) or progress.step >= total_steps
 
 
-def end_epoch(run, validation, class_index, legend, epoch_steps, bar):
-    """Validate, log, and keep the model if it is the best so far."""
-    progress, epoch = run.progress, run.progress.step // epoch_steps
-    loss = float(torch.stack([torch.as_tensor(loss) for loss in progress.losses]).mean())
-    if not math.isfinite(loss):
-        raise FloatingPointError(f"loss {loss} in epoch {epoch}; the best checkpoint stays")
-    scores = score_classes(*predict(run.model, validation, class_index, run.runtime), legend)
-    line = {"step": epoch, "loss": loss, "val_macro_f1": scores["macro_f1"]}
-    line["val_overall_accuracy"] = scores["overall_accuracy"]
+def end_epoch(run, validation, legend, epoch_steps, bar):
+    """Log the epoch; validate where there is a split for it, and keep the model if it is best."""
+    progress, line = run.progress, {"step": run.progress.step // epoch_steps}
+    if progress.losses:  # none at the start
+        line["loss"] = float(
+            torch.stack([torch.as_tensor(loss) for loss in progress.losses]).mean()
+        )
+        if not math.isfinite(line["loss"]):
+            raise FloatingPointError(
+                f"loss {line['loss']} in epoch {line['step']}; the best checkpoint stays"
+            )
+    if validation:
+        predicted = predict(run.model, validation, ClassIndex(legend), run.runtime)
+        scores = score_classes(*predicted, legend)
+        line |= {f"val_{key}": scores[key] for key in ("macro_f1", "overall_accuracy")}
     progress.line, progress.losses = line, []
     run.log.line(line)
-    bar.update()
-    bar.set_postfix_str(f"loss {loss:.3f}, validation macro-F1 {scores['macro_f1']:.3f}")
-    if scores["macro_f1"] > progress.best_score:
-        progress.best_score, progress.best_step = scores["macro_f1"], progress.step
+    bar.update(line["step"] - bar.n)
+    bar.set_postfix_str(", ".join(f"{k} {v:.3f}" for k, v in line.items() if k != "step"))
+    if validation and line["val_macro_f1"] > progress.best_score:
+        progress.best_score, progress.best_step = line["val_macro_f1"], progress.step
         run.save("best.pt")
 
 
@@ -352,12 +431,12 @@ def report_test(run, test, legend):
         module.load_state_dict(best[f"{name}_state"], strict=True)
     labels, predicted = predict(run.model, test, ClassIndex(legend), run.runtime)
     scores = score_classes(labels, predicted, legend)
-    scores |= {"split": "test", "validation_macro_f1": best["best_score"]}
-    scores |= {"best_epoch": best["line"]["step"]}
+    scores |= {"split": "test", "best_epoch": best["line"]["step"]}
+    if "val_macro_f1" in best["line"]:
+        scores["validation_macro_f1"] = best["best_score"]
     names = ("overall_accuracy", "macro_f1", "weighted_f1")
-    run.log.line(
-        {"step": run.config["epochs"] + 1, **{f"test_{name}": scores[name] for name in names}}
-    )
+    step = run.progress.line["step"] + 1
+    run.log.line({"step": step, **{f"test_{name}": scores[name] for name in names}})
     if run.runtime.is_main:
         title = f"{run.config['dataset_name']}, test"
         write_report(scores, legend, run.output_dir, title, run.log)
@@ -416,6 +495,7 @@ def fine_tune(config, checkpoint, splits, legend, output_dir, runtime):
         "data": {
             name: dataset.describe()
             for name, dataset in (("training", train), ("validation", validation), ("test", test))
+            if dataset
         },
     }
     header["data"]["classes"] = header["classes"]
@@ -425,6 +505,8 @@ def fine_tune(config, checkpoint, splits, legend, output_dir, runtime):
     # where an earlier run of this folder stopped
     last = read_or_remove_last(output_dir, config, header["data"], runtime)
     progress = resume(last, modules, optimiser)
+    if progress.step == 0 and starts_from_probe(config):
+        start_head(classifier, config, train, ClassIndex(legend), runtime)
 
     # log
     header["wandb_id"] = last["wandb_id"] if last else ""
@@ -435,8 +517,9 @@ def fine_tune(config, checkpoint, splits, legend, output_dir, runtime):
         cut_metrics(output_dir / "metrics.jsonl", progress.line["step"] if last else -1)
         write_json(output_dir / "config.json", dict(config))
         print(
-            f"{config['dataset_name']}: {train.num_pixels} training, {validation.num_pixels} "
-            f"validation, {test.num_pixels} test pixels of {len(legend)} classes"
+            f"{config['dataset_name']}: {train.num_pixels} training, "
+            f"{validation.num_pixels if validation else 'no'} validation, {test.num_pixels} test "
+            f"pixels of {len(legend)} classes"
         )
 
     # loop, and the test split, once

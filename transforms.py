@@ -120,6 +120,20 @@ def even_draws(x, doys, num_drawn, num_views):
     return x[pixel, rank], doys[pixel, rank]
 
 
+def drop_dates(doys, random, least):
+    """Days of random subsets of the observations: those left out get 0, the day of padding.
+
+    Each stays with a probability that is drawn for its pixel between `least` and 1; one always.
+    doys: (N, S), 0 for padding; random: (N, 1 + S) in [0, 1), the first column draws the share.
+    Returns (N, S).
+    """
+    if not doys.numel():  # a process that holds no pixel of a small batch
+        return doys
+    share = least + (1 - least) * random[:, :1]
+    random = random[:, 1:].masked_fill(doys == 0, 2.0)
+    return doys * (random <= share.maximum(random.amin(1, keepdim=True)))
+
+
 def gap_fill(x, doys, days):
     """Series interpolated linearly in time onto common days, for classical models.
 

@@ -113,6 +113,6 @@ def find_folds(labels, groups, most):
     """
     for number in range(most, 1, -1):
         folds = list(StratifiedGroupKFold(number).split(labels, labels, groups))
-        if all(len(train) and len(np.unique(labels[train])) > 1 for train, _ in folds):
+        if all(len(test) and len(np.unique(labels[train])) > 1 for train, test in folds):
             return folds
     return []

@@ -210,9 +210,13 @@ def test_a_signal_to_all_processes_of_a_job_loses_nothing(dataset, tmp_path, wor
     assert_same_weights(weights(tmp_path / "whole"), weights(tmp_path / "stopped"))
 
 
-def test_fine_tuning_stops_in_the_middle_of_an_epoch_and_goes_on(workplace, tmp_path):
+@pytest.mark.parametrize("start", ["from scratch", "from an encoder"])
+def test_fine_tuning_stops_in_the_middle_of_an_epoch_and_goes_on(workplace, tmp_path, start):
     """It could not be continued at all."""
     config = {**train_classification.run_config, "checkpoint_path": "", "dataset_name": "toy"}
+    if start == "from an encoder":
+        config["checkpoint_path"] = str(workplace / "pretrained/best.pt")
+        config["label_count"] = 128
     config |= {"base_path": str(workplace), "output_dir": str(tmp_path / "whole"), "epochs": 6}
     config |= {"device": "cpu", "wandb_mode": "disabled", "width": 16, "latent_dim": 8, "depth": 1}
     config |= {"min_valid": 5, "block_size": 4, "batch_size": 16, "patience": 0}

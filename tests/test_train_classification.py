@@ -4,13 +4,14 @@ import json
 
 import numpy as np
 import pytest
-from helpers import fine_tune, make_dataset, run, tile_of
+from helpers import fine_tune, lines, make_dataset, run, save, tile_of
 
 import infer
 import train_classification
 from backbones import BACKBONES, HEADS, Classifier, load_backbone
 from files import load_checkpoint
 from runtime import InputError
+from tiles import VALIDATION, Tile
 
 
 def test_fine_tuning_starts_from_the_pretrained_weights(workplace, tmp_path, monkeypatch):
@@ -24,7 +25,7 @@ def test_fine_tuning_starts_from_the_pretrained_weights(workplace, tmp_path, mon
         return fit(run, *rest)
 
     monkeypatch.setattr(train_classification, "fit", spy)
-    fine_tune(workplace, tmp_path / "start", epochs=1)
+    fine_tune(workplace, tmp_path / "start", epochs=1, label_count=40)
     assert started.keys() == content["backbone_state"].keys()
     assert all(started[key].equal(value) for key, value in content["backbone_state"].items())
     tuned = load_checkpoint(tmp_path / "start/best.pt")["backbone_state"]
@@ -91,7 +92,36 @@ def test_the_test_split_is_scored_once_and_chooses_nothing(workplace, tmp_path, 
 
     monkeypatch.setattr(train_classification, "predict", spy)
     fine_tune(workplace, tmp_path / "once", epochs=3, patience=0)
-    assert seen == ["validation"] * 3 + ["test"]
+    assert seen == ["validation"] * 4 + ["test"], "the start is validated, too"
+    seen.clear()
+    fine_tune(workplace, tmp_path / "few", epochs=3, label_count=40)
+    assert seen == ["test"]
+
+
+@pytest.mark.parametrize("freeze_backbone", [False, True])
+def test_who_has_few_labels_needs_no_others(workplace, tmp_path, freeze_backbone):
+    """A thousand validation labels chose the epoch of a model that was told to use 40."""
+    scores = []
+    for name in ("as they are", "swapped"):
+        base_path = make_dataset(tmp_path / name, shape=(20, 24, 16, 10), clear=0.8)
+        for tile in (tile_of(base_path, number) for number in range(2)):
+            labels, split = np.load(tile / "labels.npy"), Tile(tile).split_map(4)
+            here = (split == VALIDATION) & (name == "swapped")
+            save(tile, "labels", np.where(here, 135 - labels, labels).astype(np.uint8))
+            save(tile, "splits", split)
+        keywords = {"label_count": 40, "epochs": 0 if freeze_backbone else 4}
+        keywords |= {"freeze_backbone": freeze_backbone, "base_path": base_path}
+        scores.append(fine_tune(workplace, tmp_path / name / "out", **keywords))
+    assert scores[0] == scores[1]
+    assert "validation_macro_f1" not in scores[0]
+
+
+def test_a_frozen_encoder_and_a_linear_head_are_logistic_regression(workplace, tmp_path):
+    """Trained on by steps, the head only got worse."""
+    scores = fine_tune(workplace, tmp_path / "out", freeze_backbone=True)
+    assert scores["best_epoch"] == 0
+    assert [line["step"] for line in lines(tmp_path / "out")] == [0, 1], "the start, the test"
+    assert fine_tune(workplace, tmp_path / "out", freeze_backbone=True) == scores
 
 
 @pytest.mark.parametrize(

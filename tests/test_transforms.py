@@ -14,6 +14,7 @@ from transforms import (
     AUGMENTATIONS,
     clear_dates,
     draw_dates,
+    drop_dates,
     even_draws,
     gap_fill,
     harmonic_coefficients,
@@ -268,3 +269,17 @@ def test_standardise_leaves_what_it_is_given():
     mean, std = torch.full((4,), 500.0), torch.full((4,), 100.0)
     assert (standardise(bands, mean, std) == 5).all()
     assert (bands == 1000).all()
+
+
+def test_dropped_dates_are_a_random_share_and_leave_one():
+    doys = torch.arange(1, 31).repeat(2000, 1)
+    doys[:, 20:] = 0  # padding
+    kept = drop_dates(doys, torch.rand(2000, 31), 0.6)
+    assert ((kept == doys) | (kept == 0)).all()
+    count = (kept > 0).sum(1).float()
+    assert count.mean() == pytest.approx(0.8 * 20, abs=0.5), "shares are 0.6 to 1"
+    assert count.std() > 2.5, "pixels have shares of their own"
+    assert (kept[:, :20] > 0).float().mean(0).std() < 0.03, "no date is preferred"
+    assert (drop_dates(doys, torch.rand(2000, 31), 0.0) > 0).any(1).all()
+    assert drop_dates(doys, torch.rand(2000, 31), 1.0).equal(doys)
+    assert drop_dates(torch.zeros(0, 0), torch.rand(0, 1), 0.6).shape == (0, 0), "no pixel"
