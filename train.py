@@ -124,14 +124,14 @@ def check_config(config):
     """The config, checked and frozen. Raises InputError for a value that cannot be trained with."""
     if config["backbone"] == "transformer" and config["width"] % 16:
         raise InputError(f"width={config['width']}: wanted a multiple of 16 for the transformer")
+    names = {"backbone": BACKBONES, "loss": LOSSES, "augment": AUGMENTATIONS}
+    config = check(config, **names, epochs=(0, MOST_WHOLE))
     if config["min_samples"] > config["max_samples"]:
         raise InputError(
-            f"min_samples={config['min_samples']}: wanted max_samples={config['max_samples']} or "
-            "fewer"
+            f"min_samples={config['min_samples']}: wanted at most max_samples="
+            f"{config['max_samples']}"
         )
-    return check(
-        config, backbone=BACKBONES, loss=LOSSES, augment=AUGMENTATIONS, epochs=(0, MOST_WHOLE)
-    )
+    return config
 
 
 # ---- data ----------------------------------------------------------------------------------------

@@ -100,6 +100,7 @@ run_config = {
     "seed": 0,  # of the labels, weights and order
     # running: resumed from last.pt, which is saved after every epoch
     "device": "auto",  # auto, cpu or cuda
+    "precision": "auto",  # of products: float32, bfloat16, or auto: bfloat16 where it is fast
     "num_workers": -1,  # loader processes; -1: none on the CPU, up to 8 for a GPU
     "wandb_mode": "auto",  # auto (online where logged in), online, offline or disabled
 }
@@ -225,9 +226,9 @@ def start_head(classifier, config, train, class_index, runtime):
     if runtime.is_main:
         statistics = {"mean": train.mean, "std": train.std}
         batches = iterate_batches(open_split(config, "train", batch_size=1024, **statistics))
-        y, codes, groups = read_representations(classifier.backbone, batches, runtime)
+        y, codes = read_representations(classifier.backbone, batches, runtime)
         classes = class_index(torch.from_numpy(codes)).numpy()
-        start = fit_linear_start(y, classes, groups, len(class_index.codes))
+        start = fit_linear_start(y, classes, len(class_index.codes), config["seed"])
     classifier.head.start_from(*runtime.broadcast(start))
 
 
@@ -325,7 +326,7 @@ def training_step(run, model, batch, target, weight):
     torch.manual_seed(config["seed"] * 1_000_003 + run.progress.step)  # dropout, by step alone
     x, doys, target = runtime.to_device(*batch, target)
     padding = (doys == 0,) if run.model.any_length and not config["sample_size"] else ()
-    with runtime.autocast():
+    with runtime.autocast(training=True):
         _, logits = model(x, doys, *padding)
     gamma = config["focal_gamma"] if config["loss"] == "focal" else 0.0
     target = gather(target.float()).long()  # sums over processes are of floats
@@ -465,7 +466,7 @@ def main(config):
     config = check_config(config)
 
     # process, data and classes
-    runtime = start_runtime(config["device"])
+    runtime = start_runtime(config["device"], config["precision"])
     splits = open_splits(config, checkpoint, runtime)
     legend = find_legend(splits[0].tiles)
 

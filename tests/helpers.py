@@ -119,7 +119,7 @@ def tiny(base_path, output_dir, **keywords):
 
 def run(script, **keywords):
     """What main of a script returns, with some keys of its run_config; on the CPU, no wandb."""
-    quiet = {"device": "cpu", "wandb_mode": "disabled"}
+    quiet = {"device": "cpu", "precision": "float32", "wandb_mode": "disabled"}
     config = script.run_config | {k: v for k, v in quiet.items() if k in script.run_config}
     unknown = set(keywords) - set(config)
     assert not unknown, unknown

@@ -213,7 +213,7 @@ def test_a_signal_to_all_processes_of_a_job_loses_nothing(dataset, tmp_path, wor
 @pytest.mark.parametrize("start", ["from scratch", "from an encoder"])
 def test_fine_tuning_stops_in_the_middle_of_an_epoch_and_goes_on(workplace, tmp_path, start):
     """It could not be continued at all."""
-    config = {**train_classification.run_config, "checkpoint_path": "", "dataset_name": "toy"}
+    config = {**train_classification.run_config, "precision": "float32", "dataset_name": "toy"}
     if start == "from an encoder":
         config["checkpoint_path"] = str(workplace / "pretrained/best.pt")
         config["label_count"] = 128
@@ -251,7 +251,8 @@ def test_two_processes_fine_tune_the_weights_of_one(workplace, tmp_path):
     keywords = {"checkpoint_path": str(workplace / "pretrained/best.pt"), "epochs": 3}
     keywords |= {"base_path": str(workplace), "dataset_name": "toy", "batch_size": 29}
     keywords |= {"device": "cpu", "wandb_mode": "disabled", "dropout": 0.3, "head": "attention"}
-    config = {**train_classification.run_config, **keywords, "output_dir": str(tmp_path / "one")}
+    config = {**train_classification.run_config, "precision": "float32", **keywords}
+    config["output_dir"] = str(tmp_path / "one")
     one = train_classification.main(config)
     done = torchrun({**config, "output_dir": str(tmp_path / "two")}, script=train_classification)
     assert done.returncode == 0, done.stderr

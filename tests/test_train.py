@@ -234,7 +234,7 @@ def test_prediction_can_be_left_out(dataset, tmp_path):
 MISTAKES = {
     "learning_rat=1": "error: learning_rat=1: wanted key=value with key one of base_path",
     "epochs=many": "error: epochs=many: wanted a whole number (now 0)",
-    "min_samples=2000000000": "error: min_samples=2000000000: wanted max_samples=1000000000 or",
+    "min_samples=2000000000": "error: min_samples=2000000000: wanted at most max_samples=1000",
     "learning_rate=fast": "error: learning_rate=fast: wanted a number (now 0.001)",
     "learning_rate=nan": "error: learning_rate=nan: wanted a number (now 0.001)",
     "backbone=resnet": "error: backbone=resnet: wanted one of mlp, cnn, transformer",
