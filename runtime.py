@@ -227,6 +227,10 @@ class Runtime:
         """bf16 on a GPU; float32 on the CPU, where bf16 is slower."""
         return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.on_gpu)
 
+    def inference(self):
+        """No gradients; on the CPU inference mode, where backbones.py takes fused kernels."""
+        return torch.no_grad() if self.on_gpu else torch.inference_mode()
+
     def compile(self, module):
         """Compile the module in place on a GPU: its keys and its type stay what they are."""
         if self.on_gpu:
