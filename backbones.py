@@ -31,6 +31,8 @@ def encode_days(doys, num_features):
 
 def is_fused():
     """Whether to compute with fused kernels: in inference mode, see `Runtime.inference`."""
+    if torch.compiler.is_compiling():  # which fuses by itself, and cannot trace the question
+        return False
     return torch.is_inference_mode_enabled() and torch.backends.mkldnn.is_available()
 
 
