@@ -236,6 +236,10 @@ class Runtime:
         in_bf16 = self.trains_in_bf16 if training else self.on_gpu
         return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=in_bf16)
 
+    def inference(self):
+        """No gradients; on the CPU inference mode, where backbones.py takes fused kernels."""
+        return torch.no_grad() if self.on_gpu else torch.inference_mode()
+
     def compile(self, module):
         """Compile the module in place on a GPU: its keys and its type stay what they are."""
         if self.on_gpu:

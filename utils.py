@@ -110,7 +110,7 @@ def _split_by_length(lengths, module, runtime, draws):
 
 def _encode_batch(module, x, doys, runtime, draws):
     """Representations and logits (or None) of series of one length, float32."""
-    with torch.no_grad(), runtime.autocast():
+    with runtime.inference(), runtime.autocast():
         if draws:
             x, doys = even_draws(x, doys, module.sample_size, draws)
             output = module(x.flatten(0, 1), doys.flatten(0, 1))

@@ -5,6 +5,7 @@ import torch
 import torch.nn.functional as F
 
 from backbones import BACKBONES, Classifier, build_backbone, encode_days, focal_loss
+from runtime import start_runtime
 
 SIZES = {"num_bands": 4, "sample_size": 6, "latent_dim": 10, "width": 16, "depth": 2}
 
@@ -78,6 +79,38 @@ def test_transformer_ignores_padding_of_any_length():
             atol=1e-5,
             rtol=1e-4,
         )
+
+
+@pytest.mark.parametrize("padding", [0, 5])
+def test_mapping_gives_the_values_of_training(padding):
+    """It takes fused kernels of the same weights; see `Runtime.inference`."""
+    torch.manual_seed(0)
+    encoder = build_backbone("transformer", **SIZES | {"width": 64}).eval()
+    x, doys = batch(pixels=40, dates=21)
+    mask = torch.arange(21) >= 21 - torch.arange(40)[:, None] % (padding + 1)
+    mask = mask if padding else None
+    trained = encoder(x, doys, mask)
+    with start_runtime("cpu").inference():
+        mapped = encoder(x, doys, mask)
+    torch.testing.assert_close(mapped, trained, atol=1e-5, rtol=0)
+    assert trained.requires_grad
+    assert not mapped.requires_grad
+
+
+def test_no_grad_alone_changes_no_bit_of_training():
+    """A frozen backbone is trained on: its representations stay what they were."""
+    encoder = build_backbone("transformer", **SIZES | {"width": 64}).eval()
+    x, doys = batch(pixels=40, dates=21)
+    with torch.no_grad():
+        frozen = encoder(x, doys)
+    assert torch.equal(frozen, encoder(x, doys))
+
+
+def test_compiled_it_is_one_graph():
+    """On a GPU; a question that the compiler cannot trace would break it at every layer."""
+    encoder = build_backbone("transformer", **SIZES).eval()
+    compiled = torch.compile(encoder, backend="eager", fullgraph=True)
+    torch.testing.assert_close(compiled(*batch()), encoder(*batch()))
 
 
 def test_day_encoding_is_harmonic_and_yearly():
