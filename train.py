@@ -377,7 +377,7 @@ def train(run, batches, validate, length):
             continue
         line = {"step": progress.step, "epoch": progress.step / length.epoch}
         line |= {"learning_rate": rate, **recent.summary(runtime.world_size)}
-        if bar.n == bar.initial:
+        if runtime.is_main and bar.n == bar.initial:  # the first line
             minutes = (length.last - progress.step) * recent.seconds_per_step() / 60
             bar.write(f"about {minutes:.0f} minutes to go (Ctrl-C stops, the same command goes on)")
         bar.update(progress.step - bar.n)
