@@ -331,15 +331,17 @@ class RecentSteps:
         return dict(zip(self.steps[-1][2], means, strict=True)) | rate
 
 
-def keep_best(run, score, is_last):
+def keep_best(run, score, total_steps):
     """Save best.pt where the score is the best so far.
 
-    The validation that ends a run at max_steps chooses only where no other has: a run that goes on
-    later has the best.pt of one that was never stopped.
+    In the last third, where the learning rate has fallen, scores are compared anew: an early one
+    may be the highest by chance, of an encoder that is far from done. The validation that ends a
+    run at max_steps chooses only where no other has: a run that goes on later has the best.pt of
+    one that was never stopped.
     """
-    progress = run.progress
-    if is_last or progress.step % run.config["val_interval"] == 0:
-        if score > progress.best_score:
+    progress, settled = run.progress, total_steps * 2 // 3
+    if progress.step == total_steps or progress.step % run.config["val_interval"] == 0:
+        if score > progress.best_score or progress.best_step < settled <= progress.step:
             progress.best_score, progress.best_step = score, progress.step
             run.save("best.pt")
     elif not progress.best_step:
@@ -388,7 +390,7 @@ def train(run, batches, validate, length):
         run.log.line(line)
         progress.line = line
         if due["val"]:
-            keep_best(run, line["score"], is_last=progress.step == length.total)
+            keep_best(run, line["score"], length.total)
         if due["checkpoint"] or stopped:
             run.save("last.pt")
         recent.restart()
@@ -486,7 +488,7 @@ def pretrain(config, runtime, train_set, val_set, validate, picture_tile, output
             print(f"{picture}: representations of {picture_tile.title} as false colour")
         print(f"{output_dir / 'cross_correlation.png'}: of the projections of two views")
         score = "macro-F1 of the probe" if validate.probe else "minus the validation loss"
-        best = max(progress.best_score, progress.line["score"])
+        best = progress.best_score if progress.best_step else progress.line["score"]
         print(f"{output_dir / 'best.pt'}: best checkpoint, {score} {best:.3f}")
     log.finish()
     return {"output_dir": output_dir, **progress.line}

@@ -101,6 +101,8 @@ TINY = {
     "width": 16,
     "depth": 1,
     "projector_dim": 32,
+    "mix_up": 1.0,  # beside prediction, so that all that a step can do takes part
+    "learning_rate": 1e-3,
     "batch_size": 64,
     "epochs": 4,
     "log_interval": 1,

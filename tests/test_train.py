@@ -3,6 +3,7 @@
 import json
 import signal
 import sys
+from types import SimpleNamespace
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -28,6 +29,7 @@ from files import load_checkpoint
 from runtime import InputError, run_script, start_runtime
 from tiles import Tile
 from train import main, run_config
+from training import Progress
 
 # ---- a run -------------------------------------------------------------------------------------
 
@@ -111,8 +113,19 @@ def test_best_checkpoint_is_the_best_validated(dataset, tmp_path):
     main(tiny(dataset, tmp_path / "out", val_interval=3))
     best = load_checkpoint(tmp_path / "out/best.pt")
     scores = {line["step"]: line["score"] for line in lines(tmp_path / "out") if "score" in line}
-    del scores[0]  # the untrained encoder
-    assert best["best_score"] == max(scores.values()) == scores[best["step"]]
+    late = {step: score for step, score in scores.items() if step >= 13}  # two thirds of 20
+    assert best["best_score"] == max(late.values()) == late[best["step"]]
+
+
+def test_an_early_score_that_is_high_by_chance_does_not_choose_the_checkpoint():
+    """At the full learning rate an encoder of 500 steps won over those of 4000 on small sets."""
+    saved, progress = [], Progress()
+    run = SimpleNamespace(progress=progress, config={"val_interval": 10})
+    run.save = lambda name: saved.append((name, progress.step))
+    for step, score in ((10, 0.9), (20, 0.5), (30, 0.6), (40, 0.55)):
+        progress.step = step
+        train.keep_best(run, score, total_steps=40)
+    assert saved == [("best.pt", 10), ("best.pt", 30)]
 
 
 def test_without_labels_the_validation_loss_chooses(tmp_path):
