@@ -489,7 +489,12 @@ def name_lines(axes, ends):
             va="center",
             fontsize=9,
             annotation_clip=False,
-            arrowprops={"arrowstyle": "-", "color": MODELS[name].color, "lw": 0.6, "alpha": 0.6},
+            arrowprops={
+                "arrowstyle": "-",
+                "relpos": (0, 0.5),  # from the left end of the text
+                "color": MODELS[name].color,
+                "lw": 0.6,
+            },
         )
 
 
