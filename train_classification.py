@@ -515,7 +515,7 @@ def fine_tune(config, checkpoint, splits, legend, output_dir, runtime):
     header["wandb_id"] = log.run_id or header["wandb_id"]
     if runtime.is_main:
         remove_parts(output_dir)
-        cut_metrics(output_dir / "metrics.jsonl", progress.line["step"] if last else -1)
+        cut_metrics(output_dir / "metrics.jsonl", progress.line["step"] if progress.step else -1)
         write_json(output_dir / "config.json", dict(config))
         print(
             f"{config['dataset_name']}: {train.num_pixels} training, "

@@ -184,7 +184,7 @@ def test_harmonic_coefficients_are_those_of_least_squares():
 def test_harmonic_coefficients_of_few_padded_dates_are_those_of_ridge_regression(order):
     """Also with fewer dates than coefficients, and one; what stands in the padding is not read."""
     x, days = padded(30, 9, 2, seed=1)
-    assert int((days > 0).sum(1).min()) < 2 * order + 1
+    days[0, 1:] = 0  # a pixel with a single date
     found = harmonic_coefficients(x, days, order, ridge=0.5).view(30, 2, 1 + 2 * order)
     for pixel in range(30):
         have = int((days[pixel] > 0).sum())
