@@ -78,6 +78,10 @@ def resume(last, modules, optimiser):
     if last is None:
         return Progress()
     for name, module in modules.items():
+        if f"{name}_state" not in last:
+            raise InputError(
+                f"last.pt: found no {name} in it (of an older version?), wanted another output_dir"
+            )
         module.load_state_dict(last[f"{name}_state"], strict=True)
     optimiser.load_state_dict(last["optimiser_state"])
     names = [entry.name for entry in fields(Progress)]

@@ -4,6 +4,7 @@ import os
 
 import numpy as np
 import pytest
+import torch
 from helpers import (
     GEOREFERENCE,
     assert_same_weights,
@@ -155,6 +156,17 @@ def test_a_limit_of_steps_does_not_change_which_checkpoint_is_best(dataset, tmp_
         assert_same_weights(weights(tmp_path / "whole", name), weights(tmp_path / "parts", name))
     best = [load_checkpoint(tmp_path / run / "best.pt")["step"] for run in ("whole", "parts")]
     assert best[0] == best[1]
+
+
+def test_a_run_of_before_prediction_is_refused_in_one_line(dataset, tmp_path):
+    config = tiny(dataset, tmp_path / "out", max_steps=2)
+    train.main(config)
+    path = tmp_path / "out/last.pt"
+    content = torch.load(path, weights_only=True)
+    del content["decoder_state"], content["config"]["prediction"]
+    torch.save(content, path)
+    with pytest.raises(InputError, match="found no decoder in it"):
+        train.main({**config, "max_steps": 4})
 
 
 def test_two_processes_simulate_their_tiles_and_train_small_batches(tmp_path):
