@@ -23,7 +23,7 @@ from helpers import (
 )
 
 import train
-from backbones import BACKBONES, load_backbone
+from backbones import BACKBONES, TransformerEncoder, load_backbone
 from barlow_twins import LOSSES
 from files import load_checkpoint
 from runtime import InputError, run_script, start_runtime
@@ -230,6 +230,24 @@ def test_length_is_passes_or_one_pass_between_two_bounds(dataset, tmp_path, keys
     config = tiny(dataset, tmp_path / "out", **keys)
     train_set, *_ = train.open_data(config, start_runtime("cpu"))
     assert train.find_length(config, train_set).last == steps
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_steps_read_views_of_many_lengths_in_the_precision_asked_for(
+    dataset, tmp_path, monkeypatch, precision
+):
+    lengths, in_bf16, forward = [], [], TransformerEncoder.forward
+
+    def spy(self, x, doys, *mask):
+        if self.training:
+            lengths.append(x.shape[1])
+            in_bf16.append(torch.is_autocast_enabled("cpu"))
+        return forward(self, x, doys, *mask)
+
+    monkeypatch.setattr(TransformerEncoder, "forward", spy)
+    main(tiny(dataset, tmp_path / "out", max_steps=20, val_interval=100, precision=precision))
+    assert set(lengths) == {4, 5, 6}
+    assert set(in_bf16) == {precision == "bfloat16"}
 
 
 def test_prediction_can_be_left_out(dataset, tmp_path):
