@@ -73,19 +73,22 @@ def test_networks_see_the_labels_and_test_pixels_of_the_others(workplace, tmp_pa
 
     monkeypatch.setattr(label_efficiency, "train_network", spy)
     result = compare(
-        workplace, tmp_path / "out", models="finetuned,scratch", seeds=1, label_counts="30"
+        workplace, tmp_path / "out", models="finetuned,scratch", seeds=2, label_counts="30"
     )
-    assert [row["model"] for row in result["scores"]] == ["finetuned", "scratch"]
+    assert [row["model"] for row in result["scores"]] == ["finetuned", "scratch"] * 2
     checkpoint = load_checkpoint(workplace / "pretrained/best.pt")
     config = {**label_efficiency.run_config, "base_path": workplace, "dataset_name": "toy"}
-    for split, name, count in (("train", "training", 30), ("test", "test", 0)):
-        dataset = label_efficiency.open_split(split, checkpoint, config, count)
-        for content, _ in trained:
+    for place, (content, _) in enumerate(trained):
+        for split, name, count in (("train", "training", 30), ("test", "test", 0)):
+            dataset = label_efficiency.open_split(split, checkpoint, config, count, place // 2)
             assert content["data"][name]["tiles"] == dataset.describe()["tiles"]
     for content, files in trained:
         assert content["backbone"] == checkpoint["backbone"], "the same architecture"
         assert ".network" not in files, "its folder is removed"
-    assert [bool(content["config"]["checkpoint_path"]) for content, _ in trained] == [True, False]
+    assert [bool(content["config"]["checkpoint_path"]) for content, _ in trained] == [
+        True,
+        False,
+    ] * 2
 
 
 def test_a_network_that_cannot_be_trained_ends_in_one_line(workplace, tmp_path, monkeypatch):
