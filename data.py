@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
-from runtime import InputError
+from runtime import InputError, read_ahead
 from tiles import (
     TEST,
     TRAIN,
@@ -53,8 +53,8 @@ class _PixelDataset(IterableDataset):
     owns whole shards, so what a batch holds depends on seed, epoch and step alone.
 
     Iterating gives the batches `first_step` .. `last_step` - 1 (step = epoch * steps_per_epoch + k;
-    one epoch unless `set_steps` says otherwise) as tuples of tensors; in a worker of a DataLoader,
-    that worker's part of each. `iterate_batches` puts the parts together.
+    one epoch unless `set_steps` says otherwise) as tuples of tensors, bands as they are stored; in
+    a worker of a DataLoader, that worker's part of each. `iterate_batches` makes them ready.
     """
 
     SPLITS = {
@@ -211,8 +211,12 @@ class _PixelDataset(IterableDataset):
                 own = own[own >= 0]
                 # numpy copies whole rows, several times as fast as torch
                 parts = [np.take(array.numpy(), own, axis=0) for array in arrays]
-                yield self._finish([torch.from_numpy(part) for part in parts])
+                yield self._cut([torch.from_numpy(part) for part in parts])
                 step += 1
+
+    def _cut(self, arrays):
+        """A batch from the rows that it takes of a chunk's arrays."""
+        return tuple(arrays)
 
     def _read_chunk(self, epoch, first, start, stop, shards):
         """Read and draw some shards of the chunk that is `start` .. `stop` - 1 of the stream.
@@ -292,11 +296,25 @@ class _PixelDataset(IterableDataset):
         return [torch.cat(arrays) for arrays in zip(*parts, strict=True)]
 
 
-def iterate_batches(dataset, num_workers=0, pin_memory=False):
+def iterate_batches(dataset, num_workers=0, device="cpu"):
     """Yield a data set's batches, read by `num_workers` processes (0: by this one).
 
-    Workers own shards, not batches: each gives its part of every batch, put together here. With
-    `pin_memory` a batch lies in memory from which a GPU copies while it computes.
+    Bands come to the device as they are stored, in half the bytes of float32, and are standardised
+    there; days are on the device, labels and groups on the CPU. To a GPU the next batch is copied
+    while this one is computed with.
+    """
+    device, batches = torch.device(device), _read_batches(dataset, num_workers)
+    if device.type == "cuda":
+        batches = _copy_ahead(batches, device)
+    mean, std = dataset.mean.to(device), dataset.std.to(device)
+    for bands, *rest in batches:
+        yield standardise(bands, mean, std), *rest
+
+
+def _read_batches(dataset, num_workers):
+    """A data set's batches as they are stored, on the CPU.
+
+    Workers own shards, not batches: each gives its part of every batch, put together here.
     """
     num_workers = min(num_workers, SHARDS // dataset.world_size)  # each owns a shard at least
     ahead = {"prefetch_factor": 8} if num_workers else {}  # covers the time a chunk takes to read
@@ -310,8 +328,25 @@ def iterate_batches(dataset, num_workers=0, pin_memory=False):
     parts = iter(loader)
     for first in parts:
         rest = [next(parts) for _ in range(num_workers - 1)]
-        batch = dataset.merge([first, *rest]) if rest else first
-        yield tuple(array.pin_memory() for array in batch) if pin_memory else batch
+        yield dataset.merge([first, *rest]) if rest else first
+
+
+def _copy_ahead(batches, device):
+    """Copy bands and days of each batch to a GPU, in a thread and on a stream of their own."""
+    stream = torch.cuda.Stream(device)
+
+    def copy(batch):
+        bands, doys, *rest = batch
+        with torch.cuda.stream(stream):
+            # from pinned memory alone can a GPU copy while it computes
+            copies = [part.pin_memory().to(device, non_blocking=True) for part in (bands, doys)]
+        return copies, rest, stream.record_event()
+
+    for copies, rest, copied in read_ahead(map(copy, batches)):
+        torch.cuda.current_stream(device).wait_event(copied)
+        for part in copies:  # its memory is not given to another batch before it was used here
+            part.record_stream(torch.cuda.current_stream(device))
+        yield *copies, *rest
 
 
 def _leave_signals_to_trainer(_):
@@ -344,10 +379,6 @@ class SentinelTimeSeriesDataset(_PixelDataset):
     def _draw(self, tiles, pixels, random):
         dates = draw_dates(self._read_clear(tiles, pixels), self.sample_size, random)
         return self._read_dates(tiles, pixels, dates)
-
-    def _finish(self, arrays):
-        bands, doys = arrays
-        return standardise(bands, self.mean, self.std), doys
 
     def merge(self, parts):
         return tuple(torch.cat(arrays) for arrays in zip(*parts, strict=True))
@@ -403,15 +434,10 @@ class SentinelTimeSeriesDatasetForDownstreaming(_PixelDataset):
         arrays = self._read_dates(tiles, pixels, dates)
         return *arrays, torch.from_numpy(labels), torch.from_numpy(groups)
 
-    def _finish(self, arrays):
+    def _cut(self, arrays):
         bands, doys, labels, groups = arrays
         longest = int((doys > 0).sum(1).max()) if len(doys) else 0
-        return (
-            standardise(bands[:, :longest], self.mean, self.std),
-            doys[:, :longest],
-            labels,
-            groups,
-        )
+        return bands[:, :longest], doys[:, :longest], labels, groups
 
     def merge(self, parts):
         bands, doys, labels, groups = zip(*parts, strict=True)

@@ -14,14 +14,15 @@ def _world_size():
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
-def share(count, device):
+def share(count):
     """Which rows of the whole batch this process holds, and how many rows there are in all.
 
-    count: of this process's rows. Returns a slice and an int.
+    count: of this process's rows. The processes tell each other from CPU to CPU, so that no GPU is
+    waited for. Returns a slice and an int.
     """
     if _world_size() == 1:
         return slice(0, count), count
-    counts = torch.zeros(_world_size(), device=device)
+    counts = torch.zeros(_world_size())
     counts[dist.get_rank()] = count
     dist.all_reduce(counts)
     start = int(counts[: dist.get_rank()].sum())
@@ -37,7 +38,7 @@ def gather(z):
     """
     if _world_size() == 1:
         return z
-    rows, total = share(len(z), z.device)
+    rows, total = share(len(z))
     index = torch.arange(rows.start, rows.stop, device=z.device)
     return all_reduce(z.new_zeros(total, *z.shape[1:]).index_copy(0, index, z))
 
@@ -56,12 +57,12 @@ class BatchGenerator:
     def uniform(self, *shape):
         """(N, *shape) float32 in [0, 1), N rows of this process."""
         numbers = torch.rand(self.total, *shape, generator=self.generator)
-        return numbers[self.rows].to(self.device)
+        return numbers[self.rows].to(self.device, non_blocking=True)
 
     def normal(self, *shape):
         """(N, *shape) float32 of mean 0 and deviation 1, N rows of this process."""
         numbers = torch.randn(self.total, *shape, generator=self.generator)
-        return numbers[self.rows].to(self.device)
+        return numbers[self.rows].to(self.device, non_blocking=True)
 
 
 class BatchNorm(nn.BatchNorm1d):
@@ -72,7 +73,7 @@ class BatchNorm(nn.BatchNorm1d):
             return super().forward(x)
         with torch.autocast(x.device.type, enabled=False):
             x = x.float()
-            total = all_reduce(torch.cat([x.sum(0), x.new_tensor([len(x)])]))
+            total = all_reduce(torch.cat([x.sum(0), x.new_full((1,), len(x))]))
             count, mean = total[-1], total[:-1] / total[-1]
             var = all_reduce((x - mean).square().sum(0)) / count
             with torch.no_grad():

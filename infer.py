@@ -24,7 +24,16 @@ from files import load_checkpoint, make_output_dir, remove_parts, write_json
 from land_cover import class_legend, plot_class_map
 from maps import is_georeferenced, quantise, read_provenance, remove_products, write_geotiff
 from runlog import refuse_training_folder, start_log
-from runtime import InputError, Stopped, check, notice, run_script, start_runtime, stop_on_signals
+from runtime import (
+    InputError,
+    Stopped,
+    check,
+    notice,
+    read_ahead,
+    run_script,
+    start_runtime,
+    stop_on_signals,
+)
 from storage import MapWriter, describe_files, file_hash, lock_folder
 from tiles import Tile, check_tile
 from utils import extract_representations
@@ -41,7 +50,8 @@ run_config = {
     "representation_format": "float32",  # float32, float16, or int8 with a scale for each pixel
     "representation_tif": False,  # write it as a cloud-optimised GeoTIFF too
     "min_valid": 0,  # clear observations that a pixel needs; 0: as in training
-    "draws": 0,  # 0: all clear observations at once; else the mean of so many even draws
+    "dates": 24,  # most clear dates of a pixel that are read, evenly spaced; 0: all
+    "draws": 0,  # where not 0: the mean of so many even draws of sample_size from all clear dates
     # running
     "device": "auto",  # auto, cpu or cuda
     "wandb_mode": "auto",  # auto (online where logged in), online, offline or disabled
@@ -184,6 +194,7 @@ def map_blocks(tile, module, checkpoint, config, runtime, codes, first_row):
         config["min_valid"] or checkpoint["config"]["min_valid"],
         runtime,
         draws=config["draws"],
+        dates=0 if config["draws"] else config["dates"],
         first_row=first_row,
     )
     done = first_row
@@ -248,9 +259,8 @@ def map_tile(tile, module, checkpoint, config, runtime, output_dir, made_by, sto
     bar = tqdm(
         total=height, initial=writer.rows, desc=tile.name, unit="row", disable=not runtime.is_main
     )
-    for rows, maps in map_blocks(
-        tile, module, checkpoint, config, runtime, codes, first_row=writer.rows
-    ):
+    blocks = map_blocks(tile, module, checkpoint, config, runtime, codes, first_row=writer.rows)
+    for rows, maps in read_ahead(blocks):  # written while the next block is computed
         if config["representation_format"] == "int8":
             values, scales = quantise(maps["representation_map"])
             maps |= {"representation_map": values, "representation_map_scales": scales}
@@ -316,7 +326,7 @@ def main(config):
     kinds = ("classifier",) if config["classify"] == "true" else ("pretrained", "classifier")
     checkpoint = load_checkpoint(config["checkpoint_path"], kinds)
     module = load_module(config, checkpoint).to(runtime.device)
-    made_by = {key: config[key] for key in ("representation_format", "min_valid", "draws")}
+    made_by = {key: config[key] for key in ("representation_format", "min_valid", "dates", "draws")}
     made_by["classify"] = isinstance(module, Classifier)
     if config["representation_tif"]:  # maps that were made with it are done without it too
         made_by["representation_tif"] = True

@@ -6,6 +6,7 @@ import os
 import signal
 import sys
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from types import MappingProxyType
 
@@ -71,6 +72,7 @@ RANGES = {
     "val_pixels": (2, MOST_WHOLE),
     "sample_pixels": (4, MOST_WHOLE),
     "draws": (0, 1000),
+    "dates": (0, MOST_WHOLE),
     "date_share": (0, 1),
     # model
     "latent_dim": (3, 65536),
@@ -211,6 +213,16 @@ def notice(text):
         print(text)
 
 
+def read_ahead(items):
+    """Yield what an iterator yields; a thread makes the next one while this one is worked on."""
+    iterator, end = iter(items), object()
+    with ThreadPoolExecutor(1) as thread:
+        coming = thread.submit(next, iterator, end)
+        while (item := coming.result()) is not end:
+            coming = thread.submit(next, iterator, end)
+            yield item
+
+
 # ---- process and device --------------------------------------------------------------------------
 
 
@@ -244,6 +256,14 @@ class Runtime:
         """Compile the module in place on a GPU: its keys and its type stay what they are."""
         if self.on_gpu:
             module.compile()
+
+    def mark_sizes(self, *tensors):
+        """Tell the compiler that numbers of pixels (N, ..) and dates (N, V, S, ..) change.
+
+        Batches differ by a pixel and views in length; it would compile anew at the second size.
+        """
+        for tensor in tensors if self.on_gpu else ():
+            torch._dynamo.maybe_mark_dynamic(tensor, (0, 2))
 
     def distribute(self, module):
         """The module with gradients averaged over the processes."""
@@ -292,7 +312,7 @@ class Runtime:
         """The largest of all processes' values; where not `now`, several processes get 0."""
         if self.world_size == 1 or not now:
             return value if self.world_size == 1 else 0
-        answer = torch.tensor(float(value), device=self.device)
+        answer = torch.tensor(float(value))
         dist.all_reduce(answer, dist.ReduceOp.MAX)
         return int(answer)
 
@@ -310,12 +330,16 @@ def start_runtime(device="auto", precision="float32"):
     use_gpu = has_gpu and device != "cpu"
     world_size = int(os.environ.get("WORLD_SIZE", 1))
     rank, local_rank = (int(os.environ.get(key, 0)) for key in ("RANK", "LOCAL_RANK"))
+    # oneDNN keeps a kernel for every number of rows, 0.6 MB each: 1024 of them unless told so
+    for name in ("LRU_CACHE_CAPACITY", "ONEDNN_PRIMITIVE_CACHE_CAPACITY"):
+        os.environ.setdefault(name, "256")
     if use_gpu:
         torch.cuda.set_device(local_rank)
         torch.set_float32_matmul_precision("high")  # TF32
         torch.backends.cudnn.allow_tf32 = True
     if world_size > 1 and not dist.is_initialized():
-        dist.init_process_group("nccl" if use_gpu else "gloo")
+        # numbers of pixels go by gloo, from CPU to CPU, also where gradients go by nccl
+        dist.init_process_group("cpu:gloo,cuda:nccl" if use_gpu else "gloo")
     has_bf16 = use_gpu or any(map(torch.cpu.get_capabilities().get, ("avx512_bf16", "amx_bf16")))
     return Runtime(
         torch.device("cuda", local_rank) if use_gpu else torch.device("cpu"),

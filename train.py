@@ -215,8 +215,8 @@ def add_mixed_view(x, doys, seed, rows, total):
     a and the order that picks the partners.
     """
     generator = torch.Generator().manual_seed(seed)
-    weight = torch.rand(total, generator=generator).to(x.device)
-    order = torch.randperm(total, generator=generator).to(x.device)
+    weight = torch.rand(total, generator=generator).to(x.device, non_blocking=True)
+    order = torch.randperm(total, generator=generator).to(x.device, non_blocking=True)
     doys = doys.float()
     partner_x, partner_doys = (gather(view)[order][rows] for view in (x[:, 1], doys[:, 1]))
     x_m, doys_m = mix_up(x[:, 0], doys[:, 0], partner_x, partner_doys, weight[rows])
@@ -230,7 +230,7 @@ def training_loss(model, x, doys, config, runtime, step):
     Returns the loss, a dict of its parts, and the projections (V of (N, P)): tensors.
     """
     seed = config["seed"] * 1_000_003 + step  # each step has its own numbers, on any machine
-    rows, total = share(len(x), x.device)
+    rows, total = share(len(x))
     # a seed far away, so that augmentation and mix-up never draw the same numbers
     generator = BatchGenerator(rows, total, seed + (1 << 62), x.device)
     observed, days_observed, mixture = x, doys, None
@@ -239,10 +239,26 @@ def training_loss(model, x, doys, config, runtime, step):
     x, doys = AUGMENTATIONS[config["augment"]](x, doys, generator)
     if config["mix_up"]:
         x, doys, mixture = add_mixed_view(x, doys, seed, rows, total)
+    runtime.mark_sizes(x, doys, days_observed)
     with runtime.autocast(training=True):
         _, z, predicted = model(x, doys, days_observed)
     loss, parts = pretraining_loss(z, predicted, observed, config, mixture)
     return loss, {"loss": loss, "loss_per_dim": loss / z[0].shape[1], **parts}, z
+
+
+def train_step(model, optimiser, x, doys, config, runtime, step, rate):
+    """One step at a learning rate, in which no number of a GPU's is waited for.
+
+    Returns the parts of the loss and the projections, as `training_loss`.
+    """
+    for group in optimiser.param_groups:
+        group["lr"] = rate
+    loss, parts, z = training_loss(model, x, doys, config, runtime, step)
+    loss.backward()
+    parts["grad_norm"] = torch.nn.utils.clip_grad_norm_(model.parameters(), config["clip_norm"])
+    optimiser.step()
+    optimiser.zero_grad()
+    return parts, z
 
 
 # ---- pictures ------------------------------------------------------------------------------------
@@ -350,22 +366,14 @@ def keep_best(run, score, total_steps):
 
 def train(run, batches, validate, length):
     """The loop, from the run's step to the last one; raises Stopped after a signal."""
-    config, runtime, optimiser, progress = run.config, run.runtime, run.optimiser, run.progress
+    config, runtime, progress = run.config, run.runtime, run.progress
     model, stop, recent = runtime.distribute(run.model), stop_on_signals(), RecentSteps()
     warmup_steps = min(config["warmup_steps"], math.ceil(length.total / 10))
     schedule = (length.total, warmup_steps, config["hold_fraction"])
     bar = tqdm(total=length.last, initial=progress.step, unit="step", disable=not runtime.is_main)
     for x, doys in batches:
-        # one step
         rate = learning_rate(config["learning_rate"], progress.step, *schedule)
-        for group in optimiser.param_groups:
-            group["lr"] = rate
-        x, doys = runtime.to_device(x, doys)
-        loss, parts, z = training_loss(model, x, doys, config, runtime, progress.step)
-        loss.backward()
-        parts["grad_norm"] = torch.nn.utils.clip_grad_norm_(model.parameters(), config["clip_norm"])
-        optimiser.step()
-        optimiser.zero_grad()
+        parts, z = train_step(model, run.optimiser, x, doys, config, runtime, progress.step, rate)
         recent.add(progress.step, rate, parts, x)
         progress.step += 1
 
@@ -477,7 +485,7 @@ def pretrain(config, runtime, train_set, val_set, validate, picture_tile, output
     )
     train_set.set_steps(progress.step, length.last)
     workers = runtime.workers(config["num_workers"])
-    batches = iterate_batches(train_set, workers, pin_memory=runtime.on_gpu)
+    batches = iterate_batches(train_set, workers, runtime.device)
     train(run, batches, validate, length)
 
     # wrap up

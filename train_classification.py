@@ -286,7 +286,7 @@ def predict(classifier, dataset, class_index, runtime):
     classifier.eval()
     labels, predicted = [], []
     batches = tqdm(
-        iterate_batches(dataset),
+        iterate_batches(dataset, device=runtime.device),
         desc=dataset.split,
         total=dataset.steps_per_epoch,
         unit="batch",
@@ -311,13 +311,13 @@ def draw_subsets(run, doys, longest):
 
     longest: S of the longest series of all, for which every process draws the same numbers.
     """
-    config, device = run.config, run.runtime.device
+    config = run.config
     if config["sample_size"] or config["date_share"] == 1:
         return doys
     seed = config["seed"] * 1_000_003 + run.progress.step
-    generator = BatchGenerator(*share(len(doys), device), seed, device)
+    generator = BatchGenerator(*share(len(doys)), seed, doys.device)
     random = generator.uniform(1 + longest)[:, : 1 + doys.shape[1]]
-    return drop_dates(doys.to(device), random, config["date_share"])
+    return drop_dates(doys, random, config["date_share"])
 
 
 def training_step(run, model, batch, target, weight):
@@ -361,7 +361,7 @@ def fit(run, train, validation, legend):
     epochs = count_epochs(config, train)
     total_steps = epochs * epoch_steps
     train.set_steps(progress.step, total_steps)
-    batches = iterate_batches(train, runtime.workers(config["num_workers"]), runtime.on_gpu)
+    batches = iterate_batches(train, runtime.workers(config["num_workers"]), runtime.device)
     model, stop = runtime.distribute(run.model), stop_on_signals()
     bar = tqdm(total=epochs, unit="epoch", disable=not runtime.is_main)
     bar.update(progress.step // epoch_steps)

@@ -86,7 +86,7 @@ def thin_dates(x, doys, fewest, seed):
     most, rng = x.shape[2], np.random.default_rng(seed)
     lengths = np.linspace(min(fewest, most), most, 4).round().astype(int)
     places = np.sort(rng.choice(most, rng.choice(lengths), replace=False))
-    keep = torch.from_numpy(places).to(x.device)
+    keep = torch.from_numpy(places).to(x.device, non_blocking=True)
     return x[:, :, keep], doys[:, :, keep]
 
 
@@ -103,6 +103,20 @@ def clear_dates(clear):
     is_data = torch.arange(longest, device=clear.device) < num_clear[:, None]
     dates[is_data] = _flatnonzero(clear.T.contiguous()) % num_dates
     return dates
+
+
+def even_dates(dates, most):
+    """At most so many of each pixel's dates, at even distances in their order.
+
+    Of n dates, number floor((i + 1/2) n / most) is kept, i = 0 .. most - 1; all where n is less.
+    dates: (N, S) as `clear_dates` gives them; most: 0 keeps all. Returns (N, at most `most`).
+    """
+    if not 0 < most < dates.shape[1]:
+        return dates
+    count = (dates >= 0).sum(1, keepdim=True)
+    place, number = torch.arange(most, device=dates.device), count.clamp(max=most)
+    rank = ((2 * place + 1) * count // (2 * number).clamp(min=1)).clamp(max=dates.shape[1] - 1)
+    return dates.gather(1, rank).masked_fill(place >= number, -1)
 
 
 def even_draws(x, doys, num_drawn, num_views):

@@ -11,7 +11,8 @@ import torch.nn.functional as F
 from matplotlib.figure import Figure
 
 from files import atomic_write
-from transforms import clear_dates, even_draws, standardise
+from runtime import read_ahead
+from transforms import clear_dates, even_dates, even_draws, standardise
 
 
 def rankme(representations):
@@ -130,18 +131,29 @@ def _encode_batch(module, x, doys, runtime, draws):
 
 
 def extract_representations(
-    module, tile, mean, std, min_valid, runtime, stride=1, draws=0, first_row=0
+    module, tile, mean, std, min_valid, runtime, stride=1, draws=0, dates=0, first_row=0
 ):
     """Walk over a tile in blocks of rows and yield what `encode_series` gives for its pixels.
 
     module: a backbone or classifier in eval mode. stride: take every stride-th row and column (a
-    quick look). first_row: where a block begins; those to its north are left out.
+    quick look). draws, dates: as `encode_series` and `even_dates` take them. first_row: where a
+    block begins; those to its north are left out. The next block is read while one is encoded.
     Yields (rows, row, column, representations, logits) of each block: rows is (first, last + 1);
     of its pixels with at least `min_valid` clear observations row (N,) int, column (N,) int,
     representations (N, D) and logits (N, C) or None, float32 on the CPU.
     """
-    counts, width = tile.clear_counts(), tile.shape[2]
+    width = tile.shape[2]
     mean, std = runtime.to_device(mean, std)
+    blocks = _read_blocks(tile, min_valid, runtime, stride, dates, first_row)
+    for rows, pixels, bands, doys in read_ahead(blocks):
+        bands, doys = runtime.to_device(bands, doys)
+        y, logits = encode_series(module, standardise(bands, mean, std), doys, runtime, draws)
+        yield rows, pixels // width, pixels % width, y, logits
+
+
+def _read_blocks(tile, min_valid, runtime, stride, dates, first_row):
+    """Yield (first, last + 1), flat indices (N,), bands and days of the valid pixels of blocks."""
+    counts, width = tile.clear_counts(), tile.shape[2]
     for first, last in tile.row_blocks(runtime.block_pixels):
         if first < first_row:
             continue
@@ -150,7 +162,5 @@ def extract_representations(
         valid[:, (np.arange(width) % stride) > 0] = False
         pixels = first * width + np.flatnonzero(valid)
         if len(pixels):
-            dates = clear_dates(tile.read_clear(pixels))
-            bands, doys = runtime.to_device(*tile.read_dates(pixels, dates))
-            y, logits = encode_series(module, standardise(bands, mean, std), doys, runtime, draws)
-            yield (first, last), pixels // width, pixels % width, y, logits
+            chosen = even_dates(clear_dates(tile.read_clear(pixels)), dates)
+            yield (first, last), pixels, *tile.read_dates(pixels, chosen)

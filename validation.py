@@ -44,6 +44,7 @@ class Validation:
         losses, sizes, representations = [], [], []
         for x, doys in self.batches:
             x, doys = self.runtime.to_device(x, doys)
+            self.runtime.mark_sizes(x, doys)
             with self.runtime.autocast():
                 y, z, predicted = model(x, doys, doys)
             losses.append(float(pretraining_loss(z, predicted, x, self.config)[0]))

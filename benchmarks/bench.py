@@ -28,7 +28,7 @@ import torch  # noqa: E402
 from reference import PixelLoop, SequenceFirstEncoder  # noqa: E402
 
 import train  # noqa: E402
-from backbones import build_backbone  # noqa: E402
+from backbones import build_backbone, dense  # noqa: E402
 from barlow_twins import BarlowTwins, Projector  # noqa: E402
 from data import SentinelTimeSeriesDataset, iterate_batches  # noqa: E402
 from files import make_output_dir, write_json  # noqa: E402
@@ -38,7 +38,9 @@ from tiles import Tile  # noqa: E402
 from utils import encode_series  # noqa: E402
 
 run_config = {
-    "sections": "all",  # input, training, inference, profile, growth, processes, startup, gpu
+    # input, training, inference, mapping, profile, growth, processes, startup, gpu
+    "sections": "all",
+    "before_dir": "",  # folder of an earlier checkout, which maps in turn with this one
     "size": 256,  # pixels along the tile
     "largest": 1024,  # pixels along the largest tile of the growth table
     "num_dates": 73,
@@ -52,6 +54,7 @@ run_config = {
 
 BANDS, SAMPLE_SIZE = 11, 16
 MODEL = {"width": 64, "depth": 3, "latent_dim": 64}  # ffn 4 x width
+MAPPED = {key: train.run_config[key] for key in MODEL}  # the default encoder
 STEP = {"loss": "barlow_twins", "barlow_lambda": 0.005, "augment": "none", "mix_up": 0.0}
 STEP |= {"clip_norm": 1.0, "weight_decay": 1e-4, "seed": 0, "prediction": 0.0}
 STEP |= {"min_sample_size": SAMPLE_SIZE}
@@ -118,12 +121,12 @@ def encoder_flops(steps, *, width, depth, latent_dim):
     return steps * (2 * (BANDS * width + width**2) + depth * layer) + 2 * width * latent_dim
 
 
-def run_child(arguments, threads, work, launcher=()):
-    """Run a script of the project; returns the seconds that it took."""
+def run_child(arguments, threads, work, launcher=(), root=ROOT):
+    """Run a script of the project, or of another checkout; returns the seconds that it took."""
     environment = {**os.environ, "OMP_NUM_THREADS": str(threads), "XDG_CACHE_HOME": str(work)}
     command = [sys.executable, *launcher, *arguments]
     start = time.perf_counter()
-    child = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, check=False)
+    child = subprocess.run(command, cwd=root, env=environment, capture_output=True, check=False)
     if child.returncode:
         raise RuntimeError(f"{' '.join(command)}\n{child.stderr.decode()}")
     return time.perf_counter() - start
@@ -147,7 +150,7 @@ def measure_input(config, work):
         )
         taken = in_turn(
             config["rounds"],
-            ours=lambda dataset=dataset: [None for _ in dataset],
+            ours=lambda dataset=dataset: [None for _ in iterate_batches(dataset)],
             loop=lambda batch_size=batch_size: [None for _ in loop.batches(pixels, batch_size)],
         )
         ours, reference = taken["ours"] / dataset.num_pixels, taken["loop"] / number
@@ -165,14 +168,8 @@ def make_step(model, settings=STEP, runtime=None):
     runtime = runtime or Runtime(torch.device("cpu"), 0, 1)
     optimiser = torch.optim.AdamW(model.parameters(), 1e-3, fused=True)
 
-    def step(*batch):
-        loss, _, _ = train.training_loss(
-            model, *runtime.to_device(*batch), settings, runtime, step=0
-        )
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), settings["clip_norm"])
-        optimiser.step()
-        optimiser.zero_grad()
+    def step(x, doys):
+        train.train_step(model, optimiser, x, doys, settings, runtime, step=0, rate=1e-3)
 
     return step
 
@@ -195,7 +192,7 @@ def measure_training(config, work):
         dataset = SentinelTimeSeriesDataset(
             work, "training", sample_size=SAMPLE_SIZE, batch_size=batch_size
         )
-        batch = next(iter(dataset))
+        batch = next(iterate_batches(dataset))
         backbone = build_backbone("transformer", num_bands=BANDS, sample_size=SAMPLE_SIZE, **MODEL)
         eager, no_dropout = (SequenceFirstEncoder(**reference, dropout=p) for p in (0.1, 0.0))
         steps = {
@@ -222,7 +219,7 @@ def loader_share(dataset, step, number):
     """Share of a loop of so many steps that goes into fetching batches, the first included."""
     loading, start = 0.0, time.perf_counter()
     dataset.set_steps(0, number)
-    batches = iter(dataset)
+    batches = iterate_batches(dataset)
     for _ in range(number):
         batch = []
         loading += seconds(lambda batch=batch: batch.extend(next(batches)))
@@ -240,8 +237,8 @@ def make_checkpoint(work, name, **keys):
     return folder / "last.pt"
 
 
-def map_tile(checkpoint, tile_path, work, **keys):
-    """Seconds that infer.main takes in a process of its own, and its peak memory in GB."""
+def map_tile(checkpoint, tile_path, work, root=ROOT, **keys):
+    """What infer.main of a checkout takes in a process of its own: seconds, of CPU too, and GB."""
     output_dir = Path(work) / "maps" / f"{time.time_ns()}"
     keys = {"checkpoint_path": str(checkpoint), "tile_path": str(tile_path), **keys}
     keys |= {"output_dir": str(output_dir), "wandb_mode": "disabled"}
@@ -249,14 +246,14 @@ def map_tile(checkpoint, tile_path, work, **keys):
     code = (
         "import infer, json, pathlib, re, time\n"
         f"config = {{**infer.run_config, **{keys!r}}}\n"
-        "start = time.perf_counter()\n"
+        "start = time.perf_counter(), time.process_time()\n"
         "infer.main(config)\n"
-        "taken = time.perf_counter() - start\n"
+        "taken = time.perf_counter() - start[0], time.process_time() - start[1]\n"
         "status = pathlib.Path('/proc/self/status').read_text()\n"  # of this process alone
         "memory = int(re.search(r'VmHWM:\\s*(\\d+)', status)[1]) / 2**20\n"
-        f"pathlib.Path({str(report)!r}).write_text(json.dumps([taken, memory]))\n"
+        f"pathlib.Path({str(report)!r}).write_text(json.dumps([*taken, memory]))\n"
     )
-    run_child(["-c", code], torch.get_num_threads(), work)
+    run_child(["-c", code], torch.get_num_threads(), work, root=root)
     return json.loads(report.read_text())
 
 
@@ -279,9 +276,9 @@ def measure_inference(config, work):
     for _ in range(max(1, config["rounds"] // 2)):
         per_pixel = seconds(reference) / len(pixels)
         rate = gemm_rate()
-        taken, _ = map_tile(checkpoint, folder, work)
+        taken, *_ = map_tile(checkpoint, folder, work, dates=0)
         rate = max(rate, gemm_rate())
-        once, _ = map_tile(checkpoint, folder, work, draws=1)
+        once, *_ = map_tile(checkpoint, folder, work, draws=1)
         shares.append(encoder_flops(counts, **MODEL).sum() / taken / rate)
         ratios.append(per_pixel / (taken / number))
         same.append(per_pixel / (once / number))
@@ -293,6 +290,44 @@ def measure_inference(config, work):
         "that_ratio_if_all_were_gemm": float(np.median(limits)),
         "share_of_gemm_rate": float(np.median(shares)),
     }
+
+
+def onednn_rate(size=2048):
+    """FLOP/s of oneDNN's product, which the encoder takes in inference, the best of several."""
+    layer, x = torch.nn.Linear(size, size), torch.rand(size, size)
+    with torch.inference_mode():
+        return 2 * size**3 / min(seconds(lambda: dense(layer, x)) for _ in range(8))
+
+
+def measure_mapping(config, work):
+    """Disk to file with the default encoder, by the dates that are read, and an earlier checkout.
+
+    Pixels a second of CPU time, of all threads, which a shared machine disturbs less.
+    """
+    folder, settings = write_tile(work, "mapping", config["size"], config["num_dates"]), MAPPED
+    checkpoint = make_checkpoint(work, "mapping", **settings)
+    counts = Tile(folder).clear_counts().astype(np.float64)
+    sides = {"all dates": {"dates": 0}, "24 dates": {"dates": 24}, "16 dates": {"dates": 16}}
+    if config["before_dir"]:
+        sides["before, all dates"] = {"root": config["before_dir"]}
+    rounds, pixels = [], counts.size
+    for _ in range(max(1, config["rounds"] // 2)):
+        rates = {"gemm": gemm_rate(), "onednn": onednn_rate()}
+        taken = {name: map_tile(checkpoint, folder, work, **keys) for name, keys in sides.items()}
+        rounds.append(taken | {name: [rate] for name, rate in rates.items()})
+    middle = {name: np.median([taken[name] for taken in rounds], 0) for name in rounds[0]}
+    result = {}
+    for name, keys in sides.items():
+        wall, busy, memory = middle[name]
+        flops = encoder_flops(np.minimum(counts, keys.get("dates") or np.inf), **settings).sum()
+        result[name] = {
+            "pixels_per_second": pixels / wall,
+            "pixels_per_cpu_second": pixels / busy,
+            "share_of_gemm_rate": flops / wall / middle["gemm"][0],
+            "share_of_onednn_rate": flops / wall / middle["onednn"][0],
+            "peak_memory_gb": memory,
+        }
+    return result
 
 
 def measure_profile(config, work):
@@ -334,10 +369,12 @@ def measure_growth(config, work):
             write_tile(work, dataset, size, num_dates, f"MGRS-{number}")
         checkpoint = checkpoint or make_checkpoint(work, dataset)
         folder = Path(work) / "data" / dataset / "processed"
-        taken, memory = map_tile(checkpoint, folder, work, min_valid=1)
+        taken, _, memory = map_tile(checkpoint, folder, work, min_valid=1, dates=0)
         views = SentinelTimeSeriesDataset(work, dataset, min_valid=1)
         pixels = num_tiles * size**2
-        loading = in_turn(1, ours=lambda views=views: [None for _ in views])["ours"]
+        loading = in_turn(1, ours=lambda views=views: [None for _ in iterate_batches(views)])[
+            "ours"
+        ]
         result[name] = {
             "microseconds_a_pixel": 1e6 * taken / pixels,
             "microseconds_a_pixel_and_date": 1e6 * taken / pixels / num_dates,
@@ -408,42 +445,51 @@ def measure_startup(config, work):
     }
 
 
-def measure_gpu(config, work):
-    """The default model fed from disk, bf16; and a whole tile from disk to representation map."""
-    runtime = start_runtime("cuda")
-    folder = write_tile(work, "gpu", config["gpu_size"], config["num_dates"])
-    batch_size, warm_up, number = 4096, 20, 200
-    settings = {**train.run_config, "batch_size": batch_size}
-    dataset = SentinelTimeSeriesDataset(work, "gpu", batch_size=batch_size)
+def gpu_training_rate(work, workers, settings, runtime, number=200):
+    """Samples a second of training from disk with so many loader workers, compiled and in bf16."""
+    dataset = SentinelTimeSeriesDataset(work, "gpu", batch_size=settings["batch_size"])
     model = train.build_model(settings, dataset.num_bands).to(runtime.device)
     runtime.compile(model)
-    step = make_step(model, settings, runtime)
+    step, warm_up = make_step(model, settings, runtime), 20
     dataset.set_steps(0, warm_up + number)
-    for index, batch in enumerate(iterate_batches(dataset, runtime.workers(-1), pin_memory=True)):
+    for index, batch in enumerate(iterate_batches(dataset, workers, runtime.device)):
         step(*batch)
         if index + 1 == warm_up:
             synchronise()
             start = time.perf_counter()
     synchronise()
-    rate = number * batch_size / (time.perf_counter() - start)
-    model_size = {key: settings[key] for key in MODEL}
-    flops = 9 * encoder_flops(SAMPLE_SIZE, **model_size)  # three views, forward and backward
-    flops += 18 * (settings["latent_dim"] * 512 + 2 * 512**2)
+    return number * settings["batch_size"] / (time.perf_counter() - start)
+
+
+def measure_gpu(config, work):
+    """The default model fed from disk, and a whole tile from disk to representation map."""
+    runtime = start_runtime("cuda", "bfloat16")
+    folder = write_tile(work, "gpu", config["gpu_size"], config["num_dates"])
+    settings, result = {**train.run_config, "batch_size": 4096}, {}
+    sizes = np.linspace(settings["min_sample_size"], SAMPLE_SIZE, 4).round()  # of the views read
+    flops = 6 * np.mean([encoder_flops(size, **MAPPED) for size in sizes])  # two views, and back
+    projector = settings["latent_dim"] * 512 + 2 * 512**2
+    flops += 12 * projector
     peak = gemm_rate("cuda", 8192, torch.bfloat16)
-    checkpoint = make_checkpoint(work, "gpu", **model_size)
-    taken, memory = map_tile(checkpoint, folder, work, device="cuda")
-    return {
-        "training_samples_per_second": rate,
-        "training_share_of_bf16_gemm_rate": rate * flops / peak,
-        "seconds_for_a_tile": taken,
-        "peak_memory_gb": memory,
-    }
+    for workers in (1, 2, runtime.workers(-1)):
+        rate = gpu_training_rate(work, workers, settings, runtime)
+        result[f"training, {workers} loader workers"] = {
+            "samples_per_second": rate,
+            "share_of_bf16_gemm_rate": rate * flops / peak,
+        }
+    checkpoint = make_checkpoint(work, "gpu", **MAPPED)
+    for dates in (0, 24):
+        taken, _, memory = map_tile(checkpoint, folder, work, device="cuda", dates=dates)
+        name = f"a tile, {dates or 'all'} dates"
+        result[name] = {"seconds": taken, "peak_memory_gb": memory}
+    return result
 
 
 SECTIONS = {
     "input": measure_input,
     "training": measure_training,
     "inference": measure_inference,
+    "mapping": measure_mapping,
     "profile": measure_profile,
     "growth": measure_growth,
     "processes": measure_processes,

@@ -24,6 +24,7 @@ import torch
 import torch.nn.functional as F
 from sklearn.metrics import f1_score
 from torch import nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
@@ -80,14 +81,18 @@ BASE = {
     "prediction": 0.0,  # weight of predicting observations
     "decoder": "harmonic",  # harmonic or mlp
     "harmonics": 8,
+    "draws": "random",  # of the two views' dates; disjoint: of two halves of a pixel's dates
+    "average": 0.0,  # decay of an average of the weights, which is scored
     "targets": "other",  # the other view's observations, or all clear ones of the pixel
     "jitter": 0.0,  # deviation of a shift of each band of a view
+    "uneven": False,  # each pixel's jitter has a deviation between 0 and that
     "scale": 0.0,  # deviation of a factor of a view's brightness
     "noise": 0.0,  # deviation of noise on every value
     "bf16": True,  # matrix products in bfloat16
 }
 PREDICT = {"prediction": 100.0, "mix_up": 0.0, "learning_rate": 3e-3}
 SIZES = PREDICT | {"min_sample_size": 8}
+RATE = SIZES | {"learning_rate": 6e-3}
 RECIPES = {
     "untrained": {"steps": 0},
     "base": {},
@@ -113,6 +118,34 @@ RECIPES = {
     "sizes + lambda .02": SIZES | {"barlow_lambda": 0.02},
     "sizes + latent 32": SIZES | {"latent_dim": 32},
     "sizes + width 128": SIZES | {"width": 128, "steps": 520},
+    # one change at a time from the best so far, "sizes + rate 6e-3"
+    "rate + 4 queries": RATE | {"queries": 4},
+    "rate + disjoint": RATE | {"draws": "disjoint"},
+    "rate + average .995": RATE | {"average": 0.995},
+    "rate + uneven jitter .1": RATE | {"jitter": 0.1, "uneven": True},
+    "rate + projector 1024": RATE | {"projector_dim": 1024},
+    "rate + projector 256": RATE | {"projector_dim": 256},
+    "rate + projector 128": RATE | {"projector_dim": 128},
+    "rate + projector 256 + uneven jitter .1": RATE
+    | {"projector_dim": 256, "jitter": 0.1, "uneven": True},
+    "rate + batch 512": RATE | {"batch_size": 512, "steps": 600},
+    "rate + batch 128": RATE | {"batch_size": 128, "steps": 2400},
+    "rate + lambda .02": RATE | {"barlow_lambda": 0.02},
+    "rate + lambda .001": RATE | {"barlow_lambda": 0.001},
+    "rate + prediction 30": RATE | {"prediction": 30.0},
+    "rate + prediction 300": RATE | {"prediction": 300.0},
+    "rate + prediction alone": RATE | {"barlow": 0.0},
+    "rate + harmonics 4": RATE | {"harmonics": 4},
+    "rate + mlp": RATE | {"decoder": "mlp"},
+    "rate + latent 64": RATE | {"latent_dim": 64},
+    "rate + latent 256": RATE | {"latent_dim": 256},
+    "rate + depth 1": RATE | {"depth": 1, "steps": 2000},
+    "rate + depth 3": RATE | {"depth": 3, "steps": 850},
+    "rate + width 128": RATE | {"width": 128, "steps": 520},
+    "rate + sizes 12 to 16": RATE | {"min_sample_size": 12},
+    "rate + sizes 4 to 16": RATE | {"min_sample_size": 4},
+    "rate + 4000 steps": RATE | {"steps": 4000},  # train.py's defaults
+    "rate + 4000 steps + 4 queries": RATE | {"steps": 4000, "queries": 4},
 }
 CLASSICAL = {
     "series": ("series", "logistic regression"),
@@ -157,13 +190,22 @@ def _read_all(dataset):
     return x, torch.cat([F.pad(doys, (0, longest - doys.shape[1])) for _, doys in parts])
 
 
-def draw_views(doys, size, generator):
-    """Two random subsets of the clear dates of series (N, T): places (N, 2, S), ascending."""
-    count = (doys > 0).sum(1, keepdim=True)
-    views = []
-    for _ in range(2):
-        noise = torch.rand(doys.shape, generator=generator).masked_fill(doys == 0, 2.0)
-        views.append(noise.argsort(1).gather(1, torch.arange(size) % count))
+def draw_views(doys, size, generator, draws):
+    """Two random subsets of the clear dates of series (N, T): places (N, 2, S), ascending.
+
+    Dates are repeated where there are fewer. Disjoint draws are of two random halves of the dates.
+    """
+    count, place = (doys > 0).sum(1, keepdim=True), torch.arange(size)
+
+    def shuffle():
+        noise = torch.rand(doys.shape, generator=generator)
+        return noise.masked_fill(doys == 0, 2.0).argsort(1)
+
+    if draws == "disjoint":
+        order, half = shuffle(), count // 2
+        views = [order.gather(1, place % half), order.gather(1, half + place % (count - half))]
+    else:
+        views = [shuffle().gather(1, place % count) for _ in range(2)]
     return torch.stack(views, 1).sort(2).values
 
 
@@ -173,6 +215,8 @@ def augment(x, recipe, generator):
     for key, shape in (("scale", (n, v, 1, 1)), ("jitter", (n, v, 1, b)), ("noise", x.shape)):
         if recipe[key]:
             disturbance = recipe[key] * torch.randn(shape, generator=generator)
+            if recipe["uneven"]:
+                disturbance = disturbance * torch.rand(n, 1, 1, 1, generator=generator)
             x = x + disturbance * ((x + 1) if key == "scale" else 1)
     return x
 
@@ -239,6 +283,8 @@ def pretrain(pixels, recipe, seed):
     generator, order, losses = torch.Generator().manual_seed(seed), [], {}
     steps, batch_size = recipe["steps"], min(recipe["batch_size"], len(pixels.x))
     schedule = (steps, min(100, steps // 10), recipe["hold_fraction"])
+    decay = get_ema_multi_avg_fn(recipe["average"])
+    average = AveragedModel(backbone, multi_avg_fn=decay) if recipe["average"] else None
     for step in range(steps):
         for group in optimiser.param_groups:
             group["lr"] = learning_rate(recipe["learning_rate"], step, *schedule)
@@ -250,6 +296,9 @@ def pretrain(pixels, recipe, seed):
         nn.utils.clip_grad_norm_(modules.parameters(), 1.0)
         optimiser.step()
         optimiser.zero_grad()
+        if average:
+            average.update_parameters(backbone)
+    backbone = average.module if average else backbone
     return backbone.eval(), {name: round(float(value), 4) for name, value in losses.items()}
 
 
@@ -257,7 +306,7 @@ def step_loss(pixels, rows, modules, recipe, generator):
     """The loss of a step on some pixels, and a dict of its parts."""
     backbone, projector, decoder = modules
     all_x, all_doys = pixels.x[rows], pixels.doys[rows]
-    places = draw_views(all_doys, recipe["sample_size"], generator)
+    places = draw_views(all_doys, recipe["sample_size"], generator, recipe["draws"])
     pixel = torch.arange(len(rows))[:, None, None]
     observed, days = all_x[pixel, places], all_doys[pixel, places]
     sizes = (recipe["min_sample_size"], recipe["sample_size"] + 1)

@@ -32,7 +32,7 @@ def test_numbers_are_uniform_or_normal():
 
 def test_one_process_holds_the_whole_batch():
     z = torch.rand(7, 3)
-    assert share(7, z.device) == (slice(0, 7), 7)
+    assert share(7) == (slice(0, 7), 7)
     assert gather(z) is z
     x, reference = torch.rand(9, 3), torch.nn.BatchNorm1d(3)
     torch.testing.assert_close(BatchNorm(3)(x), reference(x))

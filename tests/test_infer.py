@@ -72,13 +72,23 @@ def test_the_same_map_whatever_the_blocks(workplace, tmp_path, monkeypatch):
         assert (other / f"{name}.npy").read_bytes() == (again / f"{name}.npy").read_bytes()
 
 
-def test_all_clear_observations_or_averaged_draws(workplace, tmp_path):
-    """Both ways at inference give maps of the same tile that agree on most pixels."""
-    (every,) = map_tile(workplace, tmp_path / "every")
-    (drawn,) = map_tile(workplace, tmp_path / "drawn", draws=4)
-    a, b = (np.load(folder / "classification_map.npy") for folder in (every, drawn))
+@pytest.mark.parametrize("keys", [{"draws": 4}, {"dates": 10}])
+def test_all_clear_observations_or_some_of_them(workplace, tmp_path, keys):
+    """All ways at inference give maps of the same tile that agree on most pixels."""
+    (every,) = map_tile(workplace, tmp_path / "every", dates=0)
+    (some,) = map_tile(workplace, tmp_path / "some", **keys)
+    a, b = (np.load(folder / "classification_map.npy") for folder in (every, some))
     assert ((a == 0) == (b == 0)).all()
     assert (a == b).mean() > 0.8
+    a, b = (np.load(folder / "representation_map.npy") for folder in (every, some))
+    assert (a != b).any()
+
+
+def test_a_pixel_with_few_dates_is_read_whole(workplace, tmp_path):
+    (every,) = map_tile(workplace, tmp_path / "every", dates=0)
+    (most,) = map_tile(workplace, tmp_path / "most")  # 24 of at most 20
+    name = "representation_map.npy"
+    assert (every / name).read_bytes() == (most / name).read_bytes()
 
 
 def test_folders_of_tiles_and_tiles_already_done(workplace, tmp_path, capsys):

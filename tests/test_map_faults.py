@@ -25,7 +25,6 @@ import train_classification
 import train_classification_maddy
 from files import load_checkpoint
 from runtime import Runtime, Stopped, check, override
-from utils import extract_representations
 
 
 @pytest.fixture(scope="module")
@@ -171,23 +170,22 @@ def test_a_stopped_run_keeps_what_it_goes_on_with(place, tmp_path, monkeypatch, 
     monkeypatch.setattr(Runtime, "block_pixels", 64)  # four rows
     stop = infer.stop_on_signals()
     monkeypatch.setattr(infer, "stop_on_signals", lambda: stop)
-    walked = []
+    written, write = [], infer.MapWriter.write
 
-    def walk(*arguments, **keywords):
-        for block in extract_representations(*arguments, **keywords):
-            walked.append(block[0])
-            if len(walked) == 3:
-                stop.status = 143
-            yield block
+    def write_and_stop(writer, rows, blocks):
+        write(writer, rows, blocks)
+        written.append(rows)
+        if len(written) == 3:
+            stop.status = 143
 
-    monkeypatch.setattr(infer, "extract_representations", walk)
+    monkeypatch.setattr(infer.MapWriter, "write", write_and_stop)
     with pytest.raises(Stopped, match="MGRS-A behind row 12 of 24") as stopped:
         map_tile(place, tmp_path / "out")
     assert stopped.value.status == 143
     assert all(name.startswith(".") and ".part." in name for name in files(tmp_path / "out"))
     stop.status = 0
     map_tile(place, tmp_path / "out")
-    assert walked == [(row, row + 4) for row in range(0, 24, 4)]
+    assert written == [(row, row + 4) for row in range(0, 24, 4)]
     assert "goes on behind row 12 of 24" in capsys.readouterr().out
     map_tile(place, tmp_path / "undisturbed")
     assert files(tmp_path / "out").keys() == files(tmp_path / "undisturbed").keys()

@@ -15,6 +15,7 @@ from transforms import (
     clear_dates,
     draw_dates,
     drop_dates,
+    even_dates,
     even_draws,
     gap_fill,
     harmonic_coefficients,
@@ -142,6 +143,20 @@ def padded(pixels, dates, bands, seed):
     clear = random_clear(pixels, dates, seed)
     drawn = clear_dates(clear)
     return torch.rand(*drawn.shape, bands), (drawn + 1) * 25
+
+
+@given(st.lists(st.integers(1, 40), min_size=1, max_size=6), st.integers(1, 30))
+def test_even_dates_are_spread_over_the_year_of_each_pixel(counts, most):
+    """Guards against a pixel whose dates depend on how many its neighbours have."""
+    dates = torch.full((len(counts), max(counts)), -1)
+    for row, count in zip(dates, counts, strict=True):
+        row[:count] = torch.arange(count) * 3  # every third date of the tile is clear
+    for row, count in zip(even_dates(dates, most).tolist(), counts, strict=True):
+        kept = [date // 3 for date in row if date >= 0]
+        assert row == [3 * rank for rank in kept] + [-1] * (len(row) - len(kept))
+        number = min(count, most)
+        assert kept == [(2 * i + 1) * count // (2 * number) for i in range(number)]
+    assert even_dates(dates, 0).equal(dates)
 
 
 def test_even_draws_are_ordered_whole_and_alike_in_any_batch():

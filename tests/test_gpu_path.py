@@ -1,0 +1,123 @@
+"""What a GPU needs of a training step, as far as it can be shown without one."""
+
+import pytest
+import torch
+from helpers import TINY, make_dataset
+from torch._dynamo.testing import CompileCounter
+from torch.utils._python_dispatch import TorchDispatchMode
+
+import train
+from data import SentinelTimeSeriesDataset, iterate_batches
+from runtime import Runtime, read_ahead, start_runtime
+
+NEEDS_GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+CONFIG = {**TINY, "augment": "jitter_bands", "min_sample_size": 3}
+
+
+def open_views(tmp_path, **keywords):
+    make_dataset(tmp_path, tiles=1, clear=0.9)
+    return SentinelTimeSeriesDataset(tmp_path, "toy", sample_size=6, **keywords)
+
+
+def make_parts(dataset, runtime):
+    model = train.build_model(CONFIG, dataset.num_bands).to(runtime.device)
+    return model, train.build_optimiser(model, CONFIG)
+
+
+def make_steps(batches, model, optimiser, runtime, recent):
+    """Steps of train.py, between two lines of its log."""
+    for step, (x, doys) in enumerate(batches):
+        parts, _ = train.train_step(model, optimiser, x, doys, CONFIG, runtime, step, rate=1e-3)
+        recent.add(step, 1e-3, parts, x)
+
+
+class Waits(TorchDispatchMode):
+    """Collects what makes a host wait for its GPU: a number read, a size that depends on values."""
+
+    NAMES = {"local_scalar_dense", "nonzero", "masked_select", "unique", "unique2", "equal"}
+
+    def __init__(self):
+        super().__init__()
+        self.found = []
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        name = function.__name__.split(".")[0].lstrip("_")
+        if name in self.NAMES:
+            self.found.append(name)
+        return function(*args, **(kwargs or {}))
+
+
+def test_no_step_reads_a_number_back(tmp_path, monkeypatch):
+    """Guards against .item(), float(), .cpu() and their like between two lines of the log."""
+    runtime, recent = start_runtime("cpu"), train.RecentSteps()
+    dataset = open_views(tmp_path, batch_size=50)
+    parts, batches = make_parts(dataset, runtime), list(iterate_batches(dataset))
+    make_steps(batches[:1], *parts, runtime, recent)  # the optimiser's first step makes its state
+    read = []
+    for method in ("cpu", "tolist", "numpy"):
+        original = getattr(torch.Tensor, method)
+        monkeypatch.setattr(
+            torch.Tensor, method, lambda *a, m=method, o=original: (read.append(m), o(*a))[1]
+        )
+    with Waits() as waits:
+        make_steps(batches, *parts, runtime, recent)
+        assert waits.found == read == []
+        recent.summary(1)  # which reads them all, at once
+        assert waits.found
+        assert read == ["tolist"]
+
+
+def test_no_step_compiles_again(tmp_path, monkeypatch):
+    """Batches differ by a pixel and views in length: guards against minutes for each new size."""
+    monkeypatch.setattr(Runtime, "on_gpu", True)
+    runtime, recent = start_runtime("cpu"), train.RecentSteps()
+    dataset = open_views(tmp_path, batch_size=50)
+    model, optimiser = make_parts(dataset, runtime)
+    counter = CompileCounter()
+    model.compile(backend=counter)
+    compiled = []
+    dataset.set_steps(0, 3 * dataset.steps_per_epoch)
+    batches = list(iterate_batches(dataset))
+    assert len({len(x) for x, _ in batches}) == 2
+    for batch in batches:
+        make_steps([batch], model, optimiser, runtime, recent)
+        compiled.append(counter.frame_count)
+    assert compiled[0] > 0
+    assert set(compiled) == {compiled[0]}
+
+
+def test_read_ahead_keeps_the_order_and_hands_errors_on():
+    def items():
+        yield from range(5)
+        raise OSError("disk gone")
+
+    seen = []
+    with pytest.raises(OSError, match="disk gone"):
+        seen.extend(read_ahead(items()))
+    assert list(read_ahead([])) == []
+    closed = read_ahead(iter(range(100)))
+    assert [next(closed), next(closed)] == [0, 1]
+    closed.close()
+
+
+@NEEDS_GPU
+def test_a_gpu_is_not_waited_for(tmp_path):
+    runtime, recent = start_runtime("cuda", "bfloat16"), train.RecentSteps()
+    dataset = open_views(tmp_path, batch_size=50)
+    parts = make_parts(dataset, runtime)
+    batches = list(iterate_batches(dataset, device=runtime.device))
+    make_steps(batches[:1], *parts, runtime, recent)
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        make_steps(batches, *parts, runtime, recent)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
+@NEEDS_GPU
+def test_batches_on_a_gpu_are_those_of_the_cpu(tmp_path):
+    dataset = open_views(tmp_path, batch_size=50)
+    pairs = zip(iterate_batches(dataset), iterate_batches(dataset, 2, "cuda"), strict=True)
+    for ours, theirs in pairs:
+        for a, b in zip(ours, theirs, strict=True):
+            torch.testing.assert_close(a, b.cpu(), rtol=1e-6, atol=1e-6)
