@@ -29,7 +29,6 @@ from runtime import (
     Stopped,
     check,
     notice,
-    read_ahead,
     run_script,
     start_runtime,
     stop_on_signals,
@@ -260,7 +259,7 @@ def map_tile(tile, module, checkpoint, config, runtime, output_dir, made_by, sto
         total=height, initial=writer.rows, desc=tile.name, unit="row", disable=not runtime.is_main
     )
     blocks = map_blocks(tile, module, checkpoint, config, runtime, codes, first_row=writer.rows)
-    for rows, maps in read_ahead(blocks):  # written while the next block is computed
+    for rows, maps in runtime.read_ahead(blocks):  # a GPU computes the next while one is written
         if config["representation_format"] == "int8":
             values, scales = quantise(maps["representation_map"])
             maps |= {"representation_map": values, "representation_map_scales": scales}

@@ -281,10 +281,17 @@ class Runtime:
         processes_here = int(os.environ.get("LOCAL_WORLD_SIZE", 1))  # of this node
         return min(8, (os.cpu_count() or 1) // processes_here) if self.on_gpu else 0
 
+    def read_ahead(self, items):
+        """What an iterator yields, with `read_ahead` for a GPU.
+
+        On the CPU a second thread costs more than it hides: mapping took 1.4 times as long.
+        """
+        return read_ahead(items) if self.on_gpu else items
+
     @property
     def block_pixels(self):
-        """Pixels that are read at once to be mapped."""
-        return 1 << 16 if self.on_gpu else 1 << 13
+        """Pixels that are read at once to be mapped: so many that few batches are not full."""
+        return 1 << 16 if self.on_gpu else 1 << 15
 
     @property
     def batch_dates(self):
@@ -332,7 +339,7 @@ def start_runtime(device="auto", precision="float32"):
     rank, local_rank = (int(os.environ.get(key, 0)) for key in ("RANK", "LOCAL_RANK"))
     # oneDNN keeps a kernel for every number of rows, 0.6 MB each: 1024 of them unless told so
     for name in ("LRU_CACHE_CAPACITY", "ONEDNN_PRIMITIVE_CACHE_CAPACITY"):
-        os.environ.setdefault(name, "256")
+        os.environ.setdefault(name, "512")
     if use_gpu:
         torch.cuda.set_device(local_rank)
         torch.set_float32_matmul_precision("high")  # TF32

@@ -11,7 +11,6 @@ import torch.nn.functional as F
 from matplotlib.figure import Figure
 
 from files import atomic_write
-from runtime import read_ahead
 from transforms import clear_dates, even_dates, even_draws, standardise
 
 
@@ -137,7 +136,8 @@ def extract_representations(
 
     module: a backbone or classifier in eval mode. stride: take every stride-th row and column (a
     quick look). draws, dates: as `encode_series` and `even_dates` take them. first_row: where a
-    block begins; those to its north are left out. The next block is read while one is encoded.
+    block begins; those to its north are left out. For a GPU the next block is
+    read while one is encoded.
     Yields (rows, row, column, representations, logits) of each block: rows is (first, last + 1);
     of its pixels with at least `min_valid` clear observations row (N,) int, column (N,) int,
     representations (N, D) and logits (N, C) or None, float32 on the CPU.
@@ -145,7 +145,7 @@ def extract_representations(
     width = tile.shape[2]
     mean, std = runtime.to_device(mean, std)
     blocks = _read_blocks(tile, min_valid, runtime, stride, dates, first_row)
-    for rows, pixels, bands, doys in read_ahead(blocks):
+    for rows, pixels, bands, doys in runtime.read_ahead(blocks):
         bands, doys = runtime.to_device(bands, doys)
         y, logits = encode_series(module, standardise(bands, mean, std), doys, runtime, draws)
         yield rows, pixels // width, pixels % width, y, logits

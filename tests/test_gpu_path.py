@@ -2,10 +2,11 @@
 
 import pytest
 import torch
-from helpers import TINY, make_dataset
+from helpers import TINY, make_dataset, tile_of, tiny
 from torch._dynamo.testing import CompileCounter
 from torch.utils._python_dispatch import TorchDispatchMode
 
+import infer
 import train
 from data import SentinelTimeSeriesDataset, iterate_batches
 from runtime import Runtime, read_ahead, start_runtime
@@ -98,6 +99,22 @@ def test_read_ahead_keeps_the_order_and_hands_errors_on():
     closed = read_ahead(iter(range(100)))
     assert [next(closed), next(closed)] == [0, 1]
     closed.close()
+
+
+def test_a_map_is_the_same_where_threads_read_and_write(tmp_path, monkeypatch):
+    """As they do for a GPU: guards against blocks that are mixed up or lost."""
+    make_dataset(tmp_path, tiles=1)
+    train.main(tiny(tmp_path, tmp_path / "run", max_steps=1))
+    maps = []
+    monkeypatch.setattr(Runtime, "block_pixels", 32)
+    for threads in (False, True):
+        if threads:
+            monkeypatch.setattr(Runtime, "read_ahead", lambda _, items: read_ahead(items))
+        config = {"checkpoint_path": str(tmp_path / "run/last.pt"), "wandb_mode": "disabled"}
+        config |= {"tile_path": str(tile_of(tmp_path)), "output_dir": str(tmp_path / f"{threads}")}
+        (folder,) = infer.main({**infer.run_config, **config})
+        maps.append((folder / "representation_map.npy").read_bytes())
+    assert maps[0] == maps[1]
 
 
 @NEEDS_GPU

@@ -13,7 +13,7 @@ import train
 from runtime import override
 from tiles import Tile
 
-PAGES = [ROOT / "README.md", *sorted(ROOT.glob("docs/*.md")), ROOT / "benchmarks/README.md"]
+PAGES = [ROOT / "README.md", *sorted(ROOT.glob("docs/*.md")), *sorted(ROOT.glob("benchmarks/*.md"))]
 README = PAGES[0].read_text()
 
 
