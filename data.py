@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
-from runtime import InputError, read_ahead
+from runtime import InputError
 from tiles import (
     TEST,
     TRAIN,
@@ -296,17 +296,16 @@ class _PixelDataset(IterableDataset):
         return [torch.cat(arrays) for arrays in zip(*parts, strict=True)]
 
 
-def iterate_batches(dataset, num_workers=0, device="cpu"):
+def iterate_batches(dataset, num_workers=0, runtime=None):
     """Yield a data set's batches, read by `num_workers` processes (0: by this one).
 
-    Bands come to the device as they are stored, in half the bytes of float32, and are standardised
-    there; days are on the device, labels and groups on the CPU. To a GPU the next batch is copied
-    while this one is computed with.
+    Bands come to the runtime's device (None: the CPU) as they are stored, in half the bytes of
+    float32, and are standardised there. Days are on the device, labels and groups on the CPU.
     """
-    device, batches = torch.device(device), _read_batches(dataset, num_workers)
-    if device.type == "cuda":
-        batches = _copy_ahead(batches, device)
-    mean, std = dataset.mean.to(device), dataset.std.to(device)
+    batches = _read_batches(dataset, num_workers)
+    mean, std = dataset.mean, dataset.std
+    if runtime:
+        batches, (mean, std) = runtime.copy_ahead(batches), runtime.to_device(mean, std)
     for bands, *rest in batches:
         yield standardise(bands, mean, std), *rest
 
@@ -329,24 +328,6 @@ def _read_batches(dataset, num_workers):
     for first in parts:
         rest = [next(parts) for _ in range(num_workers - 1)]
         yield dataset.merge([first, *rest]) if rest else first
-
-
-def _copy_ahead(batches, device):
-    """Copy bands and days of each batch to a GPU, in a thread and on a stream of their own."""
-    stream = torch.cuda.Stream(device)
-
-    def copy(batch):
-        bands, doys, *rest = batch
-        with torch.cuda.stream(stream):
-            # from pinned memory alone can a GPU copy while it computes
-            copies = [part.pin_memory().to(device, non_blocking=True) for part in (bands, doys)]
-        return copies, rest, stream.record_event()
-
-    for copies, rest, copied in read_ahead(map(copy, batches)):
-        torch.cuda.current_stream(device).wait_event(copied)
-        for part in copies:  # its memory is not given to another batch before it was used here
-            part.record_stream(torch.cuda.current_stream(device))
-        yield *copies, *rest
 
 
 def _leave_signals_to_trainer(_):

@@ -288,6 +288,30 @@ class Runtime:
         """
         return read_ahead(items) if self.on_gpu else items
 
+    def copy_ahead(self, batches):
+        """Copy bands and days, the first two tensors of each batch, to a GPU while it computes.
+
+        In a thread and on a stream of their own. On the CPU the batches stay as they are.
+        """
+        if not self.on_gpu:
+            yield from batches
+            return
+        stream = torch.cuda.Stream(self.device)
+
+        def copy(batch):
+            bands, doys, *rest = batch
+            with torch.cuda.stream(stream):
+                # from pinned memory alone can a GPU copy while it computes
+                copies = self.to_device(bands.pin_memory(), doys.pin_memory())
+            return copies, rest, stream.record_event()
+
+        for copies, rest, copied in read_ahead(map(copy, batches)):
+            compute = torch.cuda.current_stream(self.device)
+            compute.wait_event(copied)
+            for part in copies:  # its memory goes to no other batch before it was used
+                part.record_stream(compute)
+            yield *copies, *rest
+
     @property
     def block_pixels(self):
         """Pixels that are read at once to be mapped: so many that few batches are not full."""

@@ -485,7 +485,7 @@ def pretrain(config, runtime, train_set, val_set, validate, picture_tile, output
     )
     train_set.set_steps(progress.step, length.last)
     workers = runtime.workers(config["num_workers"])
-    batches = iterate_batches(train_set, workers, runtime.device)
+    batches = iterate_batches(train_set, workers, runtime)
     train(run, batches, validate, length)
 
     # wrap up

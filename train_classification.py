@@ -286,7 +286,7 @@ def predict(classifier, dataset, class_index, runtime):
     classifier.eval()
     labels, predicted = [], []
     batches = tqdm(
-        iterate_batches(dataset, device=runtime.device),
+        iterate_batches(dataset, runtime=runtime),
         desc=dataset.split,
         total=dataset.steps_per_epoch,
         unit="batch",
@@ -361,7 +361,7 @@ def fit(run, train, validation, legend):
     epochs = count_epochs(config, train)
     total_steps = epochs * epoch_steps
     train.set_steps(progress.step, total_steps)
-    batches = iterate_batches(train, runtime.workers(config["num_workers"]), runtime.device)
+    batches = iterate_batches(train, runtime.workers(config["num_workers"]), runtime)
     model, stop = runtime.distribute(run.model), stop_on_signals()
     bar = tqdm(total=epochs, unit="epoch", disable=not runtime.is_main)
     bar.update(progress.step // epoch_steps)

@@ -459,7 +459,7 @@ def gpu_training_rate(work, workers, settings, runtime, number=200):
     runtime.compile(model)
     step, warm_up = make_step(model, settings, runtime), 20
     dataset.set_steps(0, warm_up + number)
-    for index, batch in enumerate(iterate_batches(dataset, workers, runtime.device)):
+    for index, batch in enumerate(iterate_batches(dataset, workers, runtime)):
         step(*batch)
         if index + 1 == warm_up:
             synchronise()

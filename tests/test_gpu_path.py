@@ -122,7 +122,7 @@ def test_a_gpu_is_not_waited_for(tmp_path):
     runtime, recent = start_runtime("cuda", "bfloat16"), train.RecentSteps()
     dataset = open_views(tmp_path, batch_size=50)
     parts = make_parts(dataset, runtime)
-    batches = list(iterate_batches(dataset, device=runtime.device))
+    batches = list(iterate_batches(dataset, runtime=runtime))
     make_steps(batches[:1], *parts, runtime, recent)
     torch.cuda.set_sync_debug_mode("error")
     try:
@@ -134,7 +134,9 @@ def test_a_gpu_is_not_waited_for(tmp_path):
 @NEEDS_GPU
 def test_batches_on_a_gpu_are_those_of_the_cpu(tmp_path):
     dataset = open_views(tmp_path, batch_size=50)
-    pairs = zip(iterate_batches(dataset), iterate_batches(dataset, 2, "cuda"), strict=True)
+    pairs = zip(
+        iterate_batches(dataset), iterate_batches(dataset, 2, start_runtime("cuda")), strict=True
+    )
     for ours, theirs in pairs:
         for a, b in zip(ours, theirs, strict=True):
             torch.testing.assert_close(a, b.cpu(), rtol=1e-6, atol=1e-6)
