@@ -24,15 +24,7 @@ from files import load_checkpoint, make_output_dir, remove_parts, write_json
 from land_cover import class_legend, plot_class_map
 from maps import is_georeferenced, quantise, read_provenance, remove_products, write_geotiff
 from runlog import refuse_training_folder, start_log
-from runtime import (
-    InputError,
-    Stopped,
-    check,
-    notice,
-    run_script,
-    start_runtime,
-    stop_on_signals,
-)
+from runtime import InputError, Stopped, check, notice, run_script, start_runtime, stop_on_signals
 from storage import MapWriter, describe_files, file_hash, lock_folder
 from tiles import Tile, check_tile
 from utils import extract_representations

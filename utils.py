@@ -136,8 +136,7 @@ def extract_representations(
 
     module: a backbone or classifier in eval mode. stride: take every stride-th row and column (a
     quick look). draws, dates: as `encode_series` and `even_dates` take them. first_row: where a
-    block begins; those to its north are left out. For a GPU the next block is
-    read while one is encoded.
+    block begins; those to its north are left out. A GPU encodes one block while the next is read.
     Yields (rows, row, column, representations, logits) of each block: rows is (first, last + 1);
     of its pixels with at least `min_valid` clear observations row (N,) int, column (N,) int,
     representations (N, D) and logits (N, C) or None, float32 on the CPU.
