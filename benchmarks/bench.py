@@ -38,7 +38,7 @@ from tiles import Tile  # noqa: E402
 from utils import encode_series  # noqa: E402
 
 run_config = {
-    # input, training, inference, mapping, profile, growth, processes, startup, gpu
+    # input, training, inference, encoder, mapping, profile, growth, processes, startup, gpu
     "sections": "all",
     "before_dir": "",  # folder of an earlier checkout, which maps in turn with this one
     "size": 256,  # pixels along the tile
@@ -299,6 +299,44 @@ def onednn_rate(size=2048):
         return 2 * size**3 / min(seconds(lambda: dense(layer, x)) for _ in range(8))
 
 
+def measure_encoder(config, work):
+    """Series a second of the encoder alone, and of the layers of nn.TransformerEncoder alone."""
+    result, number = {}, min(8192, config["size"] ** 2)
+    for sizes in ({"width": 64, "depth": 3}, {"width": 64, "depth": 2}, {"width": 128, "depth": 2}):
+        sizes["latent_dim"] = MAPPED["latent_dim"]
+        encoder = build_backbone("transformer", num_bands=BANDS, sample_size=SAMPLE_SIZE, **sizes)
+        width, keys = sizes["width"], {"activation": "gelu", "norm_first": True}
+        layer = torch.nn.TransformerEncoderLayer(
+            width, width // 16, 4 * width, batch_first=True, **keys
+        )
+        fused = torch.nn.TransformerEncoder(layer, sizes["depth"], enable_nested_tensor=False)
+        fused.eval()
+        for dates in (16, 24, 36):
+            doys = torch.arange(1, 1 + dates).expand(number, -1)
+            x, runtime = torch.randn(number, dates, BANDS), start_runtime("cpu")
+            wide = torch.randn(number, dates, width)
+            batches = wide.split(runtime.batch_dates // dates)
+
+            @torch.inference_mode()
+            def layers(fused=fused, batches=batches):
+                for batch in batches:
+                    fused(batch)
+
+            taken = in_turn(
+                config["rounds"],
+                ours=partial(encode_series, encoder.eval(), x, doys, runtime),
+                layers=layers,
+            )
+            flops = number * encoder_flops(dates, **sizes) / taken["ours"]
+            result[f"{width}-d x {sizes['depth']}, {dates} dates"] = {
+                "series_per_second": number / taken["ours"],
+                "series_per_second_of_layers": number / taken["layers"],
+                "share_of_gemm_rate": flops / gemm_rate(),
+                "share_of_onednn_rate": flops / onednn_rate(),
+            }
+    return result
+
+
 def measure_mapping(config, work):
     """Disk to file with the default encoder, by the dates that are read, and an earlier checkout.
 
@@ -496,6 +534,7 @@ SECTIONS = {
     "input": measure_input,
     "training": measure_training,
     "inference": measure_inference,
+    "encoder": measure_encoder,
     "mapping": measure_mapping,
     "profile": measure_profile,
     "growth": measure_growth,

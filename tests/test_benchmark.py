@@ -34,7 +34,16 @@ def bench(*arguments):
 
 
 def test_benchmark_at_a_tiny_size(tmp_path):
-    sections = ["input", "training", "inference", "mapping", "profile", "growth", "startup"]
+    sections = [
+        "input",
+        "training",
+        "inference",
+        "encoder",
+        "mapping",
+        "profile",
+        "growth",
+        "startup",
+    ]
     sizes = ["size=32", "largest=32", "num_dates=40", "num_tiles=3", "rounds=1"]
     done = bench(f"sections={','.join(sections)}", f"output_dir={tmp_path}", *sizes)
     assert done.returncode == 0, done.stderr
