@@ -128,6 +128,8 @@ RECIPES = {
     "rate + projector 128": RATE | {"projector_dim": 128},
     "rate + projector 256 + uneven jitter .1": RATE
     | {"projector_dim": 256, "jitter": 0.1, "uneven": True},
+    "rate + projector 256 + uneven jitter .1 + 4000 steps": RATE
+    | {"projector_dim": 256, "jitter": 0.1, "uneven": True, "steps": 4000},
     "rate + batch 512": RATE | {"batch_size": 512, "steps": 600},
     "rate + batch 128": RATE | {"batch_size": 128, "steps": 2400},
     "rate + lambda .02": RATE | {"barlow_lambda": 0.02},
