@@ -101,23 +101,17 @@ RECIPES = {
     "predict all + float32": PREDICT | {"targets": "all", "bf16": False},
     "predict all + mlp": PREDICT | {"targets": "all", "decoder": "mlp"},
     "sizes": SIZES,  # 8 to 16 dates
-    "sizes 4 to 16": PREDICT | {"min_sample_size": 4},
     "sizes 8 to 24": SIZES | {"sample_size": 24},
-    "sizes + rate 6e-3": SIZES | {"learning_rate": 6e-3},  # with 4000 steps: train.py's defaults
+    "sizes + rate 6e-3": RATE,  # with 4000 steps: train.py's defaults
     "sizes + rate 6e-3 + decay .1": SIZES | {"learning_rate": 6e-3, "weight_decay": 0.1},
-    "sizes + rate 6e-3 + mix-up": SIZES | {"learning_rate": 6e-3, "mix_up": 1.0},
     "sizes + 400 steps": SIZES | {"steps": 400},
     "sizes + 4 queries": SIZES | {"queries": 4},
     "sizes + jitter .1": SIZES | {"jitter": 0.1},
     "sizes + jitter .05": SIZES | {"jitter": 0.05},
     "sizes + mix-up": SIZES | {"mix_up": 1.0},
     "sizes + no prediction": SIZES | {"prediction": 0.0},
-    "sizes + prediction alone": SIZES | {"barlow": 0.0},
     "sizes + scale .1": SIZES | {"scale": 0.1},
     "sizes + noise .2": SIZES | {"noise": 0.2},
-    "sizes + lambda .02": SIZES | {"barlow_lambda": 0.02},
-    "sizes + latent 32": SIZES | {"latent_dim": 32},
-    "sizes + width 128": SIZES | {"width": 128, "steps": 520},
     # one change at a time from the best so far, "sizes + rate 6e-3"
     "rate + 4 queries": RATE | {"queries": 4},
     "rate + disjoint": RATE | {"draws": "disjoint"},

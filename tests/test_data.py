@@ -34,6 +34,16 @@ def test_batches_come_out_ready(dataset):
     assert (doys.diff(dim=-1) > 0).all()
 
 
+def test_bands_travel_as_they_are_stored(dataset):
+    """Half the bytes of float32 between processes and to a GPU; standardised where they arrive."""
+    views = SentinelTimeSeriesDataset(dataset, "toy", batch_size=100)
+    (bands, doys), (x, same_doys) = next(iter(views)), next(iterate_batches(views))
+    assert bands.dtype == torch.uint16
+    assert doys.equal(same_doys)
+    wanted = (bands.float() - views.mean) / views.std
+    torch.testing.assert_close(x, wanted, rtol=1e-5, atol=1e-5)
+
+
 def test_values_belong_to_clear_observations_of_one_pixel_and_their_days(dataset):
     tiles = open_dataset(dataset, "toy")
     for x, doys in batches(dataset, batch_size=100):

@@ -10,6 +10,7 @@ import infer
 import train
 from data import SentinelTimeSeriesDataset, iterate_batches
 from runtime import Runtime, read_ahead, start_runtime
+from validation import Validation
 
 NEEDS_GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 CONFIG = {**TINY, "augment": "jitter_bands", "min_sample_size": 3}
@@ -85,6 +86,10 @@ def test_no_step_compiles_again(tmp_path, monkeypatch):
         compiled.append(counter.frame_count)
     assert compiled[0] > 0
     assert set(compiled) == {compiled[0]}
+    validate = Validation(dataset, None, {**CONFIG, "val_pixels": 4096, "batch_size": 50}, runtime)
+    assert len({len(x) for x, _ in validate.batches}) == 2
+    validate(model)
+    assert counter.frame_count == 2 * compiled[0], "once more without gradients, not for each size"
 
 
 def test_read_ahead_keeps_the_order_and_hands_errors_on():

@@ -1,6 +1,11 @@
 """Overrides of a config, and configs that cannot change."""
 
+import os
+import subprocess
+import sys
+
 import pytest
+from helpers import ROOT
 
 from runtime import InputError, check, override
 
@@ -19,3 +24,16 @@ def test_override_keeps_the_type_of_the_default():
 def test_a_frozen_config_cannot_change():
     with pytest.raises(TypeError):
         check({"seed": 1})["seed"] = 2
+
+
+@pytest.mark.parametrize(("asked", "kept"), [(None, "512"), ("64", "64")])
+def test_kernels_that_onednn_keeps(asked, kept):
+    """Guards against maps that take 0.6 GB more by and by; whoever asks for less gets it."""
+    names = ("LRU_CACHE_CAPACITY", "ONEDNN_PRIMITIVE_CACHE_CAPACITY")
+    environment = {key: value for key, value in os.environ.items() if key not in names}
+    environment |= dict.fromkeys(names, asked) if asked else {}
+    code = f"import os, runtime; runtime.start_runtime('cpu'); print(*map(os.environ.get, {names}))"
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, env=environment, capture_output=True, text=True
+    )
+    assert done.stdout.split() == [kept, kept], done.stderr
