@@ -80,6 +80,9 @@ MODELS = {
     "embedding": Model(
         "embedding + logistic regression", "#08519c", "embedding", "logistic regression"
     ),
+    "discriminant": Model(
+        "embedding + discriminant analysis", "#2171b5", "embedding", "discriminant analysis"
+    ),
     "neighbours": Model(
         "embedding + nearest neighbours", "#3b8bc8", "embedding", "k nearest neighbours"
     ),
@@ -87,16 +90,25 @@ MODELS = {
     "series": Model(
         "gap-filled series + logistic regression", "#e6820a", "series", "logistic regression"
     ),
+    "series_discriminant": Model(
+        "gap-filled series + discriminant analysis", "#b8860b", "series", "discriminant analysis"
+    ),
     "forest": Model("gap-filled series + random forest", "#31a354", "series", "random forest"),
     "harmonic": Model(
         "harmonic coefficients + logistic regression", "#c51b1b", "harmonic", "logistic regression"
+    ),
+    "harmonic_discriminant": Model(
+        "harmonic coefficients + discriminant analysis",
+        "#e7298a",
+        "harmonic",
+        "discriminant analysis",
     ),
     "untrained": Model(
         "untrained encoder + logistic regression", "#969696", "untrained", "logistic regression"
     ),
     "scratch": Model("network from scratch", "#252525"),
 }
-OWN = ("embedding", "neighbours", "finetuned")  # the others are baselines
+OWN = ("embedding", "discriminant", "neighbours", "finetuned")  # the others are baselines
 NETWORKS = ("finetuned", "scratch")
 FEATURES = ("embedding", "untrained", "series", "harmonic")
 INHERITED = ("min_valid", "block_size", "split_seed")  # which pixels are in which split

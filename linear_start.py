@@ -37,18 +37,15 @@ def fit_linear_start(y, labels, num_classes, seed=0):
     Returns float32 tensors: mean and variance (D,) of the representations, weights (C, D) and
     biases (C,) of the classes, which give the probabilities that scikit-learn's model gives.
     """
-    model, _ = fit_classifier("logistic regression", y, labels, seed)
+    model, _ = fit_classifier("discriminant analysis", y, labels, seed)
+    mean, var = y.mean(0), y.var(0)
     weight, bias = np.zeros((num_classes, y.shape[1])), np.full(num_classes, NEVER)
     if isinstance(model, DummyClassifier):  # nothing to tell apart: one class everywhere
-        mean, var = y.mean(0), y.var(0)
         bias[np.unique(labels)] = 0.0
     else:
-        scaler, regression = model
-        mean, var, found = scaler.mean_, scaler.var_, regression.classes_
-        weights, biases = regression.coef_, regression.intercept_
-        if len(found) == 2:  # scikit-learn gives the second class's logit less the first's
+        weights, biases = model.coef_, model.intercept_ + model.coef_ @ mean
+        if len(model.classes_) == 2:  # scikit-learn gives the second class's logit less the first's
             weights, biases = np.outer([-0.5, 0.5], weights), np.outer([-0.5, 0.5], biases)[:, 0]
-        weight[found] = weights * np.sqrt(var + EPS) / scaler.scale_
         bias[:] = biases.min() + NEVER
-        bias[found] = biases
+        weight[model.classes_], bias[model.classes_] = weights * np.sqrt(var + EPS), biases
     return [torch.from_numpy(np.float32(part)) for part in (mean, var, weight, bias)]

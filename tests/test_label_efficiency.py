@@ -10,7 +10,7 @@ from helpers import run, save, save_small_checkpoint, tile_of
 
 import label_efficiency
 from files import load_checkpoint
-from label_efficiency import MODELS, NETWORKS
+from label_efficiency import MODELS, NETWORKS, OWN
 from runtime import InputError
 
 QUICK = "embedding,harmonic"
@@ -30,7 +30,7 @@ def test_compares_with_baselines(workplace, tmp_path):
     assert rows == [(count, seed, name) for count in (20, 60) for seed in (0, 1) for name in fast]
     assert all(0 <= row["macro_f1"] <= 1 for row in result["scores"])
     assert [(t["label_count"], t["model"]) for t in result["tests"]] == [
-        (count, name) for count in (20, 60) for name in ("embedding", "neighbours")
+        (count, name) for count in (20, 60) for name in OWN[:3]
     ]
     for test in result["tests"]:
         mean = {
@@ -43,7 +43,7 @@ def test_compares_with_baselines(workplace, tmp_path):
             )
             for name in fast
         }
-        assert mean[test["baseline"]] == max(mean[name] for name in fast[2:])
+        assert mean[test["baseline"]] == max(mean[name] for name in fast[3:])
         assert test["difference"] == pytest.approx(mean[test["model"]] - mean[test["baseline"]])
         assert test["blocks"] > 1
         low, high = test["interval_blocks"]

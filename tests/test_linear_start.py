@@ -30,7 +30,7 @@ def test_a_head_starts_with_the_probabilities_of_scikit_learn(num_classes):
     classifier.head.start_from(*fit_linear_start(y, labels, num_classes))
     classifier.train()
     classifier.head[1].eval()  # dropout; BatchNorm must keep to its statistics by itself
-    probe, _ = fit_classifier("logistic regression", y, labels)
+    probe, _ = fit_classifier("discriminant analysis", y, labels)
     expected = probe.predict_proba(y)
     found = classifier.head(torch.from_numpy(y)).softmax(1).detach().numpy()
     np.testing.assert_allclose(found, expected, atol=2e-3)
