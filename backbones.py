@@ -297,7 +297,7 @@ class AttentionHead(nn.Module):
 
 
 # A head takes backbone, num_classes and dropout by keyword, and representations (N, D); it gives
-# logits (N, C). One that can start from logistic regression has start_from. Register it here.
+# logits (N, C). One that can start from a linear model has start_from. Register it here.
 HEADS = {"linear": LinearHead, "mlp": MLPHead, "attention": AttentionHead}
 
 

@@ -1,7 +1,8 @@
-"""Logistic regression on an encoder's representations, which fine-tuning starts from (LP-FT).
+"""Linear discriminant analysis of an encoder's representations: fine-tuning's start (LP-FT).
 
 A head at random would pull the encoder away from what it has learned before it fits (Kumar et al.
-2022, arXiv 2202.10054). Shapes: N pixels, D dimensions of a representation, C classes.
+2022, arXiv 2202.10054). Of few labels, discriminant analysis makes more than logistic regression
+does (docs/results.md). Shapes: N pixels, D dimensions of a representation, C classes.
 """
 
 import numpy as np
@@ -33,7 +34,7 @@ def read_representations(backbone, batches, runtime):
 def fit_linear_start(y, labels, num_classes, seed=0):
     """What a head's `start_from` takes, from representations y (N, D) and classes labels (N,).
 
-    Its penalty is chosen by cross-validation on these labels (`comparison.fit_classifier`).
+    The model is discriminant analysis as in `comparison.fit_classifier`.
     Returns float32 tensors: mean and variance (D,) of the representations, weights (C, D) and
     biases (C,) of the classes, which give the probabilities that scikit-learn's model gives.
     """

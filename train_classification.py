@@ -7,10 +7,11 @@
     torchrun --nproc-per-node=2 train_classification.py ...
 
 Labels come from labels.npy, splits from splits.npy or from blocks. An encoder's head starts from
-logistic regression on its representations, then both are trained. With label_count, these labels
-are all that is read before the end, and the last epoch counts; else the epoch with the best
-validation macro-F1, the start among them. The test split is scored once, at the end. Started again
-with the same output_dir it goes on from last.pt as if it had never stopped.
+linear discriminant analysis of its representations, then both are trained. With label_count, these
+labels are all that is read before the end, and the mean of the weights at the start and at the end
+counts; else the epoch with the best validation macro-F1, the start among them. The test split is
+scored once, at the end. Started again with the same output_dir it goes on from last.pt as if it had
+never stopped.
 """
 
 import math
@@ -97,6 +98,7 @@ run_config = {
     "warmup_fraction": 0.05,
     "patience": 15,  # epochs without a better validation macro-F1 before it stops; 0: never;
     # with label_count it never stops early
+    "start_share": 0.5,  # of the weights at the start in the result; where an epoch is chosen: none
     "seed": 0,  # of the labels, weights and order
     # running: resumed from last.pt, which is saved after every epoch
     "device": "auto",  # auto, cpu or cuda
@@ -107,7 +109,7 @@ run_config = {
 
 SAMPLE_SIZE = 16  # dates that a network from scratch draws where it cannot read all
 STEPS = 27  # 190 steps for 50 labels, 1200 for 2000
-MOST_EPOCHS = 25  # after a start from logistic regression: 50 steps for 50 labels
+MOST_EPOCHS = 25  # after an encoder's start: 50 steps for 50 labels
 INHERITED = ("backbone", "latent_dim", "width", "depth", "min_valid", "block_size", "split_seed")
 # what may differ between a run and its continuation, since the weights do not depend on it
 FREE_KEYS = {"output_dir", "overwrite", "device", "num_workers", "wandb_mode", "base_path"}
@@ -216,12 +218,12 @@ class ClassIndex:
 
 
 def starts_from_probe(config):
-    """Whether the head starts from logistic regression; an MLP, or one without encoder, cannot."""
+    """Whether the head starts from a linear model; an MLP, or one without encoder, cannot."""
     return bool(config["checkpoint_path"]) and hasattr(HEADS[config["head"]], "start_from")
 
 
 def start_head(classifier, config, train, class_index, runtime):
-    """Start the head from logistic regression, fitted by one process, on all clear dates."""
+    """Start the head from a linear model, fitted by one process, on all clear dates."""
     start = None
     if runtime.is_main:
         statistics = {"mean": train.mean, "std": train.std}
@@ -352,8 +354,7 @@ def count_epochs(config, train):
 def fit(run, train, validation, legend):
     """The loop, from the run's step to the end or to early stopping; raises Stopped by a signal.
 
-    Saves best.pt after each best epoch (the last one where there is no validation split), last.pt
-    after every one.
+    Saves best.pt after each best epoch, where there is a validation split, last.pt after every one.
     """
     config, runtime, progress = run.config, run.runtime, run.progress
     class_index, epoch_steps = ClassIndex(legend), train.steps_per_epoch
@@ -390,8 +391,6 @@ def fit(run, train, validation, legend):
             run.log.finish()
             raise Stopped(run.describe_stop(), stopped)
     bar.close()
-    if not validation:
-        run.save("best.pt")
 
 
 def is_finished(progress, config, epoch_steps, total_steps):
@@ -423,6 +422,22 @@ def end_epoch(run, validation, legend, epoch_steps, bar):
     if validation and line["val_macro_f1"] > progress.best_score:
         progress.best_score, progress.best_step = line["val_macro_f1"], progress.step
         run.save("best.pt")
+
+
+@torch.no_grad()
+def average_with_start(run, checkpoint, train, legend):
+    """Draw the trained weights towards those at the start, by start_share.
+
+    A few labels teach much about themselves: the mean of both networks is better than either
+    (WiSE-FT, Wortsman et al. 2022, arXiv 2109.01903). The start is computed anew, as the run did.
+    """
+    config = run.config
+    if starts_from_probe(config) and config["start_share"]:
+        start, _ = build_classifier(config, checkpoint, train.num_bands, len(legend))
+        start.to(run.runtime.device)
+        start_head(start, config, train, ClassIndex(legend), run.runtime)
+        for trained, first in zip(run.model.parameters(), start.parameters(), strict=True):
+            trained.lerp_(first, config["start_share"])
 
 
 def report_test(run, test, legend):
@@ -537,6 +552,9 @@ def fine_tune(config, checkpoint, splits, legend, output_dir, runtime):
         log=log,
     )
     fit(run, train, validation, legend)
+    if not validation:
+        average_with_start(run, checkpoint, train, legend)
+        run.save("best.pt")
     runtime.barrier()  # best.pt is written
     scores = report_test(run, test, legend)
     log.finish()

@@ -1,4 +1,4 @@
-"""The logistic regression that fine-tuning starts from."""
+"""The linear model that fine-tuning starts from."""
 
 import numpy as np
 import pytest

@@ -4,6 +4,7 @@ import json
 
 import numpy as np
 import pytest
+import torch
 from helpers import fine_tune, lines, make_dataset, run, save, tile_of
 
 import infer
@@ -149,3 +150,21 @@ def test_a_finished_run_is_not_overwritten(workplace):
     message = "wanted the same, or another output_dir or overwrite=true"
     with pytest.raises(InputError, match=message):
         fine_tune(workplace, workplace / "classifier", epochs=1)
+
+
+def test_the_result_of_a_few_labels_is_the_mean_of_start_and_end(workplace, tmp_path):
+    """Fine-tuning 100 labels of real tiles to the end was worse than not to train at all."""
+    keywords = {"label_count": 40, "epochs": 2}
+    parts = {}
+    for name, more in (
+        ("start", {"backbone_learning_rate": 1e-12, "learning_rate": 1e-12, "weight_decay": 0}),
+        ("mean", {}),
+        ("end", {"start_share": 0.0}),
+    ):
+        fine_tune(workplace, tmp_path / name, **keywords | more)
+        content = load_checkpoint(tmp_path / name / "best.pt", ("classifier",))
+        parts[name] = content["backbone_state"] | content["head_state"]
+    assert any(not parts["start"][key].equal(parts["end"][key]) for key in parts["end"])
+    for key, value in parts["mean"].items():
+        expected = (parts["start"][key] + parts["end"][key]) / 2
+        torch.testing.assert_close(value, expected.to(value.dtype), atol=1e-6, rtol=1e-5)
