@@ -106,6 +106,9 @@ MODELS = {
     "untrained": Model(
         "untrained encoder + logistic regression", "#969696", "untrained", "logistic regression"
     ),
+    "untrained_discriminant": Model(
+        "untrained encoder + discriminant analysis", "#bdbdbd", "untrained", "discriminant analysis"
+    ),
     "scratch": Model("network from scratch", "#252525"),
 }
 OWN = ("embedding", "discriminant", "neighbours", "finetuned")  # the others are baselines

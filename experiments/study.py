@@ -1,7 +1,8 @@
 """Compare recipes of pretraining on small labelled tiles: one JSON line for each run.
 
 A recipe is what it changes in BASE. A run trains an encoder by one recipe on one data set with one
-seed, and scores logistic regression on its frozen representations, with several numbers of labels.
+seed, and scores logistic regression ("scores") and linear discriminant analysis ("discriminant") on
+its frozen representations, with several numbers of labels.
 Runs that results.jsonl has are not done again, and encoders that are kept are scored without being
 trained again, so it can be stopped at any time. Several processes share the work:
 
@@ -58,6 +59,7 @@ run_config = {
     "part": 0,  # of the runs, every parts-th from this one on
     "parts": 1,
     "summary": False,  # print the table of what results.jsonl has, and train nothing
+    "head": "scores",  # whose scores the table has: scores (logistic regression) or discriminant
 }
 
 COUNTS = {50: 6, 100: 6, 500: 3, 2000: 2}  # labels (of fewer, all): how many draws of them
@@ -361,7 +363,8 @@ def run_classical(pixels, name):
         "series": lambda x, doys: gap_fill(x, doys, pixels.days).flatten(1),
         "harmonic": harmonic_coefficients,
     }
-    return {"scores": score(features[kind], pixels.splits, classifier)}
+    names = {"scores": classifier, "discriminant": "discriminant analysis"}
+    return {key: score(features[kind], pixels.splits, names[key]) for key in names}
 
 
 def run_recipe(pixels, recipe, seed, weights, runtime):
@@ -382,6 +385,7 @@ def run_recipe(pixels, recipe, seed, weights, runtime):
     halves = split_dates(x[:4000], doys[:4000], torch.Generator().manual_seed(0))
     return result | {
         "scores": score(encode, pixels.splits, "logistic regression"),
+        "discriminant": score(encode, pixels.splits, "discriminant analysis"),
         "retrieval": round(retrieval(*(encode(*half) for half in halves)), 4),
         "rankme": round(rankme(encode(x, doys))[0], 1),
     }
@@ -395,12 +399,13 @@ def read_results(path):
     return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
 
-def summarise(results):
+def summarise(results, head):
     """Print test macro-F1 by data set and number of labels, and the mean gain over "predict"."""
+    results = [row for row in results if head in row]
     sets = sorted({row["set"] for row in results})
     table = {}
     for row in results:
-        scores = list(row["scores"].values())
+        scores = list(row[head].values())
         table.setdefault(row["recipe"], {}).setdefault(row["set"], []).append(scores)
     means = {
         name: {data: np.mean(rows, 0) for data, rows in by_set.items()}
@@ -420,7 +425,7 @@ def summarise(results):
 
 def main(config):
     if config["summary"]:
-        return summarise(read_results(config["results"]))
+        return summarise(read_results(config["results"]), config["head"])
     known = [*CLASSICAL, *RECIPES]
     names = config["recipes"].split(",") if config["recipes"] else known
     if unknown := [name for name in names if name not in known]:
