@@ -424,6 +424,8 @@ def summarise(results, head):
 
 
 def main(config):
+    if config["head"] not in ("scores", "discriminant"):
+        raise InputError(f"head={config['head']}: wanted scores or discriminant")
     if config["summary"]:
         return summarise(read_results(config["results"]), config["head"])
     known = [*CLASSICAL, *RECIPES]
