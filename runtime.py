@@ -74,7 +74,7 @@ RANGES = {
     "draws": (0, 1000),
     "dates": (0, MOST_WHOLE),
     "date_share": (0, 1),
-    "start_share": (0, 1),
+    "start_share": (-1, 1),
     # model
     "latent_dim": (3, 65536),
     "width": (1, 65536),

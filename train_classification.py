@@ -8,7 +8,7 @@
 
 Labels come from labels.npy, splits from splits.npy or from blocks. An encoder's head starts from
 linear discriminant analysis of its representations, then both are trained. With label_count, these
-labels are all that is read before the end, and the mean of the weights at the start and at the end
+labels are all that is read before the end, and a mean of the weights at the start and at the end
 counts; else the epoch with the best validation macro-F1, the start among them. The test split is
 scored once, at the end. Started again with the same output_dir it goes on from last.pt as if it had
 never stopped.
@@ -98,7 +98,8 @@ run_config = {
     "warmup_fraction": 0.05,
     "patience": 15,  # epochs without a better validation macro-F1 before it stops; 0: never;
     # with label_count it never stops early
-    "start_share": 0.5,  # of the weights at the start in the result; where an epoch is chosen: none
+    "start_share": -1.0,  # of the weights at the start in the result, with label_count; -1: a half for
+    # 100 labels or fewer, of more 5 / sqrt(labels)
     "seed": 0,  # of the labels, weights and order
     # running: resumed from last.pt, which is saved after every epoch
     "device": "auto",  # auto, cpu or cuda
@@ -428,16 +429,18 @@ def end_epoch(run, validation, legend, epoch_steps, bar):
 def average_with_start(run, checkpoint, train, legend):
     """Draw the trained weights towards those at the start, by start_share.
 
-    A few labels teach much about themselves: the mean of both networks is better than either
+    A few labels teach much about themselves: a mean of both networks is better than either
     (WiSE-FT, Wortsman et al. 2022, arXiv 2109.01903). The start is computed anew, as the run did.
     """
-    config = run.config
-    if starts_from_probe(config) and config["start_share"]:
+    config, share_of_start = run.config, run.config["start_share"]
+    if share_of_start < 0:
+        share_of_start = min(0.5, 5 / math.sqrt(train.num_pixels))
+    if starts_from_probe(config) and share_of_start:
         start, _ = build_classifier(config, checkpoint, train.num_bands, len(legend))
         start.to(run.runtime.device)
         start_head(start, config, train, ClassIndex(legend), run.runtime)
         for trained, first in zip(run.model.parameters(), start.parameters(), strict=True):
-            trained.lerp_(first, config["start_share"])
+            trained.lerp_(first, share_of_start)
 
 
 def report_test(run, test, legend):

@@ -152,7 +152,7 @@ def test_a_finished_run_is_not_overwritten(workplace):
         fine_tune(workplace, workplace / "classifier", epochs=1)
 
 
-def test_the_result_of_a_few_labels_is_the_mean_of_start_and_end(workplace, tmp_path):
+def test_the_result_of_few_labels_is_a_mean_of_start_and_end(workplace, tmp_path):
     """Fine-tuning 100 labels of real tiles to the end was worse than not to train at all."""
     keywords = {"label_count": 40, "epochs": 2}
     parts = {}
