@@ -98,8 +98,8 @@ run_config = {
     "warmup_fraction": 0.05,
     "patience": 15,  # epochs without a better validation macro-F1 before it stops; 0: never;
     # with label_count it never stops early
-    "start_share": -1.0,  # of the weights at the start in the result, with label_count; -1: a half for
-    # 100 labels or fewer, of more 5 / sqrt(labels)
+    "start_share": -1.0,  # of the weights at the start in the result, with label_count; -1: a half
+    # for 100 labels or fewer, 5 / sqrt(labels) for more
     "seed": 0,  # of the labels, weights and order
     # running: resumed from last.pt, which is saved after every epoch
     "device": "auto",  # auto, cpu or cuda
