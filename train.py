@@ -5,6 +5,8 @@ give both the same embedding, with decorrelated dimensions.
 
     python train.py                                  # simulated tiles, made on first use
     python train.py base_path=/data dataset_name=austria_2022 output_dir=checkpoints/austria
+    python train.py base_path=/data dataset_name=tyrol_2023 min_samples=300000 learning_rate=2e-3 \\
+        checkpoint_path=checkpoints/austria/best.pt  # goes on from an encoder of more regions
     torchrun --nproc-per-node=2 train.py base_path=/data dataset_name=austria_2022
 
 Started again with the same output_dir it goes on from last.pt as if it had never stopped.
@@ -24,7 +26,7 @@ import torch
 from matplotlib.image import imsave
 from tqdm import tqdm
 
-from backbones import BACKBONES, backbone_arguments, build_backbone
+from backbones import BACKBONES, backbone_arguments, build_backbone, load_backbone
 from barlow_twins import (
     LOSSES,
     BarlowTwins,
@@ -52,10 +54,12 @@ from runtime import (
     start_runtime,
     stop_on_signals,
 )
-from tiles import Tile, check_bands, notice_splits
+from storage import file_hash
+from tiles import Tile, check_bands, check_tile, notice_splits
 from training import (
     Run,
     cut_metrics,
+    inherit,
     learning_rate,
     one_run_at_a_time,
     read_last,
@@ -79,6 +83,8 @@ run_config = {
     "block_size": 16,  # pixels along a held-out block where a tile has no splits.npy
     "split_seed": 0,  # of the held-out blocks
     # model
+    "checkpoint_path": "",  # of train.py: the encoder to go on from, in place of random weights
+    # with checkpoint_path, the next four and sample_size are those of the checkpoint
     "backbone": "transformer",  # transformer, cnn or mlp
     "latent_dim": 128,  # dimensions of a representation
     "width": 64,  # of the backbone; a multiple of 16 for the transformer
@@ -115,6 +121,7 @@ run_config = {
     "wandb_mode": "auto",  # auto (online where logged in), online, offline or disabled
 }
 
+INHERITED = ("backbone", "latent_dim", "width", "depth", "sample_size")
 # what may differ between a run and its continuation, since the weights do not depend on it
 FREE_KEYS = {"output_dir", "test_tile_path", "max_steps", "device", "num_workers", "log_interval"}
 FREE_KEYS |= {"checkpoint_interval", "wandb_mode", "base_path", "skip_bad_tiles"}
@@ -149,16 +156,22 @@ def make_simulated_tiles(config, runtime):
         raise InputError(f"{folder}: could not be simulated (see above)")
 
 
-def open_data(config, runtime):
-    """Training data, validation data, its labelled pixels or None, and the tile to draw."""
+def open_data(config, runtime, checkpoint=None):
+    """Training data, validation data, its labelled pixels or None, and the tile to draw.
+
+    Bands are standardised by the statistics of the checkpoint to go on from, where there is one.
+    """
     base_path, name = config["base_path"], config["val_dataset_name"] or config["dataset_name"]
     keys = ("min_valid", "block_size", "split_seed", "seed", "skip_bad_tiles")
     keywords = {key: config[key] for key in keys}
     views = {key: config[key] for key in ("sample_size", "batch_size")}
     views |= {"rank": runtime.rank, "world_size": runtime.world_size}
+    statistics = {key: checkpoint[key] for key in ("mean", "std")} if checkpoint else {}
     train_set = SentinelTimeSeriesDataset(
-        base_path, config["dataset_name"], split="train", **views, **keywords
+        base_path, config["dataset_name"], split="train", **views, **keywords, **statistics
     )
+    for tile in train_set.tiles if checkpoint else ():
+        check_tile(tile, checkpoint, config["checkpoint_path"])
     keywords |= {"mean": train_set.mean, "std": train_set.std}
     keywords["split"] = "train+validation" if config["val_dataset_name"] else "validation"
     val_set = SentinelTimeSeriesDataset(base_path, name, **views, **keywords)
@@ -184,13 +197,18 @@ def open_data(config, runtime):
 # ---- model and loss ------------------------------------------------------------------------------
 
 
-def build_model(config, num_bands):
-    """Backbone, projector and decoder from a config: the same weights for the same seed."""
+def build_model(config, num_bands, checkpoint=None):
+    """Backbone, projector and decoder from a config: the same weights for the same seed.
+
+    The backbone is the checkpoint's, where there is one to go on from.
+    """
     torch.manual_seed(config["seed"])
     size = config["projector_dim"]
     # the projector first: the order decides which random weights each of them gets
     projector = Projector(latent_dim=config["latent_dim"], width=size, projection_dim=size)
     backbone, decoder = build_backbone(**backbone_arguments(config, num_bands)), None
+    if checkpoint:
+        backbone = load_backbone(checkpoint).train()
     if config["prediction"]:
         decoder = HarmonicDecoder(
             latent_dim=config["latent_dim"], num_bands=num_bands, harmonics=config["harmonics"]
@@ -411,24 +429,27 @@ def train(run, batches, validate, length):
 
 def main(config):
     """Train an encoder. Returns a dict: output_dir, and the last line of metrics.jsonl."""
+    config, checkpoint = inherit(config, INHERITED, ("pretrained",))
     config = check_config(config)
 
     # process and data; the folder comes after them, so that a mistake leaves none behind
     runtime = start_runtime(config["device"], config["precision"])
     make_simulated_tiles(config, runtime)
-    train_set, val_set, labelled, picture_tile = open_data(config, runtime)
+    train_set, val_set, labelled, picture_tile = open_data(config, runtime, checkpoint)
     output_dir = make_output_dir(
         config["output_dir"] or runtime.broadcast(time.strftime("checkpoints/%Y-%m-%d_%H-%M-%S"))
     )
     with one_run_at_a_time(output_dir, runtime):
         validate = Validation(val_set, labelled, config, runtime)
-        return pretrain(config, runtime, train_set, val_set, validate, picture_tile, output_dir)
+        data = train_set, val_set, validate, picture_tile
+        return pretrain(config, checkpoint, data, output_dir, runtime)
 
 
-def pretrain(config, runtime, train_set, val_set, validate, picture_tile, output_dir):
+def pretrain(config, checkpoint, data, output_dir, runtime):
     """Train, or continue, and draw. Returns what `main` does."""
     # model and optimiser
-    model = build_model(config, train_set.num_bands).to(runtime.device)
+    train_set, val_set, validate, picture_tile = data
+    model = build_model(config, train_set.num_bands, checkpoint).to(runtime.device)
     runtime.compile(model)
     optimiser = build_optimiser(model, config)
     header = {
@@ -444,6 +465,8 @@ def pretrain(config, runtime, train_set, val_set, validate, picture_tile, output
             "probe": validate.probe.describe() if validate.probe else "none",
         },
     }
+    if checkpoint:
+        header["data"]["checkpoint_sha256"] = file_hash(config["checkpoint_path"])
     modules = dict(model.named_children())  # backbone, projector and, where there is one, decoder
 
     # where an earlier run of this folder stopped
@@ -468,7 +491,7 @@ def pretrain(config, runtime, train_set, val_set, validate, picture_tile, output
             f"{length.total / length.epoch:.3g} passes over the training pixels"
         )
     if not last:
-        log.line({"step": 0, **validate(model)})  # the untrained encoder, to compare with
+        log.line({"step": 0, **validate(model)})  # before training, to compare with
 
     # loop
     run = Run(

@@ -52,6 +52,7 @@ from tiles import check_tile, notice_splits
 from training import (
     Run,
     cut_metrics,
+    inherit,
     learning_rate,
     one_run_at_a_time,
     read_last,
@@ -133,21 +134,13 @@ def check_config(config):
     )
 
 
-def inherit(config):
-    """Config with the keys of the checkpoint. Returns it and the checkpoint, or None for none."""
-    checkpoint, inherited = None, {}
-    if config["checkpoint_path"]:
-        checkpoint = load_checkpoint(config["checkpoint_path"])
-        inherited = {key: checkpoint["config"][key] for key in INHERITED}
-        print(
-            f"{config['checkpoint_path']}: " + ", ".join(f"{k}={v}" for k, v in inherited.items())
-        )
-    config = {**config, **inherited}
-    if config["sample_size"] == -1:
-        drawn = checkpoint["config"]["sample_size"] if checkpoint else SAMPLE_SIZE
-        backbone = BACKBONES.get(config["backbone"])  # check_config tells of an unknown one
-        config["sample_size"] = 0 if backbone and backbone.any_length else drawn
-    return config, checkpoint
+def choose_sample_size(config, checkpoint):
+    """Config with the number of dates to draw that sample_size=-1 leaves open."""
+    if config["sample_size"] != -1:
+        return config
+    drawn = checkpoint["config"]["sample_size"] if checkpoint else SAMPLE_SIZE
+    backbone = BACKBONES.get(config["backbone"])  # check_config tells of an unknown one
+    return {**config, "sample_size": 0 if backbone and backbone.any_length else drawn}
 
 
 # ---- data ----------------------------------------------------------------------------------------
@@ -480,8 +473,8 @@ def read_or_remove_last(output_dir, config, data, runtime):
 
 def main(config):
     """Fine-tune. Returns the test scores (`reports.score_classes`), as in metrics.json."""
-    config, checkpoint = inherit(config)
-    config = check_config(config)
+    config, checkpoint = inherit(config, INHERITED)
+    config = check_config(choose_sample_size(config, checkpoint))
 
     # process, data and classes
     runtime = start_runtime(config["device"], config["precision"])

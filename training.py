@@ -26,6 +26,20 @@ def learning_rate(peak, step, total_steps, warmup_steps, hold_fraction=0.0):
     return peak * 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
 
 
+def inherit(config, keys, kinds=("pretrained", "classifier")):
+    """Config with the keys of its checkpoint_path. Returns it and the checkpoint, or None for none.
+
+    kinds: of checkpoints that it may be. Raises InputError for any other.
+    """
+    path = config["checkpoint_path"]
+    if not path:
+        return config, None
+    checkpoint = load_checkpoint(path, kinds)
+    inherited = {key: checkpoint["config"][key] for key in keys}
+    print(f"{path}: " + ", ".join(f"{key}={value}" for key, value in inherited.items()))
+    return {**config, **inherited}, checkpoint
+
+
 @dataclass
 class Progress:
     """How far a training has come; part of each of its checkpoints."""

@@ -16,6 +16,7 @@ from helpers import (
     make_dataset,
     make_tile,
     read_wandb,
+    save_small_checkpoint,
     start,
     tiny,
     wait_for_lines,
@@ -257,6 +258,38 @@ def test_prediction_can_be_left_out(dataset, tmp_path):
     main(tiny(dataset, tmp_path / "both", max_steps=2))
     assert "decoder_state" in load_checkpoint(tmp_path / "both/last.pt")
     assert lines(tmp_path / "both")[-1]["prediction_error"] > 0
+
+
+def test_goes_on_from_an_encoder_of_other_tiles(dataset, tmp_path):
+    """It must be the encoder that was learned, as it is, fed with values of its own scale."""
+    make_dataset(tmp_path, name="other", tiles=1, clear=0.9)
+    main(tiny(dataset, tmp_path / "first", dataset_name="other", learning_rate=3e-3, width=32))
+    first = load_checkpoint(tmp_path / "first/last.pt")
+    keywords = {"checkpoint_path": str(tmp_path / "first/last.pt")}
+    main(tiny(dataset, tmp_path / "second", learning_rate=1e-30, max_steps=3, **keywords))
+    second = load_checkpoint(tmp_path / "second/last.pt")
+    assert_same_weights(first["backbone_state"], second["backbone_state"])
+    assert second["config"]["width"] == second["backbone"]["width"] == 32
+    for key in ("mean", "std"):
+        assert (second[key] == first[key]).all()
+    main(tiny(dataset, tmp_path / "second", learning_rate=1e-30, max_steps=4, **keywords))
+    main(tiny(dataset, tmp_path / "first", dataset_name="other", learning_rate=3e-3, width=32))
+    (tmp_path / "first/last.pt").write_bytes((tmp_path / "second/last.pt").read_bytes())
+    with pytest.raises(InputError, match="found a run on other data .checkpoint_sha256"):
+        main(tiny(dataset, tmp_path / "second", learning_rate=1e-30, **keywords))
+
+
+def test_an_encoder_of_other_bands_is_no_start(dataset, tmp_path):
+    make_dataset(tmp_path, name="six", tiles=1, shape=(20, 16, 16, 6))
+    main(tiny(dataset, tmp_path / "six", dataset_name="six", max_steps=1))
+    keywords = {"checkpoint_path": str(tmp_path / "six/last.pt")}
+    with pytest.raises(InputError, match=r"MGRS-.*found \['X0'.*X9'.*wanted \['X0'"):
+        main(tiny(dataset, tmp_path / "out", **keywords))
+    assert not (tmp_path / "out").exists()
+    save_small_checkpoint(tmp_path / "fine_tuned.pt", "classifier")
+    keywords = {"checkpoint_path": str(tmp_path / "fine_tuned.pt")}
+    with pytest.raises(InputError, match="found a classifier checkpoint, wanted a pretrained one"):
+        main(tiny(dataset, tmp_path / "out", **keywords))
 
 
 # ---- mistakes ------------------------------------------------------------------------------------
