@@ -434,6 +434,8 @@ def average_with_start(run, checkpoint, train, legend):
         start_head(start, config, train, ClassIndex(legend), run.runtime)
         for trained, first in zip(run.model.parameters(), start.parameters(), strict=True):
             trained.lerp_(first, share_of_start)
+        if run.runtime.is_main:
+            print(f"{share_of_start:.0%} of the weights at the start, the rest as trained")
 
 
 def report_test(run, test, legend):
