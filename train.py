@@ -43,8 +43,7 @@ from data import (
 )
 from distributed import BatchGenerator, gather, share
 from false_color import apply_basis, fit_basis
-from files import atomic_write, make_output_dir, remove_parts, write_json
-from runlog import start_log
+from files import atomic_write, make_output_dir
 from runtime import (
     MOST_WHOLE,
     InputError,
@@ -56,15 +55,7 @@ from runtime import (
 )
 from storage import file_hash
 from tiles import Tile, check_bands, check_tile, notice_splits
-from training import (
-    Run,
-    cut_metrics,
-    inherit,
-    learning_rate,
-    one_run_at_a_time,
-    read_last,
-    resume,
-)
+from training import inherit, learning_rate, one_run_at_a_time, read_last, start_run
 from transforms import AUGMENTATIONS, mix_up, thin_dates
 from utils import extract_representations, plot_cross_corr
 from validation import Validation
@@ -469,20 +460,13 @@ def pretrain(config, checkpoint, data, output_dir, runtime):
         header["data"]["checkpoint_sha256"] = file_hash(config["checkpoint_path"])
     modules = dict(model.named_children())  # backbone, projector and, where there is one, decoder
 
-    # where an earlier run of this folder stopped
-    length = find_length(config, train_set)
+    # the run, from its start or from where an earlier one of this folder stopped
     last = read_last(output_dir, "pretrained", config, header["data"], run_config, FREE_KEYS)
-    progress = resume(last, modules, optimiser)
+    run = start_run(
+        "pretrained", config, header, model, modules, optimiser, last, output_dir, runtime
+    )
+    progress, length = run.progress, find_length(config, train_set)
     if runtime.is_main:
-        remove_parts(output_dir)
-        cut_metrics(output_dir / "metrics.jsonl", progress.step if last else -1)
-
-    # log
-    header["wandb_id"] = last["wandb_id"] if last else ""
-    log = start_log(config, "train", output_dir, runtime, header["wandb_id"])
-    header["wandb_id"] = log.run_id or header["wandb_id"]
-    if runtime.is_main:
-        write_json(output_dir / "config.json", dict(config))
         print(
             f"{config['dataset_name']}: {len(train_set.tiles)} tiles, {train_set.num_bands} bands, "
             f"{train_set.num_pixels} training and {val_set.num_pixels} validation pixels; "
@@ -491,21 +475,9 @@ def pretrain(config, checkpoint, data, output_dir, runtime):
             f"{length.total / length.epoch:.3g} passes over the training pixels"
         )
     if not last:
-        log.line({"step": 0, **validate(model)})  # before training, to compare with
+        run.log.line({"step": 0, **validate(model)})  # before training, to compare with
 
     # loop
-    run = Run(
-        config=config,
-        runtime=runtime,
-        output_dir=output_dir,
-        kind="pretrained",
-        model=model,
-        modules=modules,
-        optimiser=optimiser,
-        header=header,
-        progress=progress,
-        log=log,
-    )
     train_set.set_steps(progress.step, length.last)
     workers = runtime.workers(config["num_workers"])
     batches = iterate_batches(train_set, workers, runtime)
@@ -515,13 +487,13 @@ def pretrain(config, checkpoint, data, output_dir, runtime):
     if runtime.is_main:
         picture = output_dir / "false_color.png"
         if draw_false_color(model.backbone, picture_tile, train_set, config, runtime, picture):
-            log.images({"false_color": picture}, progress.step)
+            run.log.images({"false_color": picture}, progress.step)
             print(f"{picture}: representations of {picture_tile.title} as false colour")
         print(f"{output_dir / 'cross_correlation.png'}: of the projections of two views")
         score = "macro-F1 of the probe" if validate.probe else "minus the validation loss"
         best = progress.best_score if progress.best_step else progress.line["score"]
         print(f"{output_dir / 'best.pt'}: best checkpoint, {score} {best:.3f}")
-    log.finish()
+    run.log.finish()
     return {"output_dir": output_dir, **progress.line}
 
 

@@ -32,11 +32,10 @@ from backbones import (
 )
 from data import SentinelTimeSeriesDatasetForDownstreaming, iterate_batches
 from distributed import BatchGenerator, gather, share
-from files import load_checkpoint, make_output_dir, remove_parts, write_json
+from files import load_checkpoint, make_output_dir
 from land_cover import class_legend, merge_classes
 from linear_start import fit_linear_start, read_representations
 from reports import score_classes, write_report
-from runlog import start_log
 from runtime import (
     MOST_WHOLE,
     InputError,
@@ -50,14 +49,12 @@ from runtime import (
 from storage import file_hash
 from tiles import check_tile, notice_splits
 from training import (
-    Run,
-    cut_metrics,
     inherit,
     learning_rate,
     one_run_at_a_time,
     read_last,
     remove_run,
-    resume,
+    start_run,
 )
 from transforms import drop_dates
 from utils import encode_series
@@ -516,46 +513,28 @@ def fine_tune(config, checkpoint, splits, legend, output_dir, runtime):
     if checkpoint:
         header["data"]["checkpoint_sha256"] = file_hash(config["checkpoint_path"])
 
-    # where an earlier run of this folder stopped
+    # the run, from its start or from where an earlier one of this folder stopped
     last = read_or_remove_last(output_dir, config, header["data"], runtime)
-    progress = resume(last, modules, optimiser)
-    if progress.step == 0 and starts_from_probe(config):
-        start_head(classifier, config, train, ClassIndex(legend), runtime)
-
-    # log
-    header["wandb_id"] = last["wandb_id"] if last else ""
-    log = start_log(config, "train_classification", output_dir, runtime, header["wandb_id"])
-    header["wandb_id"] = log.run_id or header["wandb_id"]
+    run = start_run(
+        "classifier", config, header, classifier, modules, optimiser, last, output_dir, runtime
+    )
     if runtime.is_main:
-        remove_parts(output_dir)
-        cut_metrics(output_dir / "metrics.jsonl", progress.line["step"] if progress.step else -1)
-        write_json(output_dir / "config.json", dict(config))
         print(
             f"{config['dataset_name']}: {train.num_pixels} training, "
             f"{validation.num_pixels if validation else 'no'} validation, {test.num_pixels} test "
             f"pixels of {len(legend)} classes"
         )
+    if run.progress.step == 0 and starts_from_probe(config):
+        start_head(classifier, config, train, ClassIndex(legend), runtime)
 
     # loop, and the test split, once
-    run = Run(
-        config=config,
-        runtime=runtime,
-        output_dir=output_dir,
-        kind="classifier",
-        model=classifier,
-        modules=modules,
-        optimiser=optimiser,
-        header=header,
-        progress=progress,
-        log=log,
-    )
     fit(run, train, validation, legend)
     if not validation:
         average_with_start(run, checkpoint, train, legend)
         run.save("best.pt")
     runtime.barrier()  # best.pt is written
     scores = report_test(run, test, legend)
-    log.finish()
+    run.log.finish()
     return scores
 
 

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import torch
 
-from files import atomic_write, load_checkpoint, save_checkpoint
-from runlog import RunLog
+from files import atomic_write, load_checkpoint, remove_parts, save_checkpoint, write_json
+from runlog import RunLog, start_log
 from runtime import InputError, Runtime
 from storage import lock_folder
 
@@ -100,6 +100,34 @@ def resume(last, modules, optimiser):
     optimiser.load_state_dict(last["optimiser_state"])
     names = [entry.name for entry in fields(Progress)]
     return Progress(**{name: last[name] for name in names if name in last})
+
+
+def start_run(kind, config, header, model, modules, optimiser, last, output_dir, runtime):
+    """A Run from the start, or from where last.pt says that it stopped, its folder and log ready.
+
+    last: the content of last.pt, or None. The other arguments are Run's.
+    """
+    progress = resume(last, modules, optimiser)
+    script = {"pretrained": "train", "classifier": "train_classification"}[kind]
+    header["wandb_id"] = last["wandb_id"] if last else ""
+    log = start_log(config, script, output_dir, runtime, header["wandb_id"])
+    header["wandb_id"] = log.run_id or header["wandb_id"]
+    if runtime.is_main:
+        remove_parts(output_dir)
+        cut_metrics(output_dir / "metrics.jsonl", progress.line["step"] if progress.step else -1)
+        write_json(output_dir / "config.json", dict(config))
+    return Run(
+        config=config,
+        runtime=runtime,
+        output_dir=output_dir,
+        kind=kind,
+        model=model,
+        modules=modules,
+        optimiser=optimiser,
+        header=header,
+        progress=progress,
+        log=log,
+    )
 
 
 def read_last(output_dir, kind, config, data, run_config, free_keys, mend="another output_dir"):
