@@ -10,7 +10,7 @@ import torch
 
 from files import atomic_write, load_checkpoint, remove_parts, save_checkpoint, write_json
 from runlog import RunLog, start_log
-from runtime import InputError, Runtime
+from runtime import InputError, Runtime, notice
 from storage import lock_folder
 
 
@@ -36,7 +36,7 @@ def inherit(config, keys, kinds=("pretrained", "classifier")):
         return config, None
     checkpoint = load_checkpoint(path, kinds)
     inherited = {key: checkpoint["config"][key] for key in keys}
-    print(f"{path}: " + ", ".join(f"{key}={value}" for key, value in inherited.items()))
+    notice(f"{path}: " + ", ".join(f"{key}={value}" for key, value in inherited.items()))
     return {**config, **inherited}, checkpoint
 
 
