@@ -25,7 +25,7 @@ from matplotlib.figure import Figure
 from sklearn.metrics import accuracy_score, f1_score
 from tqdm import tqdm
 
-from backbones import build_backbone, load_backbone, load_classifier
+from backbones import BACKBONE_KEYS, build_backbone, load_backbone, load_classifier
 from comparison import block_bootstrap, fit_classifier, paired_p
 from data import SentinelTimeSeriesDatasetForDownstreaming, iterate_batches
 from files import atomic_write, load_checkpoint, make_output_dir, write_json
@@ -115,7 +115,7 @@ OWN = ("embedding", "discriminant", "neighbours", "finetuned")  # the others are
 NETWORKS = ("finetuned", "scratch")
 FEATURES = ("embedding", "untrained", "series", "harmonic")
 INHERITED = ("min_valid", "block_size", "split_seed")  # which pixels are in which split
-ARCHITECTURE = ("backbone", "latent_dim", "width", "depth", "sample_size")
+ARCHITECTURE = ("backbone", *BACKBONE_KEYS)
 MOST_DAYS = 73  # that series are gap-filled to; many tiles have more days, 5 days apart suffices
 
 

@@ -26,7 +26,13 @@ import torch
 from matplotlib.image import imsave
 from tqdm import tqdm
 
-from backbones import BACKBONES, backbone_arguments, build_backbone, load_backbone
+from backbones import (
+    BACKBONE_KEYS,
+    BACKBONES,
+    backbone_arguments,
+    build_backbone,
+    load_backbone,
+)
 from barlow_twins import (
     LOSSES,
     BarlowTwins,
@@ -75,7 +81,7 @@ run_config = {
     "split_seed": 0,  # of the held-out blocks
     # model
     "checkpoint_path": "",  # of train.py: the encoder to go on from, in place of random weights
-    # with checkpoint_path, the next four and sample_size are those of the checkpoint
+    # with checkpoint_path, the next four, sample_size, block_size and split_seed are taken from it
     "backbone": "transformer",  # transformer, cnn or mlp
     "latent_dim": 128,  # dimensions of a representation
     "width": 64,  # of the backbone; a multiple of 16 for the transformer
@@ -112,7 +118,7 @@ run_config = {
     "wandb_mode": "auto",  # auto (online where logged in), online, offline or disabled
 }
 
-INHERITED = ("backbone", "latent_dim", "width", "depth", "sample_size")
+INHERITED = ("backbone", *BACKBONE_KEYS, "block_size", "split_seed")
 # what may differ between a run and its continuation, since the weights do not depend on it
 FREE_KEYS = {"output_dir", "test_tile_path", "max_steps", "device", "num_workers", "log_interval"}
 FREE_KEYS |= {"checkpoint_interval", "wandb_mode", "base_path", "skip_bad_tiles"}
@@ -161,8 +167,6 @@ def open_data(config, runtime, checkpoint=None):
     train_set = SentinelTimeSeriesDataset(
         base_path, config["dataset_name"], split="train", **views, **keywords, **statistics
     )
-    for tile in train_set.tiles if checkpoint else ():
-        check_tile(tile, checkpoint, config["checkpoint_path"])
     keywords |= {"mean": train_set.mean, "std": train_set.std}
     keywords["split"] = "train+validation" if config["val_dataset_name"] else "validation"
     val_set = SentinelTimeSeriesDataset(base_path, name, **views, **keywords)
@@ -180,6 +184,8 @@ def open_data(config, runtime, checkpoint=None):
     for tile in (*val_set.tiles, picture):
         origin = train_set.tiles[0].path.parent
         check_bands(tile, train_set.band_names, train_set.num_bands, origin)
+    for tile in (*train_set.tiles, *val_set.tiles, picture) if checkpoint else ():
+        check_tile(tile, checkpoint, config["checkpoint_path"])
     train_set.refuse_single_pixels()
     notice_splits(train_set.tiles)
     return train_set, val_set, labelled, picture
@@ -446,7 +452,7 @@ def pretrain(config, checkpoint, data, output_dir, runtime):
     header = {
         "config": dict(config),
         "backbone": backbone_arguments(config, train_set.num_bands),
-        "bands": train_set.band_names,
+        "bands": train_set.band_names or (checkpoint["bands"] if checkpoint else []),
         "mean": train_set.mean,
         "std": train_set.std,
         "classes": picture_tile.info.get("classes", {}),

@@ -78,7 +78,7 @@ run_config = {
     # ignored when checkpoint_path is given: taken from the checkpoint
     "backbone": "transformer",  # transformer, cnn or mlp
     "latent_dim": 128,
-    "width": 128,
+    "width": 64,
     "depth": 2,
     "min_valid": 10,  # clear observations that a pixel needs to take part
     "block_size": 16,  # pixels along a block of one split where a tile has no splits.npy
@@ -121,7 +121,7 @@ def check_config(config):
         raise InputError("label_count=1: wanted 0 (all) or 2 or more")
     if config["freeze_backbone"] and not config["checkpoint_path"]:
         raise InputError("freeze_backbone=true: wanted a checkpoint_path, or it stays at random")
-    return check(
+    config = check(
         config,
         head=HEADS,
         backbone=BACKBONES,
@@ -129,6 +129,13 @@ def check_config(config):
         sample_size=(-1, 1000),
         epochs=(0, MOST_WHOLE),
     )
+    averages = config["label_count"] and starts_from_probe(config)
+    if config["start_share"] != -1 and not (averages and config["start_share"] >= 0):
+        raise InputError(
+            f"start_share={config['start_share']}: wanted -1, or 0 to 1 with label_count, "
+            "checkpoint_path and a linear or attention head"
+        )
+    return config
 
 
 def choose_sample_size(config, checkpoint):
@@ -499,7 +506,7 @@ def fine_tune(config, checkpoint, splits, legend, output_dir, runtime):
     header = {
         "config": dict(config),
         **arguments,
-        "bands": train.band_names,
+        "bands": train.band_names or (checkpoint["bands"] if checkpoint else []),
         "mean": train.mean,
         "std": train.std,
         "classes": {str(code): entry for code, entry in legend.items()},

@@ -35,6 +35,8 @@ def inherit(config, keys, kinds=("pretrained", "classifier")):
     if not path:
         return config, None
     checkpoint = load_checkpoint(path, kinds)
+    if missing := [key for key in keys if key not in checkpoint["config"]]:
+        raise InputError(f"{path}: found no {missing[0]} in its config, wanted train.py's")
     inherited = {key: checkpoint["config"][key] for key in keys}
     notice(f"{path}: " + ", ".join(f"{key}={value}" for key, value in inherited.items()))
     return {**config, **inherited}, checkpoint

@@ -265,11 +265,12 @@ def test_goes_on_from_an_encoder_of_other_tiles(dataset, tmp_path):
     make_dataset(tmp_path, name="other", tiles=1, clear=0.9)
     main(tiny(dataset, tmp_path / "first", dataset_name="other", learning_rate=3e-3, width=32))
     first = load_checkpoint(tmp_path / "first/last.pt")
-    keywords = {"checkpoint_path": str(tmp_path / "first/last.pt")}
+    keywords = {"checkpoint_path": str(tmp_path / "first/last.pt"), "block_size": 8}
     main(tiny(dataset, tmp_path / "second", learning_rate=1e-30, max_steps=3, **keywords))
     second = load_checkpoint(tmp_path / "second/last.pt")
     assert_same_weights(first["backbone_state"], second["backbone_state"])
     assert second["config"]["width"] == second["backbone"]["width"] == 32
+    assert second["config"]["block_size"] == 4, "other blocks: its test pixels would be trained on"
     for key in ("mean", "std"):
         assert (second[key] == first[key]).all()
     main(tiny(dataset, tmp_path / "second", learning_rate=1e-30, max_steps=4, **keywords))
@@ -290,6 +291,9 @@ def test_an_encoder_of_other_bands_is_no_start(dataset, tmp_path):
     keywords = {"checkpoint_path": str(tmp_path / "fine_tuned.pt")}
     with pytest.raises(InputError, match="found a classifier checkpoint, wanted a pretrained one"):
         main(tiny(dataset, tmp_path / "out", **keywords))
+    save_small_checkpoint(tmp_path / "bare.pt", config={"backbone": "transformer"})
+    with pytest.raises(InputError, match="bare.pt: found no latent_dim in its config"):
+        main(tiny(dataset, tmp_path / "out", checkpoint_path=str(tmp_path / "bare.pt")))
 
 
 # ---- mistakes ------------------------------------------------------------------------------------

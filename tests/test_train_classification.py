@@ -134,6 +134,8 @@ def test_a_frozen_encoder_and_a_linear_head_are_not_trained(workplace, tmp_path)
         ({"dataset_name": "other"}, r"MGRS-0: found \['X0'.*X5'\], wanted \['X0'"),
         ({"dataset_name": "bare"}, "found no labels.npy"),
         ({"output_dir": "/proc/no"}, "output_dir=/proc/no: not writable"),
+        ({"start_share": 0.5}, "start_share=0.5: wanted -1, or 0 to 1 with label_count"),
+        ({"start_share": -0.5, "label_count": 40}, "start_share=-0.5: wanted -1, or 0 to 1"),
     ],
 )
 def test_mistakes_of_fine_tuning(workplace, tmp_path, keywords, message):
