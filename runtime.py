@@ -86,6 +86,7 @@ RANGES = {
     "barlow_lambda": (0, math.inf),
     "prediction": (0, math.inf),
     "harmonics": (1, 182),
+    "blend": (0, 1),
     "mix_up": (0, math.inf),
     "focal_gamma": (0, 100),
     # optimiser

@@ -62,7 +62,7 @@ from runtime import (
 from storage import file_hash
 from tiles import Tile, check_bands, check_tile, notice_splits
 from training import inherit, learning_rate, one_run_at_a_time, read_last, start_run
-from transforms import AUGMENTATIONS, mix_up, thin_dates
+from transforms import AUGMENTATIONS, blend, mix_up, thin_dates
 from utils import extract_representations, plot_cross_corr
 from validation import Validation
 
@@ -92,6 +92,7 @@ run_config = {
     "barlow_lambda": 0.005,  # weight of the off-diagonal part
     "prediction": 100.0,  # weight of predicting each view's observations from the other; 0: none
     "harmonics": 8,  # of the year that is predicted: sines and cosines of 1 .. 8 cycles
+    "blend": 0.5,  # share of the pixels that become new ones, half way at most to or from another
     "mix_up": 0.0,  # weight of mix-up regularisation, times barlow_lambda; 0: none
     "augment": "none",  # a key of transforms.AUGMENTATIONS
     # optimiser
@@ -222,6 +223,24 @@ def build_optimiser(model, config):
     return torch.optim.AdamW(groups, weight_decay=config["weight_decay"], fused=True)
 
 
+def draw_partners(seed, total, device):
+    """A number in [0, 1) and a partner for each pixel of the whole batch: (total,) each."""
+    generator = torch.Generator().manual_seed(seed)
+    numbers = torch.rand(total, generator=generator), torch.randperm(total, generator=generator)
+    return (part.to(device, non_blocking=True) for part in numbers)
+
+
+def blend_pixels(x, doys, blended, seed, rows, total):
+    """New pixels: a share of them moves to or from another one of the whole batch, by up to a half.
+
+    x: (N, 2, S, B); doys: (N, 2, S); blended: the share; rows, total: as `share` gives them.
+    Returns x (N, 2, S, B).
+    """
+    number, order = draw_partners(seed, total, x.device)
+    weight = torch.where(number < blended, number / blended - 0.5, 0.0)[rows]
+    return blend(x, doys, *(gather(part)[order][rows] for part in (x, doys.float())), weight)
+
+
 def add_mixed_view(x, doys, seed, rows, total):
     """A third view: view a mixed with view b of another pixel, drawn from the whole batch.
 
@@ -229,9 +248,7 @@ def add_mixed_view(x, doys, seed, rows, total):
     Returns x (N, 3, S, B), doys (N, 3, S) and the mixture of the whole batch: the weights of view
     a and the order that picks the partners.
     """
-    generator = torch.Generator().manual_seed(seed)
-    weight = torch.rand(total, generator=generator).to(x.device, non_blocking=True)
-    order = torch.randperm(total, generator=generator).to(x.device, non_blocking=True)
+    weight, order = draw_partners(seed, total, x.device)
     doys = doys.float()
     partner_x, partner_doys = (gather(view)[order][rows] for view in (x[:, 1], doys[:, 1]))
     x_m, doys_m = mix_up(x[:, 0], doys[:, 0], partner_x, partner_doys, weight[rows])
@@ -246,8 +263,10 @@ def training_loss(model, x, doys, config, runtime, step):
     """
     seed = config["seed"] * 1_000_003 + step  # each step has its own numbers, on any machine
     rows, total = share(len(x))
-    # a seed far away, so that augmentation and mix-up never draw the same numbers
+    # seeds far away, so that mix-up, augmentation and blending never draw the same numbers
     generator = BatchGenerator(rows, total, seed + (1 << 62), x.device)
+    if config["blend"]:
+        x = blend_pixels(x, doys, config["blend"], seed + (1 << 61), rows, total)
     observed, days_observed, mixture = x, doys, None
     if BACKBONES[config["backbone"]].any_length:
         x, doys = thin_dates(x, doys, config["min_sample_size"], seed)
@@ -442,13 +461,9 @@ def main(config):
         return pretrain(config, checkpoint, data, output_dir, runtime)
 
 
-def pretrain(config, checkpoint, data, output_dir, runtime):
-    """Train, or continue, and draw. Returns what `main` does."""
-    # model and optimiser
+def make_header(config, checkpoint, data):
+    """What every checkpoint of the run carries beside its weights."""
     train_set, val_set, validate, picture_tile = data
-    model = build_model(config, train_set.num_bands, checkpoint).to(runtime.device)
-    runtime.compile(model)
-    optimiser = build_optimiser(model, config)
     header = {
         "config": dict(config),
         "backbone": backbone_arguments(config, train_set.num_bands),
@@ -464,6 +479,40 @@ def pretrain(config, checkpoint, data, output_dir, runtime):
     }
     if checkpoint:
         header["data"]["checkpoint_sha256"] = file_hash(config["checkpoint_path"])
+    return header
+
+
+def tell_start(run, train_set, val_set, length):
+    """Print what is trained on, and how long."""
+    print(
+        f"{run.config['dataset_name']}: {len(train_set.tiles)} tiles, {train_set.num_bands} bands, "
+        f"{train_set.num_pixels} training and {val_set.num_pixels} validation pixels; "
+        f"{run.config['backbone']} on {run.runtime.device}\n"
+        f"steps {run.progress.step} to {length.last} of {length.total}, "
+        f"{length.total / length.epoch:.3g} passes over the training pixels"
+    )
+
+
+def tell_end(run, train_set, validate, picture_tile):
+    """Draw the false colour, and print where the files of the run are."""
+    config, output_dir, progress = run.config, run.output_dir, run.progress
+    picture, backbone = output_dir / "false_color.png", run.model.backbone
+    if draw_false_color(backbone, picture_tile, train_set, config, run.runtime, picture):
+        run.log.images({"false_color": picture}, progress.step)
+        print(f"{picture}: representations of {picture_tile.title} as false colour")
+    print(f"{output_dir / 'cross_correlation.png'}: of the projections of two views")
+    score = "macro-F1 of the probe" if validate.probe else "minus the validation loss"
+    best = progress.best_score if progress.best_step else progress.line["score"]
+    print(f"{output_dir / 'best.pt'}: best checkpoint, {score} {best:.3f}")
+
+
+def pretrain(config, checkpoint, data, output_dir, runtime):
+    """Train, or continue, and draw. Returns what `main` does."""
+    # model and optimiser
+    train_set, val_set, validate, picture_tile = data
+    model = build_model(config, train_set.num_bands, checkpoint).to(runtime.device)
+    runtime.compile(model)
+    optimiser, header = build_optimiser(model, config), make_header(config, checkpoint, data)
     modules = dict(model.named_children())  # backbone, projector and, where there is one, decoder
 
     # the run, from its start or from where an earlier one of this folder stopped
@@ -473,13 +522,7 @@ def pretrain(config, checkpoint, data, output_dir, runtime):
     )
     progress, length = run.progress, find_length(config, train_set)
     if runtime.is_main:
-        print(
-            f"{config['dataset_name']}: {len(train_set.tiles)} tiles, {train_set.num_bands} bands, "
-            f"{train_set.num_pixels} training and {val_set.num_pixels} validation pixels; "
-            f"{config['backbone']} on {runtime.device}\n"
-            f"steps {progress.step} to {length.last} of {length.total}, "
-            f"{length.total / length.epoch:.3g} passes over the training pixels"
-        )
+        tell_start(run, train_set, val_set, length)
     if not last:
         run.log.line({"step": 0, **validate(model)})  # before training, to compare with
 
@@ -491,14 +534,7 @@ def pretrain(config, checkpoint, data, output_dir, runtime):
 
     # wrap up
     if runtime.is_main:
-        picture = output_dir / "false_color.png"
-        if draw_false_color(model.backbone, picture_tile, train_set, config, runtime, picture):
-            run.log.images({"false_color": picture}, progress.step)
-            print(f"{picture}: representations of {picture_tile.title} as false colour")
-        print(f"{output_dir / 'cross_correlation.png'}: of the projections of two views")
-        score = "macro-F1 of the probe" if validate.probe else "minus the validation loss"
-        best = progress.best_score if progress.best_step else progress.line["score"]
-        print(f"{output_dir / 'best.pt'}: best checkpoint, {score} {best:.3f}")
+        tell_end(run, train_set, validate, picture_tile)
     run.log.finish()
     return {"output_dir": output_dir, **progress.line}
 

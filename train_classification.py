@@ -495,6 +495,28 @@ def main(config):
         return fine_tune(config, checkpoint, splits, legend, output_dir, runtime)
 
 
+def make_header(config, checkpoint, arguments, splits, legend):
+    """What every checkpoint of the run carries beside its weights."""
+    train, classes = splits[0], {str(code): entry for code, entry in legend.items()}
+    header = {
+        "config": dict(config),
+        **arguments,
+        "bands": train.band_names or (checkpoint["bands"] if checkpoint else []),
+        "mean": train.mean,
+        "std": train.std,
+        "classes": classes,
+        "data": {
+            name: dataset.describe()
+            for name, dataset in zip(("training", "validation", "test"), splits, strict=True)
+            if dataset
+        },
+    }
+    header["data"]["classes"] = classes
+    if checkpoint:
+        header["data"]["checkpoint_sha256"] = file_hash(config["checkpoint_path"])
+    return header
+
+
 def fine_tune(config, checkpoint, splits, legend, output_dir, runtime):
     """Train, or continue, and score. Returns the test scores."""
     # model and optimiser
@@ -503,22 +525,7 @@ def fine_tune(config, checkpoint, splits, legend, output_dir, runtime):
     classifier.to(runtime.device)
     optimiser = build_optimiser(classifier, config)
     modules = {"backbone": classifier.backbone, "head": classifier.head}
-    header = {
-        "config": dict(config),
-        **arguments,
-        "bands": train.band_names or (checkpoint["bands"] if checkpoint else []),
-        "mean": train.mean,
-        "std": train.std,
-        "classes": {str(code): entry for code, entry in legend.items()},
-        "data": {
-            name: dataset.describe()
-            for name, dataset in (("training", train), ("validation", validation), ("test", test))
-            if dataset
-        },
-    }
-    header["data"]["classes"] = header["classes"]
-    if checkpoint:
-        header["data"]["checkpoint_sha256"] = file_hash(config["checkpoint_path"])
+    header = make_header(config, checkpoint, arguments, splits, legend)
 
     # the run, from its start or from where an earlier one of this folder stopped
     last = read_or_remove_last(output_dir, config, header["data"], runtime)

@@ -149,17 +149,18 @@ def drop_dates(doys, random, least):
 
 
 def gap_fill(x, doys, days):
-    """Series interpolated linearly in time onto common days, for classical models.
+    """Series interpolated linearly in time onto given days.
 
-    x: (N, T, B) and doys: (N, T), padded with doy 0 at the end; days: (G,).
-    Before the first and after the last observation that one's value is used. Returns (N, G, B).
+    x: (N, T, B) and doys: (N, T), padded with doy 0 at the end; days: (G,), or (N, G) of its own
+    for each series. Before the first and after the last observation that one's value is used.
+    Returns (N, G, B).
     """
     count = (doys > 0).sum(1, keepdim=True)
     times = doys.float().masked_fill(doys == 0, math.inf)
     days = days.float().expand(len(x), -1).contiguous()
     after = torch.searchsorted(times, days).clamp(max=count - 1)
     before = (torch.searchsorted(times, days, right=True) - 1).clamp(min=0)
-    pixel = torch.arange(len(x))[:, None]
+    pixel = torch.arange(len(x), device=x.device)[:, None]
     gap = (times[pixel, after] - times[pixel, before]).clamp(min=1e-6)
     share = ((days - times[pixel, before]) / gap).clamp(0, 1)[..., None]
     return (1 - share) * x[pixel, before] + share * x[pixel, after]
@@ -215,6 +216,20 @@ def standardise(bands, mean, std):
 
 
 # ---- augmentation --------------------------------------------------------------------------------
+
+
+def blend(x, doys, x_other, doys_other, weight):
+    """New pixels on the lines through pairs of pixels: x + weight * (other - x).
+
+    A weight above 0 mixes two pixels as a sensor does whose pixel covers both (linear mixing); one
+    below 0 goes as far beyond. The same in all views, so that they stay views of one place. The
+    other pixel is interpolated, from its observations of all views, to the days of this one.
+    x, x_other: (N, V, S, B); doys, doys_other: (N, V, S); weight: (N,). Returns (N, V, S, B).
+    """
+    days, order = doys_other.flatten(1).sort(1)
+    series = x_other.flatten(1, 2).take_along_dim(order[..., None], 1)
+    other = gap_fill(series, days, doys.flatten(1)).view_as(x)
+    return x.lerp(other, weight.view(-1, 1, 1, 1))
 
 
 def mix_up(x_a, doys_a, x_b, doys_b, weight):

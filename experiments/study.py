@@ -40,6 +40,7 @@ from data import (
 from runtime import InputError, run_script, start_runtime
 from training import learning_rate
 from transforms import (
+    blend,
     clear_dates,
     gap_fill,
     harmonic_coefficients,
@@ -86,6 +87,8 @@ BASE = {
     "draws": "random",  # of the two views' dates; disjoint: of two halves of a pixel's dates
     "average": 0.0,  # decay of an average of the weights, which is scored
     "targets": "other",  # the other view's observations, or all clear ones of the pixel
+    "blend": 0.0,  # share of the pixels that are blended with another one of the batch
+    "blend_range": [-0.5, 0.5],  # by so much
     "jitter": 0.0,  # deviation of a shift of each band of a view
     "uneven": False,  # each pixel's jitter has a deviation between 0 and that
     "scale": 0.0,  # deviation of a factor of a view's brightness
@@ -104,7 +107,7 @@ RECIPES = {
     "predict all + mlp": PREDICT | {"targets": "all", "decoder": "mlp"},
     "sizes": SIZES,  # 8 to 16 dates
     "sizes 8 to 24": SIZES | {"sample_size": 24},
-    "sizes + rate 6e-3": RATE,  # with 4000 steps: train.py's defaults
+    "sizes + rate 6e-3": RATE,
     "sizes + rate 6e-3 + decay .1": SIZES | {"learning_rate": 6e-3, "weight_decay": 0.1},
     "sizes + 400 steps": SIZES | {"steps": 400},
     "sizes + 4 queries": SIZES | {"queries": 4},
@@ -142,7 +145,11 @@ RECIPES = {
     "rate + width 128": RATE | {"width": 128, "steps": 520},
     "rate + sizes 12 to 16": RATE | {"min_sample_size": 12},
     "rate + sizes 4 to 16": RATE | {"min_sample_size": 4},
-    "rate + 4000 steps": RATE | {"steps": 4000},  # train.py's defaults
+    "rate + blend": RATE | {"blend": 1.0},
+    "rate + blend half": RATE | {"blend": 0.5},  # with 4000 steps: train.py's defaults
+    "rate + blend 0 to 1": RATE | {"blend": 1.0, "blend_range": [0.0, 1.0]},
+    "rate + blend -1 to .5": RATE | {"blend": 1.0, "blend_range": [-1.0, 0.5]},
+    "rate + 4000 steps": RATE | {"steps": 4000},
     "rate + 4000 steps + 4 queries": RATE | {"steps": 4000, "queries": 4},
 }
 CLASSICAL = {
@@ -205,6 +212,15 @@ def draw_views(doys, size, generator, draws):
     else:
         views = [shuffle().gather(1, place % count) for _ in range(2)]
     return torch.stack(views, 1).sort(2).values
+
+
+def blend_pixels(x, doys, recipe, generator):
+    """Views x (N, 2, S, B) with a share of the pixels blended with another one of the batch."""
+    order = torch.randperm(len(x), generator=generator)
+    number = torch.rand(2, len(x), generator=generator)
+    low, high = recipe["blend_range"]
+    weight = (low + (high - low) * number[0]) * (number[1] < recipe["blend"])
+    return blend(x, doys, x[order], doys[order], weight)
 
 
 def augment(x, recipe, generator):
@@ -307,6 +323,8 @@ def step_loss(pixels, rows, modules, recipe, generator):
     places = draw_views(all_doys, recipe["sample_size"], generator, recipe["draws"])
     pixel = torch.arange(len(rows))[:, None, None]
     observed, days = all_x[pixel, places], all_doys[pixel, places]
+    if recipe["blend"]:
+        observed = blend_pixels(observed, days, recipe, generator)
     sizes = (recipe["min_sample_size"], recipe["sample_size"] + 1)
     number = int(torch.randint(*sizes, (), generator=generator))
     keep = torch.randperm(recipe["sample_size"], generator=generator)[:number].sort().values

@@ -83,6 +83,35 @@ def test_mix_up_takes_part_where_it_is_asked_for(dataset, tmp_path):
     assert not all(value.equal(other[key]) for key, value in one.items())
 
 
+def test_blended_pixels_are_trained_on_and_predicted(dataset, tmp_path, monkeypatch):
+    """Both views, and the observations to predict, must be of the same blended pixel."""
+    seen, targets = [], []
+    with monkeypatch.context() as patch:
+        patch.setattr(train.BarlowTwins, "forward", note_views(seen, train.BarlowTwins.forward))
+        loss_of = train.pretraining_loss
+        patch.setattr(train, "pretraining_loss", lambda *a: targets.append(a[2]) or loss_of(*a))
+        for share in (0.0, 0.5, 1.0):
+            size = {"min_sample_size": 6, "mix_up": 0.0, "max_steps": 1}
+            main(tiny(dataset, tmp_path / f"{share}", blend=share, **size))
+    plain, half, every = seen
+    for views, target in zip(seen, targets, strict=True):
+        assert views.equal(target), "what is predicted is what is seen"
+    moved, all_moved = ((views - plain).abs().flatten(1).mean(1) for views in (half, every))
+    assert 0.3 < (moved > 0).float().mean() < 0.7, "half of the pixels"
+    assert (all_moved > 0).all()
+    assert all_moved.std() > 0.2 * all_moved.mean(), "each pixel by a share of its own"
+
+
+def note_views(seen, forward):
+    """A forward of BarlowTwins that keeps the views that it is trained on."""
+
+    def noting(model, x, *more):
+        seen.extend([x] if model.training else [])
+        return forward(model, x, *more)
+
+    return noting
+
+
 def test_another_loss_is_used_by_training_and_validation_alike(dataset, tmp_path, monkeypatch):
     """A loss is one entry of LOSSES; nothing else has to know of it."""
     training = []

@@ -12,6 +12,7 @@ from distributed import BatchGenerator
 from tiles import Tile
 from transforms import (
     AUGMENTATIONS,
+    blend,
     clear_dates,
     draw_dates,
     drop_dates,
@@ -240,6 +241,24 @@ def test_mix_up_is_linear_in_bands_and_days():
     torch.testing.assert_close(x[3], a[3])
     torch.testing.assert_close(x[1], 0.25 * a[1] + 0.75 * b[1])
     assert doys[1].tolist() == [85, 95, 105]
+
+
+def test_blended_pixels_lie_on_the_line_to_another_pixel_in_both_views():
+    """So that the views of a blended pixel are of one place: the other is looked up by day."""
+    x, x_other = torch.rand(2, 30, 2, 6, 3)
+    days = torch.rand(2, 30, 365).argsort(2)[:, :, :12] + 1  # none twice
+    doys, doys_other = days.view(2, 30, 2, 6).sort(3).values
+    weight = torch.linspace(-0.5, 1, 30)
+    blended = blend(x, doys, x_other, doys_other.float(), weight)
+    for pixel in range(30):
+        order = doys_other[pixel].flatten().argsort()
+        days = doys_other[pixel].flatten()[order]
+        for band in range(3):
+            series = x_other[pixel, ..., band].flatten()[order]
+            other = torch.from_numpy(np.interp(doys[pixel], days, series)).float()
+            moved = x[pixel, ..., band] + weight[pixel] * (other - x[pixel, ..., band])
+            torch.testing.assert_close(blended[pixel, ..., band], moved)
+    assert blend(x, doys, x_other, doys_other, torch.zeros(30)).equal(x)
 
 
 def augmented(name, x, doys, rows=slice(None), seed=0):
