@@ -123,6 +123,7 @@ INHERITED = ("backbone", *BACKBONE_KEYS, "block_size", "split_seed")
 # what may differ between a run and its continuation, since the weights do not depend on it
 FREE_KEYS = {"output_dir", "test_tile_path", "max_steps", "device", "num_workers", "log_interval"}
 FREE_KEYS |= {"checkpoint_interval", "wandb_mode", "base_path", "skip_bad_tiles"}
+ABSENT = {"blend": 0.0}  # what it means that an older checkpoint does not have a key
 
 
 def check_config(config):
@@ -516,7 +517,8 @@ def pretrain(config, checkpoint, data, output_dir, runtime):
     modules = dict(model.named_children())  # backbone, projector and, where there is one, decoder
 
     # the run, from its start or from where an earlier one of this folder stopped
-    last = read_last(output_dir, "pretrained", config, header["data"], run_config, FREE_KEYS)
+    absent = run_config | ABSENT
+    last = read_last(output_dir, "pretrained", config, header["data"], absent, FREE_KEYS)
     run = start_run(
         "pretrained", config, header, model, modules, optimiser, last, output_dir, runtime
     )

@@ -132,13 +132,13 @@ def start_run(kind, config, header, model, modules, optimiser, last, output_dir,
     )
 
 
-def read_last(output_dir, kind, config, data, run_config, free_keys, mend="another output_dir"):
+def read_last(output_dir, kind, config, data, absent, free_keys, mend="another output_dir"):
     """The content of last.pt in a folder, or None where a run has to start.
 
     Raises InputError where a checkpoint there is of another kind, or of a config or of data that
-    would give another result. data: {what: description} of what is trained on. run_config:
-    defaults, which stand for keys that an older checkpoint does not have. free_keys: those that may
-    differ, since the weights do not depend on them. mend: what a message tells to change.
+    would give another result. data: {what: description} of what is trained on. absent: the values
+    that stand for keys that an older checkpoint does not have. free_keys: those that may differ,
+    since the weights do not depend on them. mend: what a message tells to change.
     """
     found = None
     for name in ("best.pt", "last.pt"):
@@ -146,7 +146,7 @@ def read_last(output_dir, kind, config, data, run_config, free_keys, mend="anoth
         if not path.exists():
             continue
         found = load_checkpoint(path, (kind,))
-        before = {**run_config, **found["config"]}
+        before = {**absent, **found["config"]}
         differ = [
             f"{key}={config[key]} (was {before[key]})"
             for key in config

@@ -222,8 +222,9 @@ def blend(x, doys, x_other, doys_other, weight):
     """New pixels on the lines through pairs of pixels: x + weight * (other - x).
 
     A weight above 0 mixes two pixels as a sensor does whose pixel covers both (linear mixing); one
-    below 0 goes as far beyond. The same in all views, so that they stay views of one place. The
-    other pixel is interpolated, from its observations of all views, to the days of this one.
+    below 0 goes as far beyond (DeVries and Taylor 2017, arXiv 1702.05538). The same in all views,
+    so that they stay views of one place. The other pixel is interpolated, from its observations of
+    all views, to the days of this one.
     x, x_other: (N, V, S, B); doys, doys_other: (N, V, S); weight: (N,). Returns (N, V, S, B).
     """
     days, order = doys_other.flatten(1).sort(1)

@@ -57,7 +57,7 @@ MODEL = {"width": 64, "depth": 3, "latent_dim": 64}  # ffn 4 x width
 MAPPED = {key: train.run_config[key] for key in MODEL}  # the default encoder
 STEP = {"loss": "barlow_twins", "barlow_lambda": 0.005, "augment": "none", "mix_up": 0.0}
 STEP |= {"clip_norm": 1.0, "weight_decay": 1e-4, "seed": 0, "prediction": 0.0}
-STEP |= {"min_sample_size": SAMPLE_SIZE}
+STEP |= {"min_sample_size": SAMPLE_SIZE, "blend": 0.0}
 STEP |= {"backbone": "transformer", "sample_size": SAMPLE_SIZE, "projector_dim": 512, **MODEL}
 
 

@@ -98,6 +98,7 @@ BASE = {
 PREDICT = {"prediction": 100.0, "mix_up": 0.0, "learning_rate": 3e-3}
 SIZES = PREDICT | {"min_sample_size": 8}
 RATE = SIZES | {"learning_rate": 6e-3}
+BLEND = RATE | {"blend": 1.0, "bf16": False}  # run on a CPU that is slow in bfloat16
 RECIPES = {
     "untrained": {"steps": 0},
     "base": {},
@@ -145,10 +146,11 @@ RECIPES = {
     "rate + width 128": RATE | {"width": 128, "steps": 520},
     "rate + sizes 12 to 16": RATE | {"min_sample_size": 12},
     "rate + sizes 4 to 16": RATE | {"min_sample_size": 4},
-    "rate + blend": RATE | {"blend": 1.0},
-    "rate + blend half": RATE | {"blend": 0.5},  # with 4000 steps: train.py's defaults
-    "rate + blend 0 to 1": RATE | {"blend": 1.0, "blend_range": [0.0, 1.0]},
-    "rate + blend -1 to .5": RATE | {"blend": 1.0, "blend_range": [-1.0, 0.5]},
+    "rate + float32": RATE | {"bf16": False},
+    "rate + blend": BLEND,
+    "rate + blend half": BLEND | {"blend": 0.5},  # with 4000 steps: train.py's defaults
+    "rate + blend 0 to 1": BLEND | {"blend_range": [0.0, 1.0]},
+    "rate + blend -1 to .5": BLEND | {"blend_range": [-1.0, 0.5]},
     "rate + 4000 steps": RATE | {"steps": 4000},
     "rate + 4000 steps + 4 queries": RATE | {"steps": 4000, "queries": 4},
 }

@@ -169,6 +169,19 @@ def test_a_run_of_before_prediction_is_refused_in_one_line(dataset, tmp_path):
         train.main({**config, "max_steps": 4})
 
 
+def test_a_run_of_before_blending_is_not_blended_from_the_middle_on(dataset, tmp_path):
+    """A key that a checkpoint does not have stood for today's default, not for what was done."""
+    config = tiny(dataset, tmp_path / "out", max_steps=2, blend=0.0)
+    train.main(config)
+    path = tmp_path / "out/last.pt"
+    content = torch.load(path, weights_only=True)
+    del content["config"]["blend"]
+    torch.save(content, path)
+    with pytest.raises(InputError, match=r"blend=0.5 \(was 0.0\)"):
+        train.main({**config, "max_steps": 4, "blend": 0.5})
+    assert train.main({**config, "max_steps": 4})["step"] == 4
+
+
 def test_two_processes_simulate_their_tiles_and_train_small_batches(tmp_path):
     """The first start under torchrun always failed; so did batches that one process had none of."""
     config = {**train.run_config, "base_path": str(tmp_path), "output_dir": str(tmp_path / "out")}
