@@ -174,13 +174,17 @@ class _PixelDataset(IterableDataset):
     def describe(self):
         """What is drawn from, to tell other data by.
 
-        Returns {"tiles": {name: how many pixels, and a hash of which and of their labels}, "mean",
-        "std"}.
+        Returns {"tiles": {name: how many pixels, and a hash}, "mean", "std"}. The hash is of which
+        pixels, their labels and numbers of clear dates, the tile's days, and its statistics, which
+        stand for its bands.
         """
         tiles = {}
         for index, tile in enumerate(self.tiles):
             mask = self.pixel_mask(index)
             content = hashlib.sha256(self._chosen[index])
+            content.update(tile.clear_counts()[mask])
+            for numbers in (tile.doys, tile.band_mean, tile.band_std):
+                content.update(np.ascontiguousarray(numbers))
             if self.labelled:
                 content.update(tile.labels[mask])
             tiles[tile.path.name] = f"{mask.sum()} pixels {content.hexdigest()[:12]}"
@@ -370,7 +374,7 @@ class SentinelTimeSeriesDatasetForDownstreaming(_PixelDataset):
 
     Batches: x (N, S, B) float32, standardised; doys (N, S) int16; label (N,) uint8, the code in
     labels.npy (0, no label, never comes out); group (N,) int64, the square block of `block_size`
-    pixels that holds the pixel, for cross-validation in space.
+    pixels that holds the pixel (`Tile.block_numbers`), for cross-validation in space.
 
     sample_size: S dates drawn afresh each epoch; 0 for all clear observations in order, padded at
         the end with doy 0 to the longest series of the batch.
@@ -409,8 +413,9 @@ class SentinelTimeSeriesDatasetForDownstreaming(_PixelDataset):
         for tile, run in self._runs(tiles):
             row, column = np.divmod(pixels[run], tile.shape[2])
             labels[run] = tile.labels[row, column]
-            across = -(-tile.shape[2] // self.block_size)
-            groups[run] = row // self.block_size * across + column // self.block_size
+            rows, columns = tile.block_numbers(self.block_size)
+            across = columns.max() - columns.min() + 1
+            groups[run] = (rows - rows.min())[row] * across + (columns - columns.min())[column]
         groups += tiles << 40
         arrays = self._read_dates(tiles, pixels, dates)
         return *arrays, torch.from_numpy(labels), torch.from_numpy(groups)

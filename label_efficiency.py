@@ -25,7 +25,7 @@ from matplotlib.figure import Figure
 from sklearn.metrics import accuracy_score, f1_score
 from tqdm import tqdm
 
-from backbones import BACKBONE_KEYS, build_backbone, load_backbone, load_classifier
+from backbones import BACKBONE_KEYS, BACKBONES, build_backbone, load_backbone, load_classifier
 from comparison import block_bootstrap, fit_classifier, paired_p
 from data import SentinelTimeSeriesDatasetForDownstreaming, iterate_batches
 from files import atomic_write, load_checkpoint, make_output_dir, write_json
@@ -283,6 +283,8 @@ def train_network(name, path, checkpoint, config, label_count, seed, folder):
         keys["checkpoint_path"] = path
     else:
         keys |= {key: checkpoint["config"][key] for key in INHERITED + ARCHITECTURE}
+        if BACKBONES[keys["backbone"]].any_length:
+            del keys["sample_size"]  # it reads all dates, as the fine-tuned one does
     script = Path(__file__).with_name("train_classification.py")
     arguments = [f"{key}={value}" for key, value in (keys | {"wandb_mode": "disabled"}).items()]
     try:

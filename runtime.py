@@ -189,10 +189,16 @@ def run_script(main, run_config, docstring):
 class StopSignal:
     """Whether Ctrl-C or SIGTERM came: then `status` is 130 or 143, the exit status, else 0."""
 
-    status = 0
+    def __init__(self):
+        self.status, self.before = 0, {}
 
     def is_set(self):
         return self.status > 0
+
+    def release(self):
+        """From now on the signals do what they did before: all that can be lost is saved."""
+        for number, handler in self.before.items():
+            signal.signal(number, handler)
 
 
 def stop_on_signals():
@@ -204,7 +210,7 @@ def stop_on_signals():
 
     if threading.current_thread() is threading.main_thread():
         for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, note)
+            stop.before[number] = signal.signal(number, note)
     return stop
 
 
@@ -367,6 +373,11 @@ def start_runtime(device="auto", precision="float32"):
     for name in ("LRU_CACHE_CAPACITY", "ONEDNN_PRIMITIVE_CACHE_CAPACITY"):
         os.environ.setdefault(name, "512")
     if use_gpu:
+        if local_rank >= torch.cuda.device_count():
+            raise InputError(
+                f"device={device}: found {torch.cuda.device_count()} GPUs, wanted one for each "
+                "process of torchrun (or device=cpu)"
+            )
         torch.cuda.set_device(local_rank)
         torch.set_float32_matmul_precision("high")  # TF32
         torch.backends.cudnn.allow_tf32 = True

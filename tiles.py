@@ -195,51 +195,54 @@ class Tile:
         """
         if (splits := self.splits) is not None:
             return np.asarray(splits)
-        if self.has_grid:
-            rows, columns, split = self._split_by_place(block_size, seed)
-        else:
-            block_size = min(block_size, max(self.shape[1:3]))
-            rows, columns = (np.arange(size) // block_size for size in self.shape[1:3])
-            split = self._split_by_name(rows[-1] + 1, columns[-1] + 1, seed)
+        rows, columns = self.block_numbers(block_size)
+        y, x = (np.arange(numbers.min(), numbers.max() + 1) for numbers in (rows, columns))
+        draw = self._split_by_place if self.has_grid else self._split_by_name
+        split = draw(y, x, seed)
         if not self.has_labels:
             split[split == TEST] = TRAIN
-        return split[np.ix_(rows, columns)]
+        return split[np.ix_(rows - y[0], columns - x[0])]
+
+    def block_numbers(self, block_size):
+        """The row of blocks that each row of pixels lies in, (H,), and the column, (W,); int64.
+
+        Blocks of a fixed grid in map coordinates where tile.json tells them, else from the corner.
+        """
+        if not self.has_grid:
+            block_size = min(block_size, max(self.shape[1:3]))
+            return [np.arange(size) // block_size for size in self.shape[1:3]]
+        (a, _, c, _, e, f), (height, width) = self.info["transform"], self.shape[1:3]
+        return _grid_index(f, e, height) // block_size, _grid_index(c, a, width) // block_size
 
     @property
     def has_grid(self):
         """Whether tile.json tells where the pixels lie, north up."""
         return "crs" in self.info and self.info["transform"][1] == self.info["transform"][3] == 0
 
-    def _split_by_name(self, num_rows, num_columns, seed):
-        """Splits of blocks, in an order drawn from the tile's name: (num_rows, num_columns)."""
+    def _split_by_name(self, y, x, seed):
+        """Splits of the blocks of rows y and columns x, in an order drawn from the tile's name."""
         rng = np.random.default_rng([seed, *self.name.encode()])
-        order = rng.permutation(num_rows * num_columns).reshape(num_rows, num_columns)
-        fifth = round(num_rows * num_columns / 5)
+        order = rng.permutation(len(y) * len(x)).reshape(len(y), len(x))
+        fifth = round(order.size / 5)
         split = np.full(order.shape, TRAIN, np.uint8)
         split[order < fifth] = VALIDATION
         split[(order >= fifth) & (order < 2 * fifth)] = TEST
         return split
 
-    def _split_by_place(self, block_size, seed):
-        """Splits of the blocks of a fixed grid in map coordinates.
+    def _split_by_place(self, y, x, seed):
+        """Splits of the blocks of rows y and columns x of a fixed grid in map coordinates.
 
         Of five neighbours from west to east one is validation and one is test, drawn from CRS,
-        place and seed. Returns the row and the column of blocks that each row (H,) and column (W,)
-        of pixels lies in, and the splits of the blocks.
+        place and seed.
         """
-        (a, _, c, _, e, f), (height, width) = self.info["transform"], self.shape[1:3]
-        x, y = _grid_index(c, a, width) // block_size, _grid_index(f, e, height) // block_size
-        columns, rows = x - x.min(), y - y.min()
-        x = np.arange(x.min(), x.max() + 1)
-        y = np.arange(y.min(), y.max() + 1)[:, None]
         crs = int.from_bytes(hashlib.sha256(self.info["crs"].encode()).digest()[:8], "little")
-        drawn = _scramble(_scramble(_scramble(np.uint64(crs ^ seed), x // 5), y), 0)
+        drawn = _scramble(_scramble(_scramble(np.uint64(crs ^ seed), x // 5), y[:, None]), 0)
         validation = drawn % 5
         test = (validation + 1 + (drawn >> 32) % 4) % 5
         split = np.full(drawn.shape, TRAIN, np.uint8)
         split[x % 5 == validation] = VALIDATION
         split[x % 5 == test] = TEST
-        return rows, columns, split
+        return split
 
 
 _MIX = np.array([0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB], np.uint64)

@@ -114,7 +114,7 @@ run_config = {
     # logging
     "log_interval": 10,  # steps between two lines of metrics.jsonl
     "val_interval": 500,  # steps between two validations, which choose best.pt
-    "val_pixels": 4096,  # pixels of a validation, rounded down to whole batches, at least one
+    "val_pixels": 4096,  # at most: of the loss, in whole batches, one at least; of the probe
     "checkpoint_interval": 200,  # steps between two last.pt
     "wandb_mode": "auto",  # auto (online where logged in), online, offline or disabled
 }
@@ -219,7 +219,7 @@ def build_optimiser(model, config):
     """AdamW; biases and norms have no weight decay."""
     groups = [
         {"params": [p for p in model.parameters() if p.ndim > 1]},
-        {"params": [p for p in model.parameters() if p.ndim == 1], "weight_decay": 0.0},
+        {"params": [p for p in model.parameters() if p.ndim < 2], "weight_decay": 0.0},
     ]
     return torch.optim.AdamW(groups, weight_decay=config["weight_decay"], fused=True)
 
@@ -442,6 +442,7 @@ def train(run, batches, validate, length):
             run.log.finish()
             raise Stopped(run.describe_stop(), stopped)
     bar.close()
+    stop.release()
 
 
 def main(config):
@@ -519,10 +520,16 @@ def pretrain(config, checkpoint, data, output_dir, runtime):
     # the run, from its start or from where an earlier one of this folder stopped
     absent = run_config | ABSENT
     last = read_last(output_dir, "pretrained", config, header["data"], absent, FREE_KEYS)
+    length = find_length(config, train_set)
+    if last and last["step"] >= length.last and "score" not in last["line"]:
+        raise InputError(
+            f"max_steps={config['max_steps']}: found a run that stopped at step {last['step']} "
+            f"between two validations, wanted more steps (or 0), or another output_dir"
+        )
     run = start_run(
         "pretrained", config, header, model, modules, optimiser, last, output_dir, runtime
     )
-    progress, length = run.progress, find_length(config, train_set)
+    progress = run.progress
     if runtime.is_main:
         tell_start(run, train_set, val_set, length)
     if not last:

@@ -6,16 +6,17 @@
     python train_classification.py backbone=transformer   # from scratch, for comparison
     torchrun --nproc-per-node=2 train_classification.py ...
 
-Labels come from labels.npy, splits from splits.npy or from blocks. An encoder's head starts from
-linear discriminant analysis of its representations, then both are trained. With label_count, these
-labels are all that is read before the end, and a mean of the weights at the start and at the end
-counts; else the epoch with the best validation macro-F1, the start among them. The test split is
-scored once, at the end. Started again with the same output_dir it goes on from last.pt as if it had
-never stopped.
+Labels come from labels.npy, splits from splits.npy or from blocks. An encoder's head (linear or
+attention) starts from linear discriminant analysis of its representations, then both are trained.
+With label_count, nothing is learned from other labels, and a mean of the weights at the start and
+at the end counts; else the epoch with the best validation macro-F1, the start among them. The test
+split is scored once, at the end. Started again with the same output_dir it goes on from last.pt as
+if it had never stopped.
 """
 
 import math
 import time
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -380,7 +381,8 @@ def fit(run, train, validation, legend):
         end_of_epoch = progress.step % epoch_steps == 0
         if end_of_epoch:
             end_epoch(run, validation, legend, epoch_steps, bar)
-        stopped = runtime.largest(stop.status, now=end_of_epoch)
+        # several processes ask each other now and then: an epoch may take hours
+        stopped = runtime.largest(stop.status, now=end_of_epoch or progress.step % 10 == 0)
         if end_of_epoch or stopped:
             progress.losses = [float(loss) for loss in progress.losses]
             run.save("last.pt")
@@ -389,12 +391,14 @@ def fit(run, train, validation, legend):
             run.log.finish()
             raise Stopped(run.describe_stop(), stopped)
     bar.close()
+    stop.release()
 
 
 def is_finished(progress, config, epoch_steps, total_steps):
     """After the last epoch, or where validation macro-F1 has not risen for `patience` epochs."""
     waited = (progress.step - progress.best_step) // epoch_steps
-    out_of_patience = config["patience"] and progress.best_step and waited >= config["patience"]
+    has_best = math.isfinite(progress.best_score)  # the start, at step 0, may be the best
+    out_of_patience = config["patience"] and has_best and waited >= config["patience"]
     return bool(out_of_patience) or progress.step >= total_steps
 
 
@@ -491,6 +495,12 @@ def main(config):
     output_dir = make_output_dir(
         config["output_dir"] or runtime.broadcast(time.strftime("checkpoints/%Y-%m-%d_%H-%M-%S"))
     )
+    own = checkpoint and output_dir.samefile(Path(config["checkpoint_path"]).parent)
+    if own and config["overwrite"] and checkpoint["kind"] == "classifier":
+        raise InputError(
+            f"output_dir={output_dir}: holds checkpoint_path, which overwrite=true would remove; "
+            "wanted another output_dir"
+        )
     with one_run_at_a_time(output_dir, runtime):
         return fine_tune(config, checkpoint, splits, legend, output_dir, runtime)
 

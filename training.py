@@ -110,6 +110,10 @@ def start_run(kind, config, header, model, modules, optimiser, last, output_dir,
     last: the content of last.pt, or None. The other arguments are Run's.
     """
     progress = resume(last, modules, optimiser)
+    header["in_bf16"] = runtime.trains_in_bf16
+    if last and last.get("in_bf16", header["in_bf16"]) != header["in_bf16"]:
+        words = ("float32", "bfloat16") if header["in_bf16"] else ("bfloat16", "float32")
+        notice(f"{output_dir}: begun in {words[0]}, goes on in {words[1]} (precision=)")
     script = {"pretrained": "train", "classifier": "train_classification"}[kind]
     header["wandb_id"] = last["wandb_id"] if last else ""
     log = start_log(config, script, output_dir, runtime, header["wandb_id"])

@@ -23,6 +23,24 @@ def batches(base_path, name="toy", workers=0, kind=SentinelTimeSeriesDataset, **
     return list(iterate_batches(dataset, workers))
 
 
+def test_groups_are_the_blocks_of_the_split(tmp_path):
+    """Cut from the tile's corner, they divided blocks of the map grid: neighbours were told apart.
+
+    So cross-validation and the bootstrap took parts of one block for independent.
+    """
+    place = {"crs": "EPSG:32631", "transform": [10, 0, 500030, 0, -10, 5400050]}
+    base_path = make_dataset(tmp_path, tiles=1, shape=(12, 40, 40, 10), clear=0.9, **place)
+    kind = SentinelTimeSeriesDatasetForDownstreaming
+    dataset = kind(base_path, "toy", split="test", min_valid=5, block_size=8, batch_size=1 << 20)
+    (_, _, _, groups), tile = next(iterate_batches(dataset)), dataset.tiles[0]
+    rows, columns = tile.block_numbers(8)
+    row, column = np.nonzero(dataset.pixel_mask(0))
+    wanted = rows[row] * 1000 + columns[column]
+    sizes = [np.sort(np.unique(each, return_counts=True)[1]) for each in (groups, wanted)]
+    assert sizes[0].tolist() == sizes[1].tolist()
+    assert rows[7] != rows[0], "the grid does not begin at this tile's corner"
+
+
 # ---- stream --------------------------------------------------------------------------------------
 
 

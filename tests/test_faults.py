@@ -6,8 +6,10 @@ import random
 import signal
 import subprocess
 import sys
+import time
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -29,6 +31,7 @@ from helpers import (
     tile_of,
     tiny,
     torchrun,
+    torchrun_command,
     wait_for_lines,
     weights,
 )
@@ -244,6 +247,35 @@ def test_fine_tuning_stops_in_the_middle_of_an_epoch_and_goes_on(workplace, tmp_
         one, other = (load_checkpoint(tmp_path / run / name) for run in ("whole", "stopped"))
         for state in ("backbone_state", "head_state"):
             assert_same_weights(one[state], other[state])
+
+
+def test_two_processes_stop_in_the_middle_of_an_epoch(workplace, tmp_path):
+    """They asked each other at the end of an epoch alone, which may take hours."""
+    keywords = {"checkpoint_path": str(workplace / "pretrained/best.pt"), "epochs": 1}
+    keywords |= {"base_path": str(workplace), "dataset_name": "toy", "batch_size": 2}
+    keywords |= {"device": "cpu", "wandb_mode": "disabled", "output_dir": str(tmp_path / "out")}
+    config = {**train_classification.run_config, "precision": "float32", **keywords}
+    script = tmp_path / "slow.py"  # a step that takes as long as on large tiles
+    script.write_text(
+        f"import sys, time; sys.path.insert(0, {str(ROOT)!r})\n"
+        "import train_classification as script\n"
+        "step = script.training_step\n"
+        "script.training_step = lambda *a: time.sleep(0.1) or step(*a)\n"
+        "script.run_script(script.main, script.run_config, script.__doc__)\n"
+    )
+    slow = SimpleNamespace(__file__=str(script), run_config=train_classification.run_config)
+    command = torchrun_command(config, script=slow)
+    silent = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    with subprocess.Popen(command, cwd=ROOT, env=ENVIRONMENT, **silent) as job:
+        deadline = time.monotonic() + 200
+        while not (tmp_path / "out/last.pt").exists() and time.monotonic() < deadline:
+            time.sleep(0.05)
+        time.sleep(1.5)
+        job.terminate()
+    last = load_checkpoint(tmp_path / "out/last.pt")
+    labels = int(last["data"]["training"]["tiles"]["MGRS-0"].split()[0])
+    assert 0 < last["step"] < labels // 2, "stopped within the only epoch"
+    assert last["step"] % 10 == 0
 
 
 def test_two_processes_fine_tune_the_weights_of_one(workplace, tmp_path):

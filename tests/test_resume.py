@@ -1,6 +1,7 @@
 """What a run that goes on, starts over or shares a folder may not lose or mix up."""
 
 import os
+import signal
 
 import numpy as np
 import pytest
@@ -22,7 +23,7 @@ from helpers import (
 
 import train
 from files import load_checkpoint
-from runtime import InputError
+from runtime import InputError, Stopped
 from storage import lock_folder
 from tiles import Tile
 
@@ -79,6 +80,15 @@ def test_overwrite_continues_its_own_run_and_replaces_another(workplace, tmp_pat
     assert load_checkpoint(tmp_path / "out/last.pt")["config"]["epochs"] == 2
 
 
+def test_overwrite_never_removes_the_classifier_that_it_starts_from(workplace, tmp_path):
+    fine_tune(workplace, tmp_path / "out", epochs=1)
+    before = files(tmp_path / "out")
+    keywords = {"checkpoint_path": tmp_path / "out/best.pt", "overwrite": True, "label_count": 40}
+    with pytest.raises(InputError, match="out: holds checkpoint_path, .*another output_dir"):
+        fine_tune(workplace, tmp_path / "out", **keywords)
+    assert files(tmp_path / "out") == before
+
+
 # ---- other data ----------------------------------------------------------------------------------
 
 
@@ -133,6 +143,24 @@ def test_clear_counts_notice_another_file_of_the_same_size_and_time(dataset):
 # ---- one run a folder, several starts ------------------------------------------------------------
 
 
+@pytest.mark.parametrize("change", ["doys", "band_mean", "masks"])
+def test_a_run_never_goes_on_with_another_year_of_the_same_pixels(workplace, tmp_path, change):
+    """With a checkpoint's statistics nothing told bands, days and masks of two years apart."""
+    base_path = make_dataset(tmp_path, shape=(20, 24, 16, 10), clear=0.8)
+    keywords = {"base_path": base_path, "epochs": 1}
+    fine_tune(workplace, tmp_path / "out", **keywords)
+    tile = tile_of(base_path)
+    numbers = np.load(tile / f"{change}.npy")
+    if change == "masks":  # one more observation, of a pixel that takes part anyway
+        row, column = np.argwhere(numbers.sum(0) == np.sort(numbers.sum(0), None)[-20])[0]
+        numbers[:, row, column] = 1
+    else:
+        numbers[-1] += 1
+    save(tile, change, numbers)
+    with pytest.raises(InputError, match="found a run on other data"):
+        fine_tune(workplace, tmp_path / "out", **keywords)
+
+
 def test_two_trainings_in_one_folder_are_refused(dataset, tmp_path, monkeypatch):
     """Both ended with success, and with their files mixed."""
     (tmp_path / "out").mkdir()
@@ -167,6 +195,44 @@ def test_a_run_of_before_prediction_is_refused_in_one_line(dataset, tmp_path):
     torch.save(content, path)
     with pytest.raises(InputError, match="found no decoder in it"):
         train.main({**config, "max_steps": 4})
+
+
+def test_a_run_that_stopped_between_validations_cannot_end_there(dataset, tmp_path):
+    """It ended in KeyError: 'score', since no checkpoint is best."""
+    config = tiny(dataset, tmp_path / "out", val_interval=100, checkpoint_interval=2)
+    with pytest.MonkeyPatch.context() as patch:
+        step = train.train_step
+
+        def interrupted(*arguments):
+            if arguments[6] == 3:
+                os.kill(os.getpid(), signal.SIGTERM)
+            return step(*arguments)
+
+        patch.setattr(train, "train_step", interrupted)
+        with pytest.raises(Stopped):
+            train.main(config)
+    with pytest.raises(InputError, match="max_steps=4: found a run that stopped at step 4 betw"):
+        train.main({**config, "max_steps": 4})
+    assert train.main({**config, "max_steps": 5})["step"] == 5
+    assert (tmp_path / "out/best.pt").exists()
+
+
+def test_signals_end_a_script_again_when_its_training_is_done(dataset, tmp_path):
+    """The test split of a large tile was scored to its end whatever the user did."""
+    before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
+    train.main(tiny(dataset, tmp_path / "out", max_steps=2))
+    assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == before
+
+
+def test_a_run_that_goes_on_in_another_precision_says_so(dataset, tmp_path, capsys):
+    config = tiny(dataset, tmp_path / "out", max_steps=2)
+    train.main(config)
+    path = tmp_path / "out/last.pt"
+    content = torch.load(path, weights_only=True)
+    assert not content["in_bf16"]
+    torch.save(content | {"in_bf16": True}, path)
+    train.main({**config, "max_steps": 4})
+    assert "out: begun in bfloat16, goes on in float32" in capsys.readouterr().out
 
 
 def test_a_run_of_before_blending_is_not_blended_from_the_middle_on(dataset, tmp_path):

@@ -40,6 +40,15 @@ def test_kernels_that_onednn_keeps(asked, kept):
     assert done.stdout.split() == [kept, kept], done.stderr
 
 
+def test_more_processes_than_gpus_end_in_one_line(monkeypatch):
+    """CUDA's own error came as a traceback from each of them."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    with pytest.raises(InputError, match="device=auto: found 1 GPUs, wanted one for each process"):
+        start_runtime()
+
+
 @pytest.mark.parametrize(
     ("cpu_name", "instructions", "is_fast"),
     [

@@ -99,6 +99,14 @@ def test_the_test_split_is_scored_once_and_chooses_nothing(workplace, tmp_path, 
     assert seen == ["test"]
 
 
+def test_patience_counts_from_a_start_that_is_the_best(workplace, tmp_path):
+    """Its step is 0, which stood for "no best yet", so that all epochs were trained."""
+    rates = {"learning_rate": 1e-12, "backbone_learning_rate": 1e-12, "weight_decay": 0}
+    fine_tune(workplace, tmp_path / "out", epochs=9, patience=2, **rates)
+    steps = [line["step"] for line in lines(tmp_path / "out")]
+    assert steps == [0, 1, 2, 3], "the start, two epochs that are not better, the test"
+
+
 @pytest.mark.parametrize("freeze_backbone", [False, True])
 def test_who_has_few_labels_needs_no_others(workplace, tmp_path, freeze_backbone):
     """A thousand validation labels chose the epoch of a model that was told to use 40."""
