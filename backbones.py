@@ -103,6 +103,7 @@ class SimpleCNN(nn.Module):
         return x
 
     def pool(self, x, padding_mask=None):
+        """Representations (N, D) of the features of dates, (N, S, date_dim)."""
         return self.head(torch.cat([x.mean(1), x.amax(1)], dim=-1))
 
     def forward(self, x, doys):

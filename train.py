@@ -320,7 +320,7 @@ def draw_false_color(backbone, tile, train_set, config, runtime, path):
 
 
 def draw_correlation(z, run):
-    """Picture of a batch's cross-correlation matrix, to the folder and to wandb."""
+    """Picture of a batch's cross-correlation matrix, to the folder and to wandb. z: V of (N, P)."""
     if run.runtime.is_main:
         c = cross_correlation(normalise(z[0].detach()), normalise(z[1].detach()))
         path, step = run.output_dir / "cross_correlation.png", run.progress.step
@@ -357,6 +357,7 @@ class RecentSteps:
         self.steps, self.pixels, self.start = [], 0, time.perf_counter()
 
     def add(self, step, rate, parts, x):
+        """A step's learning rate, parts of the loss (scalar tensors) and views x (N, 2, S, B)."""
         values = torch.stack([value.detach().float() for value in parts.values()])
         # with several processes, one of them may have no pixel of a small batch
         extremes = torch.stack(x.aminmax()) if len(x) else torch.zeros(2)

@@ -272,7 +272,7 @@ def build_optimiser(classifier, config):
 
 
 def class_weights(train, class_index, runtime):
-    """Inverse root of each class's share of the training labels, of mean 1 over the labels."""
+    """Inverse root of each class's share of the training labels, of mean 1 over them: (C,)."""
     count = torch.zeros(len(class_index.codes))
     for _, _, label, _ in iterate_batches(train):
         count += torch.bincount(class_index(label), minlength=len(count))
