@@ -210,7 +210,7 @@ class Tile:
         """
         if not self.has_grid:
             block_size = min(block_size, max(self.shape[1:3]))
-            return [np.arange(size) // block_size for size in self.shape[1:3]]
+            return tuple(np.arange(size) // block_size for size in self.shape[1:3])
         (a, _, c, _, e, f), (height, width) = self.info["transform"], self.shape[1:3]
         return _grid_index(f, e, height) // block_size, _grid_index(c, a, width) // block_size
 

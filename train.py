@@ -525,7 +525,7 @@ def pretrain(config, checkpoint, data, output_dir, runtime):
     if last and last["step"] >= length.last and "score" not in last["line"]:
         raise InputError(
             f"max_steps={config['max_steps']}: found a run that stopped at step {last['step']} "
-            f"between two validations, wanted more steps (or 0), or another output_dir"
+            "between two validations, wanted more steps (or 0), or another output_dir"
         )
     run = start_run(
         "pretrained", config, header, model, modules, optimiser, last, output_dir, runtime

@@ -83,6 +83,15 @@ def test_mix_up_takes_part_where_it_is_asked_for(dataset, tmp_path):
     assert not all(value.equal(other[key]) for key, value in one.items())
 
 
+def test_every_parameter_is_trained_also_one_without_a_dimension():
+    """A temperature of a backbone of one's own was in no group of the optimiser."""
+    model = torch.nn.Linear(3, 2)
+    model.temperature = torch.nn.Parameter(torch.tensor(1.0))
+    optimiser = train.build_optimiser(model, run_config)
+    trained = [parameter for group in optimiser.param_groups for parameter in group["params"]]
+    assert {id(parameter) for parameter in trained} == {id(p) for p in model.parameters()}
+
+
 def test_blended_pixels_are_trained_on_and_predicted(dataset, tmp_path, monkeypatch):
     """Both views, and the observations to predict, must be of the same blended pixel."""
     seen, targets = [], []
