@@ -368,7 +368,7 @@ class RecentSteps:
         return (time.perf_counter() - self.start) / len(self.steps)
 
     def summary(self, world_size):
-        """Means over the steps and the throughput; FloatingPointError for a loss not finite."""
+        """Last rate, means over the steps, throughput; FloatingPointError for a loss not finite."""
         for step, rate, _, values, extremes in self.steps:
             if not values.isfinite().all():
                 low, high = extremes.tolist()
@@ -378,9 +378,12 @@ class RecentSteps:
                     "the last good checkpoint stays"
                 )
         means = torch.stack([values for *_, values, _ in self.steps]).mean(0).tolist()
-        seconds = time.perf_counter() - self.start
-        rate = {"samples_per_second": world_size * self.pixels / seconds}
-        return dict(zip(self.steps[-1][2], means, strict=True)) | rate
+        seconds, (_, rate, names, *_) = time.perf_counter() - self.start, self.steps[-1]
+        return {
+            "learning_rate": rate,
+            **dict(zip(names, means, strict=True)),
+            "samples_per_second": world_size * self.pixels / seconds,
+        }
 
 
 def keep_best(run, score, total_steps):
@@ -400,6 +403,17 @@ def keep_best(run, score, total_steps):
         run.save("best.pt")
 
 
+def report(run, recent, length, bar):
+    """Show and return the line of metrics.jsonl for the steps since the last one."""
+    step, line = run.progress.step, recent.summary(run.runtime.world_size)
+    if run.runtime.is_main and bar.n == bar.initial:  # the first line
+        minutes = (length.last - step) * recent.seconds_per_step() / 60
+        bar.write(f"about {minutes:.0f} minutes to go (Ctrl-C stops, the same command goes on)")
+    bar.update(step - bar.n)
+    bar.set_postfix_str(f"loss {line['loss']:.2f}, {line['samples_per_second']:.0f} samples/s")
+    return {"step": step, "epoch": step / length.epoch, **line}
+
+
 def train(run, batches, validate, length):
     """The loop, from the run's step to the last one; raises Stopped after a signal."""
     config, runtime, progress = run.config, run.runtime, run.progress
@@ -413,7 +427,7 @@ def train(run, batches, validate, length):
         recent.add(progress.step, rate, parts, x)
         progress.step += 1
 
-        # log, validate, save; a loss that is not finite ends the run in recent.summary
+        # log, validate, save; a loss that is not finite ends the run in report
         due = {
             key: progress.step == length.last or progress.step % config[f"{key}_interval"] == 0
             for key in ("log", "val", "checkpoint")
@@ -421,20 +435,13 @@ def train(run, batches, validate, length):
         stopped = runtime.largest(stop.status, now=any(due.values()))
         if not stopped and not any(due.values()):
             continue
-        line = {"step": progress.step, "epoch": progress.step / length.epoch}
-        line |= {"learning_rate": rate, **recent.summary(runtime.world_size)}
-        if runtime.is_main and bar.n == bar.initial:  # the first line
-            minutes = (length.last - progress.step) * recent.seconds_per_step() / 60
-            bar.write(f"about {minutes:.0f} minutes to go (Ctrl-C stops, the same command goes on)")
-        bar.update(progress.step - bar.n)
-        bar.set_postfix_str(f"loss {line['loss']:.2f}, {line['samples_per_second']:.0f} samples/s")
+        progress.line = report(run, recent, length, bar)
         if due["val"]:
-            line |= validate(run.model)
+            progress.line |= validate(run.model)
             draw_correlation(z, run)
-        run.log.line(line)
-        progress.line = line
+        run.log.line(progress.line)
         if due["val"]:
-            keep_best(run, line["score"], length.total)
+            keep_best(run, progress.line["score"], length.total)
         if due["checkpoint"] or stopped:
             run.save("last.pt")
         recent.restart()

@@ -93,12 +93,14 @@ BASE = {
     "uneven": False,  # each pixel's jitter has a deviation between 0 and that
     "scale": 0.0,  # deviation of a factor of a view's brightness
     "noise": 0.0,  # deviation of noise on every value
+    "band_dropout": 0.0,  # share of the bands of a view that are set to their mean
     "bf16": True,  # matrix products in bfloat16
 }
 PREDICT = {"prediction": 100.0, "mix_up": 0.0, "learning_rate": 3e-3}
 SIZES = PREDICT | {"min_sample_size": 8}
 RATE = SIZES | {"learning_rate": 6e-3}
 BLEND = RATE | {"blend": 1.0, "bf16": False}  # run on a CPU that is slow in bfloat16
+HALF = BLEND | {"blend": 0.5}
 RECIPES = {
     "untrained": {"steps": 0},
     "base": {},
@@ -130,29 +132,32 @@ RECIPES = {
     | {"projector_dim": 256, "jitter": 0.1, "uneven": True},
     "rate + projector 256 + uneven jitter .1 + 4000 steps": RATE
     | {"projector_dim": 256, "jitter": 0.1, "uneven": True, "steps": 4000},
-    "rate + batch 512": RATE | {"batch_size": 512, "steps": 600},
-    "rate + batch 128": RATE | {"batch_size": 128, "steps": 2400},
-    "rate + lambda .02": RATE | {"barlow_lambda": 0.02},
-    "rate + lambda .001": RATE | {"barlow_lambda": 0.001},
-    "rate + prediction 30": RATE | {"prediction": 30.0},
     "rate + prediction 300": RATE | {"prediction": 300.0},
-    "rate + prediction alone": RATE | {"barlow": 0.0},
-    "rate + harmonics 4": RATE | {"harmonics": 4},
-    "rate + mlp": RATE | {"decoder": "mlp"},
-    "rate + latent 64": RATE | {"latent_dim": 64},
     "rate + latent 256": RATE | {"latent_dim": 256},
-    "rate + depth 1": RATE | {"depth": 1, "steps": 2000},
-    "rate + depth 3": RATE | {"depth": 3, "steps": 850},
-    "rate + width 128": RATE | {"width": 128, "steps": 520},
-    "rate + sizes 12 to 16": RATE | {"min_sample_size": 12},
-    "rate + sizes 4 to 16": RATE | {"min_sample_size": 4},
     "rate + float32": RATE | {"bf16": False},
     "rate + blend": BLEND,
-    "rate + blend half": BLEND | {"blend": 0.5},  # with 4000 steps: train.py's defaults
+    "rate + blend half": HALF,  # with 4000 steps: train.py's defaults
     "rate + blend 0 to 1": BLEND | {"blend_range": [0.0, 1.0]},
     "rate + blend -1 to .5": BLEND | {"blend_range": [-1.0, 0.5]},
-    "rate + 4000 steps": RATE | {"steps": 4000},
-    "rate + 4000 steps + 4 queries": RATE | {"steps": 4000, "queries": 4},
+    # one change at a time from train.py's defaults with 1200 steps, "rate + blend half"
+    "half + latent 256": HALF | {"latent_dim": 256},
+    "half + latent 64": HALF | {"latent_dim": 64},
+    "half + mlp": HALF | {"decoder": "mlp"},
+    "half + harmonics 4": HALF | {"harmonics": 4},
+    "half + prediction 30": HALF | {"prediction": 30.0},
+    "half + prediction alone": HALF | {"barlow": 0.0},
+    "half + lambda .02": HALF | {"barlow_lambda": 0.02},
+    "half + lambda .001": HALF | {"barlow_lambda": 0.001},
+    "half + batch 512": HALF | {"batch_size": 512, "steps": 600},  # as many samples
+    "half + batch 128": HALF | {"batch_size": 128, "steps": 2400},
+    "half + depth 1": HALF | {"depth": 1, "steps": 2000},  # about as long
+    "half + depth 3": HALF | {"depth": 3, "steps": 850},
+    "half + width 128": HALF | {"width": 128, "steps": 520},
+    "half + sizes 12 to 16": HALF | {"min_sample_size": 12},
+    "half + sizes 4 to 16": HALF | {"min_sample_size": 4},
+    "half + band dropout .1": HALF | {"band_dropout": 0.1},
+    "half + mix-up": HALF | {"mix_up": 1.0},
+    "half + 12000 steps": HALF | {"steps": 12_000},
 }
 CLASSICAL = {
     "series": ("series", "logistic regression"),
@@ -234,6 +239,8 @@ def augment(x, recipe, generator):
             if recipe["uneven"]:
                 disturbance = disturbance * torch.rand(n, 1, 1, 1, generator=generator)
             x = x + disturbance * ((x + 1) if key == "scale" else 1)
+    if recipe["band_dropout"]:
+        x = x * (torch.rand(n, v, 1, b, generator=generator) >= recipe["band_dropout"])
     return x
 
 
