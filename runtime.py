@@ -102,7 +102,6 @@ RANGES = {
     "warmup_fraction": (0, 1),
     "hold_fraction": (0, 1),
     "clip_norm": (1e-9, math.inf),
-    "patience": (0, MOST_WHOLE),
     "seed": (0, 2**31 - 1),
     "split_seed": (0, 2**31 - 1),
     "seeds": (1, 1000),

@@ -95,8 +95,6 @@ run_config = {
     "backbone_learning_rate": 1e-3,  # of the encoder where it is not frozen
     "weight_decay": 1e-3,
     "warmup_fraction": 0.05,
-    "patience": 15,  # epochs without a better validation macro-F1 before it stops; 0: never;
-    # with label_count it never stops early
     "start_share": -1.0,  # of the weights at the start in the result, with label_count; -1: a half
     # for 100 labels or fewer, 5 / sqrt(labels) for more
     "seed": 0,  # of the labels, weights and order
@@ -351,10 +349,7 @@ def count_epochs(config, train):
 
 
 def fit(run, train, validation, legend):
-    """The loop, from the run's step to the end or to early stopping; raises Stopped by a signal.
-
-    Saves best.pt after each best epoch, where there is a validation split, last.pt after every one.
-    """
+    """The loop, from the run's step to the last one; raises Stopped after a signal."""
     config, runtime, progress = run.config, run.runtime, run.progress
     class_index, epoch_steps = ClassIndex(legend), train.steps_per_epoch
     weight = class_weights(train, class_index, runtime) if config["class_weights"] else None
@@ -366,10 +361,10 @@ def fit(run, train, validation, legend):
     bar = tqdm(total=epochs, unit="epoch", disable=not runtime.is_main)
     bar.update(progress.step // epoch_steps)
     if progress.step == 0 and starts_from_probe(config):
-        end_epoch(run, validation, legend, epoch_steps, bar)
+        end_epoch(run, 0, epochs, validation, legend, bar)
         run.save("last.pt")
     run.model.train()
-    while not is_finished(progress, config, epoch_steps, total_steps):
+    while progress.step < total_steps:
         x, doys, label, _ = next(batches)
         doys = draw_subsets(run, doys, train.longest)
         for group in run.optimiser.param_groups:
@@ -380,7 +375,7 @@ def fit(run, train, validation, legend):
         progress.step += 1
         end_of_epoch = progress.step % epoch_steps == 0
         if end_of_epoch:
-            end_epoch(run, validation, legend, epoch_steps, bar)
+            end_epoch(run, progress.step // epoch_steps, epochs, validation, legend, bar)
         # several processes ask each other now and then: an epoch may take hours
         stopped = runtime.largest(stop.status, now=end_of_epoch or progress.step % 10 == 0)
         if end_of_epoch or stopped:
@@ -394,17 +389,13 @@ def fit(run, train, validation, legend):
     stop.release()
 
 
-def is_finished(progress, config, epoch_steps, total_steps):
-    """After the last epoch, or where validation macro-F1 has not risen for `patience` epochs."""
-    waited = (progress.step - progress.best_step) // epoch_steps
-    has_best = math.isfinite(progress.best_score)  # the start, at step 0, may be the best
-    out_of_patience = config["patience"] and has_best and waited >= config["patience"]
-    return bool(out_of_patience) or progress.step >= total_steps
+def end_epoch(run, epoch, epochs, validation, legend, bar):
+    """Log the epoch; validate where there is a split for it, and keep the model if it is best.
 
-
-def end_epoch(run, validation, legend, epoch_steps, bar):
-    """Log the epoch; validate where there is a split for it, and keep the model if it is best."""
-    progress, line = run.progress, {"step": run.progress.step // epoch_steps}
+    The start and the epochs of the last third, where the rates have fallen, can be the best: an
+    earlier one may have the highest score by chance.
+    """
+    progress, line = run.progress, {"step": epoch}
     if progress.losses:  # none at the start
         line["loss"] = float(
             torch.stack([torch.as_tensor(loss) for loss in progress.losses]).mean()
@@ -421,7 +412,8 @@ def end_epoch(run, validation, legend, epoch_steps, bar):
     run.log.line(line)
     bar.update(line["step"] - bar.n)
     bar.set_postfix_str(", ".join(f"{k} {v:.3f}" for k, v in line.items() if k != "step"))
-    if validation and line["val_macro_f1"] > progress.best_score:
+    settled = epoch == 0 or epoch >= epochs * 2 // 3
+    if validation and settled and line["val_macro_f1"] > progress.best_score:
         progress.best_score, progress.best_step = line["val_macro_f1"], progress.step
         run.save("best.pt")
 

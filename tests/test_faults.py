@@ -222,7 +222,7 @@ def test_fine_tuning_stops_in_the_middle_of_an_epoch_and_goes_on(workplace, tmp_
         config["label_count"] = 128
     config |= {"base_path": str(workplace), "output_dir": str(tmp_path / "whole"), "epochs": 6}
     config |= {"device": "cpu", "wandb_mode": "disabled", "width": 16, "latent_dim": 8, "depth": 1}
-    config |= {"min_valid": 5, "block_size": 4, "batch_size": 16, "patience": 0}
+    config |= {"min_valid": 5, "block_size": 4, "batch_size": 16}
     scores = train_classification.main(config)
     stop_at = {7, 40, 41}
     step = train_classification.training_step

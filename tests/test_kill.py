@@ -49,7 +49,7 @@ def test_training_that_is_killed_again_and_again(dataset, tmp_path, workers):
 
 def test_fine_tuning_that_is_killed_again_and_again(workplace, tmp_path):
     """20 kills come within 15 * (1 + 2) + 5 * 2 of its 60 epochs."""
-    config = {**train_classification.run_config, "dataset_name": "toy", "epochs": 60, "patience": 0}
+    config = {**train_classification.run_config, "dataset_name": "toy", "epochs": 60}
     config |= {"checkpoint_path": str(workplace / "pretrained/best.pt"), "label_count": 128}
     config |= {"base_path": str(workplace), "device": "cpu", "wandb_mode": "disabled"}
     whole, killed = ({**config, "output_dir": str(tmp_path / name)} for name in ("whole", "killed"))

@@ -69,7 +69,7 @@ def test_overwrite_removes_nothing_for_a_config_that_is_refused(workplace, tmp_p
 
 def test_overwrite_continues_its_own_run_and_replaces_another(workplace, tmp_path):
     """A command with overwrite=true that a queue starts again threw its own work away."""
-    keywords = {"epochs": 4, "patience": 0, "overwrite": True}
+    keywords = {"epochs": 4, "overwrite": True}
     fine_tune(workplace, tmp_path / "out", **keywords)
     first = lines(tmp_path / "out")
     stamp = (tmp_path / "out/last.pt").stat().st_mtime_ns

@@ -92,19 +92,24 @@ def test_the_test_split_is_scored_once_and_chooses_nothing(workplace, tmp_path, 
         return predict(classifier, dataset, *rest)
 
     monkeypatch.setattr(train_classification, "predict", spy)
-    fine_tune(workplace, tmp_path / "once", epochs=3, patience=0)
+    fine_tune(workplace, tmp_path / "once", epochs=3)
     assert seen == ["validation"] * 4 + ["test"], "the start is validated, too"
     seen.clear()
     fine_tune(workplace, tmp_path / "few", epochs=3, label_count=40)
     assert seen == ["test"]
 
 
-def test_patience_counts_from_a_start_that_is_the_best(workplace, tmp_path):
-    """Its step is 0, which stood for "no best yet", so that all epochs were trained."""
-    rates = {"learning_rate": 1e-12, "backbone_learning_rate": 1e-12, "weight_decay": 0}
-    fine_tune(workplace, tmp_path / "out", epochs=9, patience=2, **rates)
-    steps = [line["step"] for line in lines(tmp_path / "out")]
-    assert steps == [0, 1, 2, 3], "the start, two epochs that are not better, the test"
+def test_an_early_epoch_is_not_the_best(workplace, tmp_path, monkeypatch):
+    """At the full rate scores jump: on real tiles the highest were early, and worse on the test."""
+    scored = iter([0.5, 0.9, 0.8, 0.7, 0.4, 0.6, 0.5, 0.0])  # of the start, six epochs, the test
+    score = train_classification.score_classes
+    monkeypatch.setattr(
+        train_classification,
+        "score_classes",
+        lambda *arguments: score(*arguments) | {"macro_f1": next(scored)},
+    )
+    scores = fine_tune(workplace, tmp_path / "out", epochs=6)
+    assert (scores["best_epoch"], scores["validation_macro_f1"]) == (5, 0.6)
 
 
 @pytest.mark.parametrize("freeze_backbone", [False, True])
