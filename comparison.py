@@ -145,13 +145,13 @@ def block_bootstrap(labels, groups, ours, theirs, seed=0):
         right = np.bincount(cells[0][row == labels], minlength=size)
         counts.append([right, labelled + np.bincount(cell, minlength=size)])
     counts = np.array(counts, np.float32).reshape(-1, num_blocks, len(codes))  # (4 S, G, C)
-    tested = np.isin(codes, labels)  # macro-F1 is over the classes of the test split
     rng, differences = np.random.default_rng(seed), []
     for _ in range(BOOTSTRAPS):
         times = np.bincount(rng.integers(num_blocks, size=num_blocks), minlength=num_blocks)
         counted = np.matmul(times.astype(np.float32), counts)  # (4 S, C)
         right, both = np.moveaxis(counted.reshape(-1, 2, len(codes)), 1, 0)
-        f1 = np.divide(2 * right, both, out=np.full_like(both, np.nan), where=both > 0)
-        ours, theirs = np.nanmean(f1[:, tested], axis=1).reshape(2, -1)
+        drawn = times @ labelled.reshape(num_blocks, -1) > 0  # both over the classes labelled here
+        f1 = np.divide(2 * right, both, out=np.zeros_like(both), where=both > 0)
+        ours, theirs = f1[:, drawn].mean(1).reshape(2, -1)
         differences.append((ours - theirs).mean())
     return tuple(float(value) for value in np.percentile(differences, [2.5, 97.5]))

@@ -129,10 +129,9 @@ def output_folders(opened, config):
 
 
 def fit_basis(opened, config):
-    """A basis fitted to about `sample_pixels` valid pixels of all maps."""
+    """A basis fitted to at most `sample_pixels` valid pixels of all maps."""
     blocks = (block for one in opened for _, block in one.blocks())
-    total = sum(one.shape[0] * one.shape[1] for one in opened)
-    return false_color.fit_basis(false_color.draw_sample(blocks, total, config, opened[0].path))
+    return false_color.fit_basis(false_color.draw_sample(blocks, config, opened[0].path))
 
 
 def find_basis(opened, config):

@@ -99,11 +99,15 @@ class _PixelDataset(IterableDataset):
     def _choose_pixels(self):
         """Find the pixels that take part. Returns the clear observations of each tile."""
         self._chosen, clear_total, most = [], [], 0  # one bit a pixel: it stays in memory
+        # a tile without labels may show the ground that another one tests
+        tests_nothing = not any(tile.has_labels for tile in self.tiles)
         for tile in self.tiles:
             clear = tile.clear_counts()
             clear_total.append(int(clear.sum(dtype=np.int64)))
             most = max(most, int(clear.max()))
             split = tile.split_map(self.block_size, self.split_seed)
+            if tests_nothing and tile.splits is None:
+                split[split == TEST] = TRAIN
             chosen = (clear >= self.min_valid) & np.isin(split, self.SPLITS[self.split])
             if self.labelled:
                 chosen &= np.asarray(tile.labels) > 0

@@ -176,10 +176,9 @@ def choose_stride(scenes, config):
 
 
 def draw_sample(scenes, config):
-    """About `sample_pixels` valid representations (N, D) of all maps, in bounded memory."""
+    """At most `sample_pixels` valid representations (N, D) of all maps, in bounded memory."""
     blocks = (block for scene in scenes for block in scene.blocks())
-    total = sum(int(np.prod(scene.grid)) for scene in scenes)
-    return false_color.draw_sample(blocks, total, config, scenes[0].path)
+    return false_color.draw_sample(blocks, config, scenes[0].path)
 
 
 def find_basis(sample, scenes, config):

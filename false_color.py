@@ -13,24 +13,35 @@ MOST_VALUE = 1e12  # of a representation: its square times all that is summed up
 BASIS_BYTES = 1 << 24  # most that a file of a basis can hold: 65536 dimensions need a megabyte
 
 
-def draw_sample(blocks, total, config, path):
-    """About `sample_pixels` valid representations (N, D), drawn at random in bounded memory.
+def draw_sample(blocks, config, path):
+    """At most `sample_pixels` valid representations (N, D), drawn at random in bounded memory.
 
-    blocks: arrays (.., D), NaN where there is no data, of `total` pixels in all. path: for the
-    error. Raises InputError for too few to fit a basis to, and for values that cannot be squared.
+    Each valid pixel draws a number, and those with the lowest are kept. blocks: arrays (.., D), NaN
+    where there is no data. path: for the error. Raises InputError for too few to fit a basis to,
+    and for values that cannot be squared.
     """
-    rng = np.random.default_rng(config["seed"])
-    share = min(1.0, 2 * config["sample_pixels"] / total)  # about half may have no data
-    sample = []
+    rng, most = np.random.default_rng(config["seed"]), config["sample_pixels"]
+    limit, parts = 1.0, []
     for block in blocks:
         pixels = block[np.isfinite(block).all(-1)]
-        sample.append(pixels[rng.random(len(pixels)) < share])
-    sample = rng.permutation(np.concatenate(sample))[: config["sample_pixels"]]
+        numbers = rng.random(len(pixels))
+        parts.append((numbers[numbers < limit], pixels[numbers < limit]))
+        if sum(len(numbers) for numbers, _ in parts) > 2 * most:
+            parts = [_find_lowest(parts, most)]
+            limit = parts[0][0][-1]
+    _, sample = _find_lowest(parts, most)
     if len(sample) <= 3:
         raise InputError(f"{path}: found {len(sample)} valid pixels, wanted more than 3")
     if (most := np.abs(sample).max()) > MOST_VALUE:
         raise InputError(f"{path}: found values up to {most:.3g}, wanted at most {MOST_VALUE:g}")
     return sample
+
+
+def _find_lowest(parts, most):
+    """Of parts (numbers (N,), pixels (N, D)) the pixels with the lowest numbers, ascending."""
+    numbers, pixels = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
+    order = numbers.argsort()[:most]
+    return numbers[order], pixels[order]
 
 
 def fit_basis(pixels):

@@ -175,7 +175,7 @@ def map_blocks(tile, module, checkpoint, config, runtime, codes, first_row):
     maps: representation_map (rows, W, D) float32, NaN for no data, and with codes (C,) also
     classification_map (rows, W) uint8, 0 for no data, and confidence (rows, W) float32, NaN for it.
     """
-    height, width = tile.shape[1:3]
+    width = tile.shape[2]
     size = (module.backbone if len(codes) else module).latent_dim
     blocks = extract_representations(
         module,
@@ -188,19 +188,15 @@ def map_blocks(tile, module, checkpoint, config, runtime, codes, first_row):
         dates=0 if config["draws"] else config["dates"],
         first_row=first_row,
     )
-    done = first_row
-    for (_, last), row, column, y, logits in blocks:
-        maps = empty_maps(last - done, width, size, codes)
-        row = row - done
+    for (first, last), row, column, y, logits in blocks:
+        maps = empty_maps(last - first, width, size, codes)
+        row = row - first
         maps["representation_map"][row, column] = y.numpy()
         if len(codes):
             probability, predicted = logits.softmax(1).max(1)
             maps["classification_map"][row, column] = codes[predicted.numpy()]
             maps["confidence"][row, column] = probability.numpy()
-        yield (done, last), maps
-        done = last
-    if done < height:  # no valid pixel further south
-        yield (done, height), empty_maps(height - done, width, size, codes)
+        yield (first, last), maps
 
 
 def empty_maps(rows, width, size, codes):

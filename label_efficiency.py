@@ -22,13 +22,14 @@ from pathlib import Path
 import numpy as np
 import torch
 from matplotlib.figure import Figure
-from sklearn.metrics import accuracy_score, f1_score
+from sklearn.metrics import accuracy_score
 from tqdm import tqdm
 
 from backbones import BACKBONE_KEYS, BACKBONES, build_backbone, load_backbone, load_classifier
 from comparison import block_bootstrap, fit_classifier, paired_p
 from data import SentinelTimeSeriesDatasetForDownstreaming, iterate_batches
 from files import atomic_write, load_checkpoint, make_output_dir, write_json
+from reports import macro_f1
 from runlog import refuse_training_folder, start_log
 from runtime import (
     InputError,
@@ -152,9 +153,12 @@ def read_models(config):
 
 
 def load_checkpoints(config):
-    """Path -> content of every checkpoint; InputError where they are not of one data set."""
+    """Path -> content of every checkpoint; InputError where they are not of one data set.
+
+    Of train.py alone: the encoder of a classifier has learned from labels that are drawn anew here.
+    """
     paths = config["checkpoint_path"].split(",")
-    checkpoints = {path: load_checkpoint(path) for path in paths}
+    checkpoints = {path: load_checkpoint(path, ("pretrained",)) for path in paths}
     first = checkpoints[paths[0]]
     for path, other in checkpoints.items():
         differ = [key for key in INHERITED if other["config"][key] != first["config"][key]]
@@ -361,13 +365,6 @@ class Comparison:
         same_labels, predicted = predict_network(trained, self.config, self.runtime)
         assert np.array_equal(same_labels, self.test[1]), "the same test pixels for every model"
         return predicted, None
-
-
-def macro_f1(labels, predicted):
-    """Over the classes of the test split: a wrong code that it lacks counts against the others."""
-    classes = np.unique(labels)
-    keywords = {"labels": classes, "average": "macro", "zero_division": 0}
-    return float(f1_score(labels, predicted, **keywords))
 
 
 def find_key(features, number):

@@ -14,7 +14,7 @@ from utils import encode_series
 
 MOST_LABELS = 10_000  # that it is fitted to: more hardly change it, and take long
 EPS = 1e-5  # of BatchNorm, which standardises with sqrt(variance + EPS)
-NEVER = -10.0  # added to the bias of a class without a label
+NEVER = -10.0  # the logit of a class without a label, where the highest is never below 0
 
 
 def read_representations(backbone, batches, runtime):
@@ -47,6 +47,7 @@ def fit_linear_start(y, labels, num_classes, seed=0):
         weights, biases = model.coef_, model.intercept_ + model.coef_ @ mean
         if len(model.classes_) == 2:  # scikit-learn gives the second class's logit less the first's
             weights, biases = np.outer([-0.5, 0.5], weights), np.outer([-0.5, 0.5], biases)[:, 0]
-        bias[:] = biases.min() + NEVER
+        # what all classes share changes no probability, but may lie below NEVER
+        weights, biases = weights - weights.mean(0), biases - biases.mean()
         weight[model.classes_], bias[model.classes_] = weights * np.sqrt(var + EPS), biases
     return [torch.from_numpy(np.float32(part)) for part in (mean, var, weight, bias)]

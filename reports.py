@@ -13,27 +13,33 @@ from files import write_json
 from utils import save_figure
 
 
+def macro_f1(labels, predicted, counts=None):
+    """Mean F1 of the classes that are labelled; a pixel called another counts against its own.
+
+    labels, predicted, counts: as for `score_classes`.
+    """
+    keywords = {"labels": np.unique(labels), "average": "macro", "zero_division": 0}
+    return float(f1_score(labels, predicted, sample_weight=counts, **keywords))
+
+
 def score_classes(labels, predicted, legend, counts=None):
     """The full report of a classification, as plain numbers for JSON.
 
     labels, predicted: (N,) class codes; counts: (N,) int, for how many pixels each of these pairs
-    stands, or None for one. Returns overall_accuracy, macro_f1 and weighted_f1 (over
-    the classes that occur), per_class (precision, recall, f1, support by code) and the confusion
-    matrix, whose rows and columns follow `classes`.
+    stands, or None for one. Returns overall_accuracy, macro_f1 and weighted_f1 (over the classes
+    that are labelled), per_class (precision, recall, f1, support by code) and the confusion matrix,
+    whose rows and columns follow `classes`.
     """
     codes, weights = list(legend), {"sample_weight": counts}
     precision, recall, f1, support = precision_recall_fscore_support(
         labels, predicted, labels=codes, zero_division=0, **weights
     )
-    f1_of_all = {
-        average: float(f1_score(labels, predicted, average=average, zero_division=0, **weights))
-        for average in ("macro", "weighted")
-    }
+    weighted = f1_score(labels, predicted, average="weighted", zero_division=0, **weights)
     rows = zip(codes, precision, recall, f1, support, strict=True)
     return {
         "overall_accuracy": float(accuracy_score(labels, predicted, **weights)),
-        "macro_f1": f1_of_all["macro"],
-        "weighted_f1": f1_of_all["weighted"],
+        "macro_f1": macro_f1(labels, predicted, counts),
+        "weighted_f1": float(weighted),
         "per_class": {
             str(code): {
                 "name": legend[code]["name"],

@@ -188,10 +188,10 @@ class Tile:
         """Split of each pixel, (H, W) uint8: 1 train, 2 validation, 3 test, 0 pretraining only.
 
         `splits.npy` where there is one. Else square blocks of `block_size` pixels: about a fifth
-        is validation, a fifth is test, and the rest train. A tile without labels needs no test
-        split and trains on it. Where tile.json tells CRS and transform, blocks lie on a fixed grid
-        in map coordinates, so that the same ground has the same split in every tile and year of one
-        CRS and pixel size. Else they are drawn by the tile's name, and overlapping tiles differ.
+        is validation, a fifth is test, and the rest train. Where tile.json tells CRS and transform,
+        blocks lie on a fixed grid in map coordinates, so that the same ground has the same split in
+        every tile and year of one CRS and pixel size. Else they are drawn by the tile's name, and
+        overlapping tiles differ.
         """
         if (splits := self.splits) is not None:
             return np.asarray(splits)
@@ -199,8 +199,6 @@ class Tile:
         y, x = (np.arange(numbers.min(), numbers.max() + 1) for numbers in (rows, columns))
         draw = self._split_by_place if self.has_grid else self._split_by_name
         split = draw(y, x, seed)
-        if not self.has_labels:
-            split[split == TEST] = TRAIN
         return split[np.ix_(rows - y[0], columns - x[0])]
 
     def block_numbers(self, block_size):

@@ -264,16 +264,16 @@ def training_loss(model, x, doys, config, runtime, step):
     """
     seed = config["seed"] * 1_000_003 + step  # each step has its own numbers, on any machine
     rows, total = share(len(x))
-    # seeds far away, so that mix-up, augmentation and blending never draw the same numbers
-    generator = BatchGenerator(rows, total, seed + (1 << 62), x.device)
+    # seeds far away (of one, 32 bits count), so that no two of these draw the same numbers
+    generator = BatchGenerator(rows, total, seed + (1 << 31), x.device)
     if config["blend"]:
-        x = blend_pixels(x, doys, config["blend"], seed + (1 << 61), rows, total)
+        x = blend_pixels(x, doys, config["blend"], seed, rows, total)
     observed, days_observed, mixture = x, doys, None
     if BACKBONES[config["backbone"]].any_length:
         x, doys = thin_dates(x, doys, config["min_sample_size"], seed)
     x, doys = AUGMENTATIONS[config["augment"]](x, doys, generator)
     if config["mix_up"]:
-        x, doys, mixture = add_mixed_view(x, doys, seed, rows, total)
+        x, doys, mixture = add_mixed_view(x, doys, seed + (1 << 30), rows, total)
     runtime.mark_sizes(x, doys, days_observed)
     with runtime.autocast(training=True):
         _, z, predicted = model(x, doys, days_observed)

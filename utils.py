@@ -138,8 +138,8 @@ def extract_representations(
     quick look). draws, dates: as `encode_series` and `even_dates` take them. first_row: where a
     block begins; those to its north are left out. A GPU encodes one block while the next is read.
     Yields (rows, row, column, representations, logits) of each block: rows is (first, last + 1);
-    of its pixels with at least `min_valid` clear observations row (N,) int, column (N,) int,
-    representations (N, D) and logits (N, C) or None, float32 on the CPU.
+    of its pixels with at least `min_valid` clear observations, maybe none, row (N,) int, column
+    (N,) int, representations (N, D) and logits (N, C) or None, float32 on the CPU.
     """
     width = tile.shape[2]
     mean, std = runtime.to_device(mean, std)
@@ -160,6 +160,5 @@ def _read_blocks(tile, min_valid, runtime, stride, dates, first_row):
         valid[(np.arange(first, last) % stride) > 0] = False
         valid[:, (np.arange(width) % stride) > 0] = False
         pixels = first * width + np.flatnonzero(valid)
-        if len(pixels):
-            chosen = even_dates(clear_dates(tile.read_clear(pixels)), dates)
-            yield (first, last), pixels, *tile.read_dates(pixels, chosen)
+        chosen = even_dates(clear_dates(tile.read_clear(pixels)), dates)
+        yield (first, last), pixels, *tile.read_dates(pixels, chosen)

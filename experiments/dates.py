@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from sklearn.metrics import accuracy_score, f1_score
+from sklearn.metrics import accuracy_score
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
@@ -21,6 +21,7 @@ from study import Pixels, score
 
 from backbones import load_backbone, load_classifier
 from files import load_checkpoint
+from reports import macro_f1
 from runtime import run_script, start_runtime
 from transforms import even_dates
 from utils import encode_series
@@ -55,9 +56,8 @@ def score_classifier(checkpoint, pixels, most, runtime):
     x, doys, labels, _ = pixels.splits["test"]
     _, logits = encode_series(load_classifier(checkpoint), *thin(x, doys, most), runtime)
     predicted = np.array([int(code) for code in checkpoint["classes"]])[logits.argmax(1)]
-    keywords = {"labels": np.unique(labels), "average": "macro", "zero_division": 0}
     return {
-        "macro_f1": round(float(f1_score(labels, predicted, **keywords)), 4),
+        "macro_f1": round(macro_f1(labels, predicted), 4),
         "overall_accuracy": round(float(accuracy_score(labels, predicted)), 4),
     }
 

@@ -23,7 +23,6 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
-from sklearn.metrics import f1_score
 from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
@@ -37,6 +36,7 @@ from data import (
     SentinelTimeSeriesDatasetForDownstreaming,
     iterate_batches,
 )
+from reports import macro_f1
 from runtime import InputError, run_script, start_runtime
 from training import learning_rate
 from transforms import (
@@ -372,14 +372,13 @@ def score(features, splits, classifier):
         (features(x, doys).numpy(), labels.numpy())
         for x, doys, labels, _ in (splits["train"], splits["test"])
     )
-    keywords = {"labels": np.unique(test_labels), "average": "macro", "zero_division": 0}
     scores = {}
     for count, draws in COUNTS.items():
         results, count = [], min(count, len(labels))
         for draw in range(draws if count < len(labels) else 1):
             chosen = np.random.default_rng(draw).choice(len(labels), count, replace=False)
             model, _ = fit_classifier(classifier, x[chosen], labels[chosen], draw)
-            results.append(f1_score(test_labels, model.predict(test_x), **keywords))
+            results.append(macro_f1(test_labels, model.predict(test_x)))
         scores[count] = round(float(np.mean(results)), 4)
     return scores
 

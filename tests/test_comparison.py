@@ -9,6 +9,7 @@ from sklearn.model_selection import cross_val_score
 
 import comparison
 from comparison import block_bootstrap, classifiers, find_label_folds, fit_classifier, paired_p
+from reports import macro_f1
 
 NAMES = list(classifiers(0))
 
@@ -128,3 +129,20 @@ def test_equal_models_differ_by_nothing_and_one_block_tells_nothing():
     labels, ours, _ = predictions()
     assert block_bootstrap(labels, np.arange(1200) // 10, ours, ours) == (0, 0)
     assert block_bootstrap(labels, np.zeros(1200, int), ours, ours) is None
+
+
+def test_both_models_are_scored_on_the_classes_that_a_resample_has():
+    """One that never predicted a missing class was spared it, one that did got a zero for it."""
+    labels, groups = np.repeat([1, 2], 60), np.tile(np.arange(6), 20)
+    labels[groups == 0] = np.resize([1, 2, 5], 20)
+    theirs = np.where(np.arange(120) % 10 == 0, 3 - labels.clip(1, 2), labels)[None]
+    ours = theirs.copy()
+    ours[0, np.arange(6) + 60] = 5  # a pixel of each block
+    rng, differences = np.random.default_rng(0), []
+    for _ in range(comparison.BOOTSTRAPS):
+        times = np.bincount(rng.integers(6, size=6), minlength=6)
+        rows = np.repeat(np.arange(120), times[groups])
+        f1 = [macro_f1(labels[rows], model[0, rows]) for model in (ours, theirs)]
+        differences.append(f1[0] - f1[1])
+    wanted = np.percentile(differences, [2.5, 97.5])
+    np.testing.assert_allclose(block_bootstrap(labels, groups, ours, theirs), wanted, atol=1e-6)

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from helpers import make_dataset, pixel_ids, save
+from helpers import make_dataset, make_tile, pixel_ids, save
 
 import data
 from data import (
@@ -12,7 +12,7 @@ from data import (
     iterate_batches,
 )
 from runtime import InputError
-from tiles import Tile, open_dataset
+from tiles import TEST, Tile, open_dataset
 
 ZERO, ONE = np.zeros(10, np.float32), np.ones(10, np.float32)  # leave the values as stored
 RAW = {"mean": ZERO, "std": ONE}
@@ -237,6 +237,18 @@ def test_splits_are_disjoint(tmp_path, splits_file):
     assert unlabelled.isdisjoint(validation | test)
     assert train <= unlabelled
     assert min(len(train), len(validation), len(test)) > 10
+
+
+@pytest.mark.parametrize("labels", [True, False])
+def test_an_unlabelled_tile_trains_on_no_ground_that_another_one_tests(tmp_path, labels):
+    """It trained on its test blocks although a labelled year of the same place tests there."""
+    place = {"crs": "EPSG:32631", "transform": [10, 0, 500_000, 0, -10, 5_400_000]}
+    folder = tmp_path / "data/toy/processed"
+    for name, labelled in (("MGRS-2020", False), ("MGRS-2021", labels)):
+        make_tile(folder / name, clear=1.0, labels=labelled, **place)
+    tested = np.flatnonzero(Tile(folder / "MGRS-2020").split_map(4) == TEST)
+    trained = ids_of_split(tmp_path, "train", SentinelTimeSeriesDataset)
+    assert trained.isdisjoint(tested.tolist()) == labels
 
 
 def test_the_labelled_data_set_needs_labels(tmp_path):

@@ -6,6 +6,7 @@ import pytest
 from helpers import assert_pictures_logged, make_tile, map_tile, run, tile_of
 
 import create_false_color_map
+import false_color
 from runtime import InputError
 
 
@@ -51,6 +52,21 @@ def test_false_colour_straight_from_a_checkpoint_and_from_int8(workplace, tmp_pa
     assert np.abs(pictures[0] - pictures[1]).mean() < 0.02
     with pytest.raises(InputError, match="wanted representation_path=, or checkpoint_path="):
         run(create_false_color_map)
+
+
+def test_the_sample_is_of_all_valid_pixels_however_few():
+    """Half of a map was taken to be valid: of 100 valid pixels in a large one 3 were found."""
+    rng = np.random.default_rng(0)
+    blocks = np.full((200, 50, 40, 4), np.nan, np.float32)
+    valid = rng.random(blocks.shape[:3]) < 1e-3
+    blocks[valid] = rng.normal(0, 1, (valid.sum(), 4))
+    config = {"sample_pixels": 1000, "seed": 0}
+    assert len(false_color.draw_sample(blocks, config, "map")) == valid.sum() < 500
+    blocks[..., 0], blocks[..., 1:] = np.arange(200)[:, None, None], 0
+    sample = false_color.draw_sample(iter(blocks), config, "map")
+    assert len(sample) == 1000
+    assert abs(sample[:, 0].mean() - 99.5) < 4 * 58 / np.sqrt(1000), "of all blocks alike"
+    assert len(np.unique(sample[:, 0])) > 190
 
 
 def test_the_picture_is_logged_to_wandb(workplace, tmp_path):

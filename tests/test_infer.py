@@ -21,6 +21,7 @@ from helpers import (
 import create_false_color_map
 import infer
 from runtime import InputError, Runtime
+from storage import MapWriter
 
 
 def test_maps_of_a_tile(workplace, tmp_path):
@@ -54,6 +55,23 @@ def test_too_few_observations_are_no_data(workplace, tmp_path):
     assert np.isnan(np.load(folder / "representation_map.npy")[missing]).all()
     run(create_false_color_map, representation_path=folder / "representation_map.npy")
     assert ((plt.imread(folder / "false_color.png")[..., 3] == 0) == missing).all()
+
+
+def test_rows_without_a_valid_pixel_come_in_blocks_like_others(workplace, tmp_path, monkeypatch):
+    """They were put before the next valid one, all at once: 31 GB for the half of a full tile."""
+    monkeypatch.setattr(Runtime, "block_pixels", 16)  # a row
+    written, write = [], MapWriter.write
+    monkeypatch.setattr(
+        MapWriter, "write", lambda self, rows, maps: written.append(rows) or write(self, rows, maps)
+    )
+    tile = make_tile(tmp_path / "MGRS-south", (20, 24, 16, 10), clear=1.0)
+    masks = np.load(tile / "masks.npy")
+    masks[:, :20] = masks[:, 22:] = 0
+    np.save(tile / "masks.npy", masks)
+    (folder,) = map_tile(workplace, tmp_path / "south", tile_path=tile)
+    assert written == [(row, row + 1) for row in range(24)]
+    found = np.isfinite(np.load(folder / "representation_map.npy")).all((1, 2))
+    assert np.flatnonzero(found).tolist() == [20, 21]
 
 
 def test_the_same_map_whatever_the_blocks(workplace, tmp_path, monkeypatch):

@@ -175,6 +175,12 @@ def test_mistakes_end_in_one_line(workplace, tmp_path, keywords, message):
     assert not (tmp_path / "out").exists()
 
 
+def test_an_encoder_that_has_learned_from_labels_is_refused(workplace, tmp_path):
+    """Of a classifier trained on all labels, "50 labels" scored what 1663 had taught."""
+    with pytest.raises(InputError, match="best.pt: .*classifier.* wanted .*pretrained"):
+        compare(workplace, tmp_path / "out", checkpoint_path=workplace / "classifier/best.pt")
+
+
 def test_checkpoints_of_other_data_are_refused(workplace, tmp_path):
     save_small_checkpoint(tmp_path / "other.pt", config={"block_size": 7})
     paths = f"{workplace / 'pretrained/best.pt'},{tmp_path / 'other.pt'}"

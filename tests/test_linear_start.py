@@ -56,6 +56,14 @@ def test_classes_without_a_label_are_not_predicted():
         assert set(logits.argmax(1).tolist()) == set(wanted)
 
 
+def test_a_class_without_a_label_is_not_predicted_however_far_a_pixel_lies():
+    """All logits of the labelled classes could fall below its own: they shared a linear part."""
+    y, labels = representations(3)
+    mean, var, weight, bias = fit_linear_start(y, labels, 5)
+    far = 300 * torch.randn(500, 8, generator=torch.Generator().manual_seed(0))
+    assert set((far @ weight.T + bias).argmax(1).tolist()) <= {0, 1, 2}
+
+
 def test_a_few_labels_are_enough():
     y, labels = representations(4)
     first = [int(np.flatnonzero(labels == number)[0]) for number in range(4)]

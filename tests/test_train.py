@@ -111,6 +111,19 @@ def test_blended_pixels_are_trained_on_and_predicted(dataset, tmp_path, monkeypa
     assert all_moved.std() > 0.2 * all_moved.mean(), "each pixel by a share of its own"
 
 
+def test_blending_mixing_and_augmenting_draw_numbers_of_their_own(dataset, tmp_path, monkeypatch):
+    """Their seeds differed by 2 ** 61, of which a CPU generator keeps nothing."""
+    seeds, partners, numbers = [], train.draw_partners, train.BatchGenerator
+    monkeypatch.setattr(
+        train, "draw_partners", lambda seed, *more: seeds.append(seed) or partners(seed, *more)
+    )
+    monkeypatch.setattr(train, "BatchGenerator", lambda *a: seeds.append(a[2]) or numbers(*a))
+    keys = {"blend": 0.5, "mix_up": 1.0, "augment": "jitter_bands", "max_steps": 2}
+    main(tiny(dataset, tmp_path / "out", **keys))
+    firsts = {float(torch.rand(1, generator=torch.Generator().manual_seed(s))) for s in seeds}
+    assert len(firsts) == len(seeds) == 6, "three in each of two steps"
+
+
 def note_views(seen, forward):
     """A forward of BarlowTwins that keeps the views that it is trained on."""
 
