@@ -477,6 +477,11 @@ def main(config):
     """Fine-tune. Returns the test scores (`reports.score_classes`), as in metrics.json."""
     config, checkpoint = inherit(config, INHERITED)
     config = check_config(choose_sample_size(config, checkpoint))
+    if checkpoint and checkpoint["kind"] == "classifier" and config["label_count"]:
+        notice(
+            f"{config['checkpoint_path']}: found a classifier, whose encoder has learned from "
+            "labels that label_count does not count"
+        )
 
     # process, data and classes
     runtime = start_runtime(config["device"], config["precision"])
