@@ -9,8 +9,8 @@
 Labels come from labels.npy, splits from splits.npy or from blocks. An encoder's head (linear or
 attention) starts from linear discriminant analysis of its representations, then both are trained.
 With label_count, nothing is learned from other labels, and a mean of the weights at the start and
-at the end counts; else the epoch with the best validation macro-F1, the start among them. The test
-split is scored once, at the end. Started again with the same output_dir it goes on from last.pt as
+at the end counts; else the start or the epoch of the last third with the best validation macro-F1.
+The test split is scored once, at the end. Started again with the same output_dir it goes on from last.pt as
 if it had never stopped.
 """
 

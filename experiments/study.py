@@ -61,6 +61,7 @@ run_config = {
     "parts": 1,
     "summary": False,  # print the table of what results.jsonl has, and train nothing
     "head": "scores",  # whose scores the table has: scores (logistic regression) or discriminant
+    "over": "predict",  # the recipe that the table's gains are over
 }
 
 COUNTS = {50: 6, 100: 6, 500: 3, 2000: 2}  # labels (of fewer, all): how many draws of them
@@ -145,6 +146,7 @@ RECIPES = {
     "half + mlp": HALF | {"decoder": "mlp"},
     "half + harmonics 4": HALF | {"harmonics": 4},
     "half + prediction 30": HALF | {"prediction": 30.0},
+    "half + prediction 300": HALF | {"prediction": 300.0},
     "half + prediction alone": HALF | {"barlow": 0.0},
     "half + lambda .02": HALF | {"barlow_lambda": 0.02},
     "half + lambda .001": HALF | {"barlow_lambda": 0.001},
@@ -425,8 +427,8 @@ def read_results(path):
     return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
 
-def summarise(results, head):
-    """Print test macro-F1 by data set and number of labels, and the mean gain over "predict"."""
+def summarise(results, head, over):
+    """Print test macro-F1 by data set and number of labels, and the mean gain over a recipe."""
     results = [row for row in results if head in row]
     sets = sorted({row["set"] for row in results})
     table = {}
@@ -439,7 +441,7 @@ def summarise(results, head):
     }
     print("| recipe | gain | " + " | ".join(sets) + " |\n" + "|---" * (len(sets) + 2) + "|")
     for name, by_set in means.items():
-        gains = [by_set[data] - means["predict"][data] for data in by_set]
+        gains = [by_set[data] - means[over][data] for data in by_set]
         cells = [
             " ".join(f"{value:.3f}"[1:] for value in by_set[data]) if data in by_set else ""
             for data in sets
@@ -452,12 +454,15 @@ def summarise(results, head):
 def main(config):
     if config["head"] not in ("scores", "discriminant"):
         raise InputError(f"head={config['head']}: wanted scores or discriminant")
-    if config["summary"]:
-        return summarise(read_results(config["results"]), config["head"])
     known = [*CLASSICAL, *RECIPES]
     names = config["recipes"].split(",") if config["recipes"] else known
-    if unknown := [name for name in names if name not in known]:
-        raise InputError(f"recipes: found {unknown[0]!r}, wanted some of {', '.join(known)}")
+    for key, given in (("recipes", names), ("over", [config["over"]])):
+        if unknown := [name for name in given if name not in known]:
+            raise InputError(f"{key}: found {unknown[0]!r}, wanted some of {', '.join(known)}")
+    if config["summary"]:
+        shown = {*names, config["over"]}
+        results = [row for row in read_results(config["results"]) if row["recipe"] in shown]
+        return summarise(results, config["head"], config["over"])
     runs = [
         (name, data, int(seed))
         for seed in config["seeds"].split(",")
