@@ -10,8 +10,8 @@ Labels come from labels.npy, splits from splits.npy or from blocks. An encoder's
 attention) starts from linear discriminant analysis of its representations, then both are trained.
 With label_count, nothing is learned from other labels, and a mean of the weights at the start and
 at the end counts; else the start or the epoch of the last third with the best validation macro-F1.
-The test split is scored once, at the end. Started again with the same output_dir it goes on from last.pt as
-if it had never stopped.
+The test split is scored once, at the end. Started again with the same output_dir it goes on from
+last.pt as if it had never stopped.
 """
 
 import math
