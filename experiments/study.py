@@ -81,6 +81,7 @@ BASE = {
     "min_sample_size": 16,  # the fewest dates of a view that a step reads
     "barlow": 1.0,  # weight of the Barlow Twins loss
     "barlow_lambda": 0.005,
+    "barlow_dims": 0,  # so many dimensions of the representation are projected; 0: all
     "mix_up": 1.0,
     "prediction": 0.0,  # weight of predicting observations
     "decoder": "harmonic",  # harmonic or mlp
@@ -159,6 +160,9 @@ RECIPES = {
     "half + sizes 4 to 16": HALF | {"min_sample_size": 4},
     "half + band dropout .1": HALF | {"band_dropout": 0.1},
     "half + mix-up": HALF | {"mix_up": 1.0},
+    "half + projected 64 of 128": HALF | {"barlow_dims": 64},
+    "half + projected 96 of 128": HALF | {"barlow_dims": 96},
+    "half + projected 128 of 192": HALF | {"barlow_dims": 128, "latent_dim": 192},
     "half + 12000 steps": HALF | {"steps": 12_000},
 }
 CLASSICAL = {
@@ -295,7 +299,8 @@ def pretrain(pixels, recipe, seed):
     """Train an encoder by a recipe. Returns it, and the last step's losses."""
     torch.manual_seed(seed)
     size, latent_dim = recipe["projector_dim"], recipe["latent_dim"]
-    projector = Projector(latent_dim=latent_dim, width=size, projection_dim=size)
+    projected = recipe["barlow_dims"] or latent_dim
+    projector = Projector(latent_dim=projected, width=size, projection_dim=size)
     backbone = build_encoder(pixels, recipe)
     kind = {"harmonic": HarmonicDecoder, "mlp": MLPDecoder}[recipe["decoder"]]
     decoder = kind(latent_dim=latent_dim, num_bands=pixels.num_bands, harmonics=recipe["harmonics"])
@@ -346,7 +351,7 @@ def step_loss(pixels, rows, modules, recipe, generator):
         views.append(mix_up(*views[0], x[mixture[1], 1], doys[mixture[1], 1], mixture[0]))
     with torch.autocast("cpu", torch.bfloat16, enabled=recipe["bf16"]):
         y = [backbone(*view) for view in views]
-        z = [projector(view) for view in y]
+        z = [projector(view[:, : recipe["barlow_dims"] or None]) for view in y]
     loss, parts = barlow_twins_loss([view.float() for view in z], recipe, mixture)
     parts["barlow"], loss = loss.detach(), recipe["barlow"] * loss
     if recipe["prediction"]:
