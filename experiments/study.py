@@ -161,8 +161,6 @@ RECIPES = {
     "half + band dropout .1": HALF | {"band_dropout": 0.1},
     "half + mix-up": HALF | {"mix_up": 1.0},
     "half + projected 64 of 128": HALF | {"barlow_dims": 64},
-    "half + projected 96 of 128": HALF | {"barlow_dims": 96},
-    "half + projected 128 of 192": HALF | {"barlow_dims": 128, "latent_dim": 192},
     "half + 12000 steps": HALF | {"steps": 12_000},
 }
 CLASSICAL = {
