@@ -243,6 +243,12 @@ def map_tile(tile, module, checkpoint, config, runtime, output_dir, made_by, sto
         print(f"{output_dir}: goes on behind row {writer.rows} of {height}")
     else:
         writer.fill("valid_count", 0, tile.clear_counts())
+    wanted = config["min_valid"] or checkpoint["config"]["min_valid"]
+    if (most := tile.clear_counts().max()) < wanted:
+        notice(
+            f"{tile.path}: found no pixel with min_valid={wanted} clear observations, the clearest "
+            f"has {most}; its maps are empty"
+        )
     bar = tqdm(
         total=height, initial=writer.rows, desc=tile.name, unit="row", disable=not runtime.is_main
     )

@@ -40,6 +40,7 @@ from runtime import (
     run_script,
     start_runtime,
 )
+from storage import lock_folder
 from tiles import check_tile, notice_splits
 from transforms import gap_fill, harmonic_coefficients, split_dates
 from utils import encode_series, rankme, retrieval, save_figure
@@ -521,11 +522,7 @@ def save_result(result, output_dir):
 
 
 def main(config):
-    """Score, test and draw. Returns a dict of scores, tests, retrieval, rankme and config.
-
-    scores: a dict for each count, seed and model (label_count, seed, model, checkpoint, macro_f1,
-    overall_accuracy, chosen).
-    """
+    """Compare. Returns what `compare` does."""
     refuse_torchrun()
     config = check(config, retrieval_pixels=(2, 100_000))
     counts, names = read_counts(config), read_models(config)
@@ -541,11 +538,21 @@ def main(config):
     test_set = open_split("test", first, config)
     notice_splits(test_set.tiles)
     output_dir = make_output_dir(folder)
+    with lock_folder(output_dir):
+        return compare(config, counts, names, checkpoints, test_set, output_dir, runtime)
+
+
+def compare(config, counts, names, checkpoints, test_set, output_dir, runtime):
+    """Score, test and draw. Returns a dict of scores, tests, retrieval, rankme and config.
+
+    scores: a dict for each count, seed and model (label_count, seed, model, checkpoint, macro_f1,
+    overall_accuracy, chosen).
+    """
     (output_dir / "metrics.jsonl").unlink(missing_ok=True)
     log = start_log(config, "label_efficiency", output_dir, runtime)
 
     # features of the test split, and how steady they are
-    contents = list(checkpoints.values())
+    contents, first = list(checkpoints.values()), next(iter(checkpoints.values()))
     extractors = build_extractors(contents, test_set.tiles, config, runtime)
     some = min(test_set.num_pixels, config["retrieval_pixels"])
     steadiness = measure_steadiness(open_split("test", first, config, some), extractors)

@@ -4,12 +4,15 @@ Representation maps (H, W, D) and class maps (H, W), int8 with scales, infer.jso
 a map was made from, the labels of its tile, and GeoTIFFs.
 """
 
+import errno
+import shutil
 from pathlib import Path
 from xml.etree import ElementTree
 
 import numpy as np
 import rasterio
 from matplotlib.colors import to_rgba
+from rasterio.errors import RasterioError
 from rasterio.windows import Window
 
 from files import atomic_write
@@ -235,17 +238,30 @@ def write_geotiff(path, array, georeference, nodata, legend=None):
     }
     if count == 4:
         profile |= {"photometric": "RGB", "ALPHA": "YES"}
-    with atomic_write(path) as part, rasterio.open(part, "w", **profile) as file:
-        for first in range(0, height, 256):  # a row of blocks at a time
-            block = np.moveaxis(bands[first : first + 256], -1, 0)
-            file.write(block, window=Window(0, first, width, block.shape[1]))
-        if legend:
-            rgba = {code: to_rgba(entry["color"]) for code, entry in legend.items()}
-            colors = {code: tuple(round(255 * c) for c in color) for code, color in rgba.items()}
-            file.write_colormap(1, {0: (0, 0, 0, 0)} | colors)
+    with atomic_write(path) as part:
+        with rasterio.open(part, "w", **profile) as file:
+            for first in range(0, height, 256):  # a row of blocks at a time
+                block = np.moveaxis(bands[first : first + 256], -1, 0)
+                file.write(block, window=Window(0, first, width, block.shape[1]))
+            if legend:
+                rgba = {code: to_rgba(entry["color"]) for code, entry in legend.items()}
+                colors = {code: tuple(round(255 * c) for c in rgb) for code, rgb in rgba.items()}
+                file.write_colormap(1, {0: (0, 0, 0, 0)} | colors)
+        _check_written(part)
     remove_sidecars(path)
     if legend:
         _write_category_names(path, legend)
+
+
+def _check_written(path):
+    """Read a GeoTIFF through; OSError where it is not whole, of which GDAL says nothing."""
+    try:
+        with rasterio.open(path) as file:
+            for _, window in file.block_windows():
+                file.read(window=window)
+    except RasterioError:
+        reason = errno.EIO if shutil.disk_usage(path.parent).free > 1 << 16 else errno.ENOSPC
+        raise OSError(reason, "not written whole") from None
 
 
 def _write_category_names(path, legend):

@@ -25,7 +25,7 @@ from files import atomic_write, write_json
 from land_cover import WORLDCOVER, class_legend
 from maps import is_georeferenced
 from runtime import InputError
-from tiles import TEST, TRAIN, VALIDATION
+from tiles import TEST, TRAIN, VALIDATION, is_class_table
 
 WORLDCOVER_URL = (  # 2021; for 2020 put v100/2020 and 2020_v100 in it
     "https://esa-worldcover.s3.eu-central-1.amazonaws.com/v200/2021/map/"
@@ -69,14 +69,15 @@ def open_labels(config):
 def _read_classes(path):
     if not path:
         return {}
+    wanted = 'wanted JSON like {"10": {"name": "maize", "color": "#ffbb22"}}, codes 1 to 255'
     try:
         content = json.loads(Path(path).read_text())
-        return {int(code): {"name": str(entry["name"]), **entry} for code, entry in content.items()}
-    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
-        raise InputError(
-            f"classes_path={path}: found {type(error).__name__} {error}, wanted JSON like "
-            '{"10": {"name": "maize", "color": "#ffbb22"}}'
-        ) from None
+    except (OSError, ValueError) as error:
+        line = f"found {type(error).__name__} {error}"
+        raise InputError(f"classes_path={path}: {line}, {wanted}") from None
+    if not is_class_table(content):
+        raise InputError(f"classes_path={path}: found {str(content)[:200]}, {wanted}")
+    return {int(code): entry for code, entry in content.items()}
 
 
 def _is_raster(path):

@@ -340,7 +340,8 @@ def _is_transform(value, shape):
     return all(1e-9 <= size <= 1e7 for size in sizes) and abs(a * e - b * d) > 0
 
 
-def _is_class_table(value, shape):
+def is_class_table(value, shape=None):
+    """Whether a value is {code: {"name": .., "color": ..}} as tile.json has it."""
     return isinstance(value, dict) and all(
         re.fullmatch(r"[1-9]\d{0,2}", code)
         and int(code) <= 255
@@ -356,7 +357,7 @@ TILE_JSON = {  # what is checked of tile.json, and the words of the error; other
     "dates": (_is_date_list, "a list of as many dates as there are days"),
     "crs": (lambda value, shape: isinstance(value, str), "text like EPSG:32633"),
     "transform": (_is_transform, "six numbers a, b, c, d, e, f up to 1e9 that span an area"),
-    "classes": (_is_class_table, 'codes 1 to 255 with "name" and a "color" like #00aa00'),
+    "classes": (is_class_table, 'codes 1 to 255 with "name" and a "color" like #00aa00'),
     "simulated": (lambda value, shape: isinstance(value, bool), "true or false"),
 }
 

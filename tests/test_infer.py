@@ -57,6 +57,14 @@ def test_too_few_observations_are_no_data(workplace, tmp_path):
     assert ((plt.imread(folder / "false_color.png")[..., 3] == 0) == missing).all()
 
 
+def test_a_map_without_a_valid_pixel_is_spoken_of(workplace, tmp_path, capsys):
+    """All files came, white, without a word."""
+    tile = make_tile(tmp_path / "MGRS-few", (4, 8, 8, 10), clear=1.0)
+    (folder,) = map_tile(workplace, tmp_path / "few", tile_path=tile)
+    assert "MGRS-few: found no pixel with min_valid=5 clear" in capsys.readouterr().out
+    assert np.isnan(np.load(folder / "representation_map.npy")).all()
+
+
 def test_rows_without_a_valid_pixel_come_in_blocks_like_others(workplace, tmp_path, monkeypatch):
     """They were put before the next valid one, all at once: 31 GB for the half of a full tile."""
     monkeypatch.setattr(Runtime, "block_pixels", 16)  # a row

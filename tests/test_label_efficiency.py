@@ -12,6 +12,7 @@ import label_efficiency
 from files import load_checkpoint
 from label_efficiency import MODELS, NETWORKS, OWN
 from runtime import InputError
+from storage import lock_folder
 
 QUICK = "embedding,harmonic"
 
@@ -173,6 +174,13 @@ def test_mistakes_end_in_one_line(workplace, tmp_path, keywords, message):
     with pytest.raises(InputError, match=message):
         compare(workplace, tmp_path / "out", **keywords)
     assert not (tmp_path / "out").exists()
+
+
+def test_two_in_one_folder_are_refused(workplace, tmp_path):
+    """One removed the network that the other was training."""
+    (tmp_path / "out").mkdir()
+    with lock_folder(tmp_path / "out"), pytest.raises(InputError, match="found another run"):
+        compare(workplace, tmp_path / "out", label_counts="20")
 
 
 def test_an_encoder_that_has_learned_from_labels_is_refused(workplace, tmp_path):

@@ -1,15 +1,18 @@
 """A full disk: one line, nothing left behind, and no row lost."""
 
 import contextlib
+import shutil
 import subprocess
 
 import numpy as np
 import pytest
+import rasterio
 from map_helpers import command, files, make_place, make_tile, map_tile, refused
 
 import infer
+import maps
 import storage
-from runtime import Runtime
+from runtime import InputError, Runtime
 
 
 @pytest.fixture(scope="module")
@@ -83,6 +86,31 @@ def test_a_disk_that_fills_up_later_costs_no_rows(place, tmp_path, small_disk, m
     monkeypatch.setattr(infer, "extract_representations", lambda *_, **__: iter(()))
     map_tile(place, small_disk / "out")  # all rows were there
     assert np.isfinite(np.load(small_disk / "out/representation_map.npy")).any()
+
+
+def test_a_geotiff_that_is_not_whole_takes_no_place(tmp_path, small_disk):
+    """GDAL says nothing of bytes that find no room at its close: a broken file was published."""
+    noise = np.random.default_rng(0).integers(0, 255, (500, 500), np.uint8)
+    place = {"crs": "EPSG:32633", "transform": [10, 0, 500_000, 0, -10, 5_000_000]}
+    path = small_disk / "map.tif"
+    maps.write_geotiff(path, noise, place, 0)
+    before = path.read_bytes()
+    refusals = 0
+    for free in range(200_000, 300_000, 4096):  # the file has 250 KB
+        with open(small_disk / "hog", "wb") as hog:
+            hog.write(bytes(shutil.disk_usage(small_disk).free - free))
+        try:
+            maps.write_geotiff(path, noise[::-1], place, 0)
+        except InputError as error:
+            assert "could not be written" in str(error)
+            assert path.read_bytes() == before
+            refusals += 1
+        else:
+            with rasterio.open(path) as file:
+                assert (file.read(1) == noise[::-1]).all()
+            path.write_bytes(before)
+        (small_disk / "hog").unlink()
+    assert 0 < refusals < 25
 
 
 def test_space_is_reserved(tmp_path):

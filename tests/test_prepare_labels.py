@@ -68,6 +68,15 @@ def fields(tmp_path):
     return str(tmp_path / "fields.gpkg"), list(zip(places, frame["crop"], strict=True))
 
 
+def bad_classes(folder):
+    """For classes_path: code 300 became 44, and other tables made tiles that nothing opens."""
+    good = {"name": "beet", "color": "#00aa00"}
+    tables = [{"300": good}, {"0": good}, {"1": good | {"color": "green"}}, {"1": {"name": 5}}]
+    for number, table in enumerate(tables):
+        (folder / f"classes{number}.json").write_text(json.dumps(table))
+        yield str(folder / f"classes{number}.json")
+
+
 def under(tile, array, place):
     """The values of a tile's array under a field of `fields`."""
     first = round((tile.info["transform"][2] - LEFT) / 10)
@@ -251,6 +260,10 @@ def test_mistakes_in_labels_end_in_one_line(tiles, tmp_path, fields):
         ({"labels": str(tmp_path / "nowhere.gpkg"), "class_column": "a"}, "no coordinate system"),
         ({"labels": str(tmp_path / "text.gpkg"), "class_column": "a"}, "found no readable file"),
         ({"labels": "worldcover", "classes_path": path}, "classes_path=.* wanted JSON like"),
+        *(
+            ({"labels": path, "class_column": "crop", "classes_path": name}, "found {.*1 to 255")
+            for name in bad_classes(tmp_path)
+        ),
     ]:
         with pytest.raises(InputError, match=message) as error:
             label(tmp_path, **keys)
