@@ -9,7 +9,7 @@ from helpers import make_dataset, make_tile, save
 
 from data import SentinelTimeSeriesDataset
 from runtime import InputError
-from tiles import TRAIN, VALIDATION, Tile, open_dataset
+from tiles import Tile, open_dataset
 
 
 def test_opens_without_reading_the_bands(dataset):
@@ -115,9 +115,3 @@ def test_blocks_are_square_and_depend_on_name_and_seed(dataset):
     assert (one.split_map(4) == split).all()
     assert (other.split_map(4) != split).any()
     assert (one.split_map(4, seed=1) != split).any()
-
-
-def test_unlabelled_tiles_need_no_test_split(tmp_path):
-    base_path = make_dataset(tmp_path, labels=False)
-    splits = np.unique(open_dataset(base_path, "toy")[0].split_map(4))
-    assert splits.tolist() == [TRAIN, VALIDATION]
