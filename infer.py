@@ -182,7 +182,7 @@ def map_blocks(tile, module, checkpoint, config, runtime, codes, first_row):
         tile,
         checkpoint["mean"],
         checkpoint["std"],
-        config["min_valid"] or checkpoint["config"]["min_valid"],
+        find_min_valid(config, checkpoint),
         runtime,
         draws=config["draws"],
         dates=0 if config["draws"] else config["dates"],
@@ -197,6 +197,20 @@ def map_blocks(tile, module, checkpoint, config, runtime, codes, first_row):
             maps["classification_map"][row, column] = codes[predicted.numpy()]
             maps["confidence"][row, column] = probability.numpy()
         yield (first, last), maps
+
+
+def find_min_valid(config, checkpoint):
+    """Clear observations that a pixel needs."""
+    return config["min_valid"] or checkpoint["config"]["min_valid"]
+
+
+def notice_empty(tile, min_valid):
+    """Say that a tile's maps will be empty, where they will."""
+    if (most := tile.clear_counts().max()) < min_valid:
+        notice(
+            f"{tile.path}: found no pixel with min_valid={min_valid} clear observations, the "
+            f"clearest has {most}; its maps are empty"
+        )
 
 
 def empty_maps(rows, width, size, codes):
@@ -243,12 +257,7 @@ def map_tile(tile, module, checkpoint, config, runtime, output_dir, made_by, sto
         print(f"{output_dir}: goes on behind row {writer.rows} of {height}")
     else:
         writer.fill("valid_count", 0, tile.clear_counts())
-    wanted = config["min_valid"] or checkpoint["config"]["min_valid"]
-    if (most := tile.clear_counts().max()) < wanted:
-        notice(
-            f"{tile.path}: found no pixel with min_valid={wanted} clear observations, the clearest "
-            f"has {most}; its maps are empty"
-        )
+    notice_empty(tile, find_min_valid(config, checkpoint))
     bar = tqdm(
         total=height, initial=writer.rows, desc=tile.name, unit="row", disable=not runtime.is_main
     )

@@ -513,6 +513,15 @@ def name_lines(axes, ends):
         )
 
 
+def find_means(rows, names):
+    """{model/score: mean over the draws} of the rows of one count of labels, for the log."""
+    return {
+        f"{name}/{key}": float(np.mean([row[key] for row in rows if row["model"] == name]))
+        for name in names
+        for key in ("macro_f1", "overall_accuracy")
+    }
+
+
 def save_result(result, output_dir):
     """JSON, table and picture, as far as they are done."""
     write_json(output_dir / "label_efficiency.json", result)
@@ -552,7 +561,8 @@ def compare(config, counts, names, checkpoints, test_set, output_dir, runtime):
     log = start_log(config, "label_efficiency", output_dir, runtime)
 
     # features of the test split, and how steady they are
-    contents, first = list(checkpoints.values()), next(iter(checkpoints.values()))
+    contents = list(checkpoints.values())
+    first = contents[0]
     extractors = build_extractors(contents, test_set.tiles, config, runtime)
     some = min(test_set.num_pixels, config["retrieval_pixels"])
     steadiness = measure_steadiness(open_split("test", first, config, some), extractors)
@@ -571,12 +581,7 @@ def compare(config, counts, names, checkpoints, test_set, output_dir, runtime):
         result["scores"] += rows
         result["tests"] += run_tests(draws, test)
         save_result(result, output_dir)
-        means = {
-            f"{name}/{key}": float(np.mean([row[key] for row in rows if row["model"] == name]))
-            for name in names
-            for key in ("macro_f1", "overall_accuracy")
-        }
-        log.line({"step": rows[0]["label_count"], **means})
+        log.line({"step": rows[0]["label_count"], **find_means(rows, names)})
     bar.close()
     picture = output_dir / "label_efficiency.png"
     log.images({"label_efficiency": picture})

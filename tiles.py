@@ -341,7 +341,7 @@ def _is_transform(value, shape):
 
 
 def is_class_table(value, shape=None):
-    """Whether a value is {code: {"name": .., "color": ..}} as tile.json has it."""
+    """Whether a value is {code: {"name": .., "color": ..}}, as tile.json has it of any shape."""
     return isinstance(value, dict) and all(
         re.fullmatch(r"[1-9]\d{0,2}", code)
         and int(code) <= 255
