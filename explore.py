@@ -28,6 +28,7 @@ from files import make_output_dir
 from land_cover import WORLDCOVER, class_legend
 from maps import (
     check_same_checkpoint,
+    check_same_place,
     check_together,
     is_georeferenced,
     open_representations,
@@ -138,6 +139,7 @@ def open_scene(path, tile_path):
                 f"{path}: found {shape[0]} x {shape[1]} pixels, wanted "
                 f"{tile.shape[1]} x {tile.shape[2]} of {tile.path}"
             )
+        check_same_place(tile.path / "tile.json", tile.info, info)
     else:
         where = info.get("tile_path", "no infer.json tells where")
         print(f"{path}: its tile is not at hand ({where}), so the page has no series and labels")

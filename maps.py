@@ -179,6 +179,7 @@ def find_labels(labels_path, info):
     """Where labels lie, and the content of the tile.json beside them: (path or "", {..}).
 
     labels_path: empty for labels.npy of the tile that infer.json, `info`, names, where it has one.
+    Raises InputError for labels of another place.
     """
     if not labels_path:
         path = Path(info.get("tile_path", "")) / "labels.npy"
@@ -188,7 +189,29 @@ def find_labels(labels_path, info):
         if files != describe_files(path.parent, files):
             notice(f"{path.parent}: has changed since it was mapped; its labels may not fit")
         labels_path = str(path)
-    return labels_path, read_tile_json(Path(labels_path).parent / "tile.json")
+    folder = Path(labels_path).parent
+    tile_info = read_tile_json(folder / "tile.json")
+    check_same_place(labels_path, tile_info, info)
+    return labels_path, tile_info
+
+
+def check_same_place(path, tile_info, info):
+    """Refuse what lies in a tile, at `path`, for a map of another place; say where it may be one.
+
+    tile_info: of its tile.json; info: of the map (`read_provenance`).
+    """
+    if is_georeferenced(tile_info) and is_georeferenced(info):
+        found, wanted = ((one["crs"], one["transform"]) for one in (tile_info, info))
+        if found[0] != wanted[0] or not np.allclose(found[1], wanted[1], rtol=1e-9, atol=1e-9):
+            raise InputError(f"{path}: found {_place(*found)}, wanted {_place(*wanted)} of the map")
+        return
+    folder, mapped = Path(path).resolve().parent, Path(info.get("tile_path", ""))
+    if (folder / "bands.npy").exists() and mapped.name not in ("", folder.name):
+        notice(f"{path}: not known whether it shows the place of {mapped.name}, which was mapped")
+
+
+def _place(crs, transform):
+    return f"{crs} {tuple(transform)}"
 
 
 # ---- products ------------------------------------------------------------------------------------

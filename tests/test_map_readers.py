@@ -13,6 +13,7 @@ from map_helpers import GEO, make_place, make_tile, map_tile, refused, run
 from matplotlib.figure import Figure
 
 import create_false_color_map
+import explore
 import false_color
 import land_cover
 import maps
@@ -252,6 +253,26 @@ def test_a_map_and_labels_that_mean_something_else_are_said(place, tmp_path, cap
     np.save(tile / "masks.npy", np.load(tile / "masks.npy"))
     run(read_inference_map, map_path=folder / "classification_map.npy")
     assert "has changed since it was mapped" in capsys.readouterr().out
+
+
+def test_labels_of_another_place_are_refused(place, tmp_path, capsys):
+    """Of a tile of the same size elsewhere, they gave scores of nothing."""
+    (folder,) = map_tile(place, tmp_path / "out")
+    elsewhere = {**GEO, "transform": [10, 0, 600000, 0, -10, 5400000]}
+    other = make_tile(tmp_path / "MGRS-other", **elsewhere)
+    labels, map_path = other / "labels.npy", folder / "classification_map.npy"
+    line = r"labels.npy: found EPSG:32631 \(10, 0, 600000, .* wanted EPSG:32631 \(10, 0, 500000"
+    refused(line, run, read_inference_map, map_path=map_path, labels_path=labels)
+    keywords = {"representation_path": folder / "representation_map.npy"}
+    refused(line, run, train_classification_maddy, labels_path=labels, **keywords)
+    refused("tile.json: found EPSG:32631", run, explore, tile_path=other, **keywords)
+    (other / "tile.json").unlink()
+    capsys.readouterr()
+    run(read_inference_map, map_path=map_path, labels_path=labels)
+    assert "not known whether it shows the place of MGRS-A" in capsys.readouterr().out
+    other_year = make_tile(tmp_path / "MGRS-A-2022", **GEO)
+    run(read_inference_map, map_path=map_path, labels_path=other_year / "labels.npy")
+    assert "not known" not in capsys.readouterr().out
 
 
 # ---- resources -----------------------------------------------------------------------------------
