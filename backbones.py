@@ -359,11 +359,11 @@ def focal_loss(logits, target, gamma, weight=None):
 def load_backbone(checkpoint):
     """The backbone of a checkpoint (`files.load_checkpoint`), all keys matched, in eval mode.
 
-    Raises InputError for weights that do not fit the backbone that the checkpoint tells of.
+    Raises InputError for weights that are not finite, or do not fit the backbone that it tells of.
     """
     with _one_line("backbone"):
         backbone = build_backbone(**checkpoint["backbone"])
-        backbone.load_state_dict(checkpoint["backbone_state"], strict=True)
+        _load_weights(backbone, checkpoint["backbone_state"])
     return backbone.eval()
 
 
@@ -382,5 +382,12 @@ def load_classifier(checkpoint):
     backbone = load_backbone(checkpoint)
     with _one_line("classifier"):
         classifier = Classifier(backbone, **checkpoint["head"])
-        classifier.head.load_state_dict(checkpoint["head_state"], strict=True)
+        _load_weights(classifier.head, checkpoint["head_state"])
     return classifier.eval()
+
+
+def _load_weights(module, state):
+    """Put weights into a module; ValueError for weights with which all outputs would be NaN."""
+    module.load_state_dict(state, strict=True)
+    if not all(weight.isfinite().all() for weight in module.state_dict().values()):
+        raise ValueError("found weights that are not finite")

@@ -49,8 +49,8 @@ run_config = {
 }
 
 FORMATS = {"float32": np.float32, "float16": np.float16, "int8": np.int8}
-# what a map depends on; labels and splits may come later
-TILE_FILES = ("bands.npy", "masks.npy", "doys.npy", "tile.json")
+# what a map depends on; labels, splits and class names in tile.json may come later
+TILE_FILES = ("bands.npy", "masks.npy", "doys.npy")
 
 
 # ---- what is to be mapped ------------------------------------------------------------------------
@@ -141,9 +141,10 @@ def load_module(config, checkpoint):
 
 
 def describe_source(tile):
-    """Which tile is mapped, for infer.json: its real path, sizes and times of its files."""
+    """Which tile is mapped, for infer.json: its real path, its place, sizes and times of files."""
     path = os.path.realpath(tile.path)
-    return {"tile_path": path, "tile_files": describe_files(path, TILE_FILES)}
+    place = {key: tile.info[key] for key in ("crs", "transform") if key in tile.info}
+    return {"tile_path": path, "tile_files": describe_files(path, TILE_FILES), **place}
 
 
 def is_done(output_dir, made_by, overwrite):
@@ -292,8 +293,7 @@ def finish(writer, tile, legend, output_dir, made_by):
         is_int8 = made_by["representation_format"] == "int8"
         write_representation_tif(output_dir, writer.read, is_int8, tile.info)
     writer.publish()
-    georeference = {key: tile.info[key] for key in ("crs", "transform") if key in tile.info}
-    made_by = made_by | georeference | {"tile": tile.title, "classes": legend}
+    made_by = made_by | {"tile": tile.title, "classes": legend}
     write_json(output_dir / "infer.json", made_by)
     remove_parts(output_dir)
 

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 from helpers import kill_again_and_again
-from map_helpers import BANDS, command, files, make_place, make_tile, map_tile, refused, run
+from map_helpers import BANDS, CLASSES, command, files, make_place, make_tile, map_tile, refused, run
 
 import create_false_color_map
 import infer
@@ -57,12 +57,16 @@ def test_a_tile_that_changed_is_not_done_already(place, tmp_path, capsys):
     map_tile(place, tmp_path / "out", tile_path=tile)
     (tmp_path / "link").symlink_to(tile)
     np.save(tile / "labels.npy", np.load(tile / "labels.npy"))  # maps do not depend on labels
+    info = json.loads((tile / "tile.json").read_text())
+    (tile / "tile.json").write_text(json.dumps(info | {"classes": CLASSES}))  # that came later
     map_tile(place, tmp_path / "out", tile_path=tmp_path / "link")
     assert "done already" in capsys.readouterr().out
     (tmp_path / "out/confidence.npy").rename(tmp_path / "confidence.npy")
     map_tile(place, tmp_path / "out", tile_path=tile)
     assert "done already" not in capsys.readouterr().out, "a map of it was missing"
     assert files(tmp_path)["confidence.npy"] == files(tmp_path)["out/confidence.npy"]
+    (tile / "tile.json").write_text(json.dumps(info | {"transform": [10, 0, 0, 0, -10, 0]}))
+    refused("another transform", map_tile, place, tmp_path / "out", tile_path=tile)
     masks = np.load(tile / "masks.npy")
     masks[0] = 0
     np.save(tile / "masks.npy", masks)
@@ -303,6 +307,16 @@ def test_a_checkpoint_without_bands_is_refused(place, tmp_path):
     keywords = {"checkpoint_path": tmp_path / "no_bands.pt", "tile_path": place / "MGRS-A"}
     refused("no_bands.pt: found no usable bands", run, infer, **keywords)
     refused("no_bands.pt: found no usable bands", run, create_false_color_map, **keywords)
+
+
+def test_a_checkpoint_of_nan_is_refused(place, tmp_path):
+    """Its maps were empty, without a word, or its pictures ended in a traceback."""
+    for part in ("backbone", "head"):
+        content = torch.load(place / "classifier.pt", weights_only=True)
+        next(iter(content[f"{part}_state"].values()))[:] = torch.nan
+        torch.save(content, tmp_path / "nan.pt")
+        keywords = {"checkpoint_path": tmp_path / "nan.pt", "tile_path": place / "MGRS-A"}
+        refused("found weights that are not finite", run, infer, **keywords)
 
 
 def three_tiles(tmp_path):
