@@ -1,6 +1,7 @@
 """Land-cover classes: their names and colours, their areas, and drawn maps of them."""
 
 import math
+import textwrap
 from itertools import pairwise
 
 import matplotlib
@@ -29,7 +30,9 @@ WORLDCOVER = {  # classes of ESA WorldCover and their official colours; 0, no da
     100: {"name": "Moss and lichen", "color": "#fae6a0"},
 }
 
-FIGURE_SIZE = (8.5, 6)  # inches, of a drawn class map
+FIGURE_SIZE = (8.5, 6)  # inches, of a drawn class map; higher where its legend needs more
+LEGEND_WIDTH = 36  # characters of a line of the legend
+LINE_HEIGHT = 0.22  # inches, of it
 PICTURE_PIXELS = 2000  # most pixels along a side of a class map that is drawn
 
 
@@ -165,13 +168,16 @@ def draw_class_map(figure, class_map, legend, title=""):
     axes.imshow(rgba[class_map[::step, ::step]], interpolation="none")
     axes.set_title(title)
     axes.set_axis_off()
+    axes.set_anchor("N")
     handles = [
-        Patch(color=entry["color"], label=f"{code} {entry['name']}")
+        Patch(color=entry["color"], label=textwrap.fill(f"{code} {entry['name']}", LEGEND_WIDTH))
         for code, entry in legend.items()
         if pixels[code]
     ]
     if pixels[0]:
         handles.append(Patch(fc="none", ec="gray", label="no data"))
+    lines = sum(1 + handle.get_label().count("\n") for handle in handles)
+    figure.set_figheight(max(FIGURE_SIZE[1], LINE_HEIGHT * (lines + 1)))  # no entry is cut off
     figure.legend(handles=handles, loc="outside right upper", frameon=False)
 
 

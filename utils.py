@@ -8,10 +8,13 @@ import math
 import numpy as np
 import torch
 import torch.nn.functional as F
+from matplotlib import rcParams
 from matplotlib.figure import Figure
 
 from files import atomic_write
 from transforms import clear_dates, even_dates, even_draws, standardise
+
+rcParams["text.parse_math"] = False  # names of classes and tiles may have a dollar sign
 
 
 def rankme(representations):

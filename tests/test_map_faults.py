@@ -12,7 +12,17 @@ import numpy as np
 import pytest
 import torch
 from helpers import kill_again_and_again
-from map_helpers import BANDS, CLASSES, command, files, make_place, make_tile, map_tile, refused, run
+from map_helpers import (
+    BANDS,
+    CLASSES,
+    command,
+    files,
+    make_place,
+    make_tile,
+    map_tile,
+    refused,
+    run,
+)
 
 import create_false_color_map
 import infer

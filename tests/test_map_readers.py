@@ -228,6 +228,19 @@ def test_more_than_twenty_made_up_colours_differ():
     assert len(set(colors)) == 255
 
 
+def test_a_legend_of_many_long_names_is_drawn_whole(tmp_path):
+    """It was cut off below and left no room for the map; a dollar sign was taken for a formula."""
+    names = {str(code): {"name": f"crop {code} at $_$ " + "a ton " * 10} for code in range(1, 61)}
+    class_map = np.arange(60, dtype=np.uint8).reshape(6, 10) + 1
+    figure = Figure(figsize=land_cover.FIGURE_SIZE, layout="constrained")
+    land_cover.draw_class_map(figure, class_map, land_cover.class_legend(range(1, 61), names), "$_")
+    figure.savefig(tmp_path / "map.png")
+    box = figure.legends[0].get_window_extent()
+    assert len(figure.legends[0].get_texts()) == 60
+    assert box.y0 >= 0
+    assert box.x0 >= 0.4 * figure.bbox.width
+
+
 def test_the_simple_loop_takes_labels_and_names_from_where_the_map_was_made(place, tmp_path):
     tile = make_tile(tmp_path / "MGRS-named", classes={"40": {"name": "Wheat"}})
     (folder,) = map_tile(place, tmp_path / "named", tile_path=tile)
