@@ -494,12 +494,13 @@ def name_lines(axes, ends):
         overlap = np.maximum(gap - np.diff(heights), 0) / 2
         heights[:-1] -= overlap
         heights[1:] += overlap
-    right = axes.get_xlim()[1]
+    end = min(axes.get_xticks()[-1] * 1.03, axes.get_xlim()[1])  # right of the last points
     for name, height in zip(order, heights, strict=True):
         axes.annotate(
             MODELS[name].label,
-            (axes.get_xticks()[-1] * 1.03, ends[name]),
-            (right * 1.08, height),
+            (end, ends[name]),
+            (1.03, height),
+            textcoords=axes.get_yaxis_transform(),  # across in shares of the axes, up in F1
             color=MODELS[name].color,
             va="center",
             fontsize=9,

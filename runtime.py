@@ -168,6 +168,7 @@ def run_script(main, run_config, docstring):
         print(docstring.strip(), "\n\nKeys and their defaults:")
         print("\n".join(f"  {key}={value}" for key, value in run_config.items()))
         return
+    signal.signal(signal.SIGTERM, _end)
     try:
         main(override(run_config, sys.argv[1:]))
     except (InputError, FloatingPointError, OSError) as error:
@@ -183,6 +184,11 @@ def run_script(main, run_config, docstring):
     finally:
         if dist.is_initialized():
             dist.destroy_process_group()
+
+
+def _end(number, _):
+    """End a script as Ctrl-C does: what is half written is removed, and its processes end."""
+    raise Stopped("stopped", 128 + number)
 
 
 class StopSignal:

@@ -2,11 +2,14 @@
 
 import json
 import re
+import time
+import warnings
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from helpers import run, save, save_small_checkpoint, tile_of
+from helpers import as_arguments, run, save, save_small_checkpoint, start, tile_of
 
 import label_efficiency
 from files import load_checkpoint
@@ -92,6 +95,32 @@ def test_networks_see_the_labels_and_test_pixels_of_the_others(workplace, tmp_pa
         True,
         False,
     ] * 2
+
+
+def test_sigterm_ends_the_training_of_a_network_too(workplace, tmp_path):
+    """It went on alone, with all its memory, and its folder stayed."""
+    out = tmp_path / "out"
+    config = {"checkpoint_path": workplace / "pretrained/best.pt", "base_path": workplace}
+    config |= {"dataset_name": "toy", "output_dir": out, "models": "scratch", "seeds": 50}
+    config |= {"label_counts": "0", "wandb_mode": "disabled", "device": "cpu"}
+    process = start(*as_arguments(config, label_efficiency), script=label_efficiency)
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
+    while not (out / ".network/metrics.jsonl").exists():
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.02)
+    (child,) = children.read_text().split()
+    process.terminate()
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 143, err
+    assert "Traceback" not in err
+    assert not (out / ".network").exists()
+    assert not Path(f"/proc/{child}").exists()
+
+
+def test_one_count_is_drawn_with_the_names_of_its_lines(workplace, tmp_path):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # there was no room for the axes
+        compare(workplace, tmp_path, label_counts="20", seeds=1)
 
 
 def test_a_network_that_cannot_be_trained_ends_in_one_line(workplace, tmp_path, monkeypatch):
