@@ -15,6 +15,7 @@ them kept by the PCA.
 
 import math
 from dataclasses import dataclass, field
+from datetime import datetime
 from pathlib import Path
 
 import numpy as np
@@ -317,7 +318,7 @@ def read_series(scene, config, allowed):
         clear.append(np.moveaxis(np.asarray(scene.tile.masks[part]), 0, 2).reshape(-1, dates))
     facts = {"step": step, "bands": names, "doys": scene.tile.doys.tolist()}
     told = scene.tile.info.get("dates", [])
-    facts["dates"] = [str(day) for day in told] if len(told) == dates else []
+    facts["dates"] = [str(datetime.fromisoformat(day).date()) for day in told]
     return facts, np.concatenate(values), np.concatenate(clear)
 
 

@@ -65,7 +65,7 @@ def parse_clear_scl(text):
 def year_window(text):
     """First and last date of a calendar year (2021) or of 12 months from a first one (2020-10)."""
     found = re.fullmatch(r"(\d{4})(?:-(\d{2}))?", text)
-    if not found or not 1 <= int(found[2] or 1) <= 12:
+    if not found or not 1 <= int(found[1]) < 9999 or not 1 <= int(found[2] or 1) <= 12:
         raise InputError(
             f"year={text}: wanted a year like 2021, or the first of 12 months: 2020-10"
         )

@@ -33,6 +33,7 @@ NETWORK = {  # settings of GDAL: no listing of folders, patience, and a bounded 
 PAUSE = 1.0  # seconds before the second attempt
 PERMANENT = re.compile(r"response code: 40[134]\b")  # answers that no second attempt changes
 TILE_SIZE, MARGIN = 109_800, 100  # metres: a tile, and how far its corner may lie off the square
+FILE_KEY = "local:file"  # of an item's properties: size and time of the last change of its file
 DAY = re.compile(r"(?<!\d)(\d{4})-?(\d{2})-?(\d{2})(?!\d)")
 SAFE = re.compile(r"S2[A-D]_MSIL2A_(\d{8}T\d{6})_N(\d{2})(\d{2})_R\d{3}_T(\w{5})_.*\.SAFE")
 
@@ -135,7 +136,7 @@ def saved_items(path):
         items = list(pystac.ItemCollection.from_file(str(path)))
     except FileNotFoundError:
         raise InputError(f"items_path={path}: found no file, wanted an ItemCollection") from None
-    except (pystac.STACError, OSError, ValueError, KeyError, TypeError) as error:
+    except Exception as error:  # what is no collection raises many kinds inside pystac
         reason = f"{type(error).__name__} {error}".splitlines()[0]
         raise InputError(
             f"items_path={path}: found no ItemCollection ({reason}), wanted one as JSON"
@@ -159,13 +160,20 @@ def local_items(config):
     if not files:
         raise InputError(f"local_path={folder}: found no .tif and no .SAFE, wanted one a date")
     tile = config["mgrs_tile"] or folder.resolve().name
-    items, grids = [], []
+    items, grids = [], {}
     for file in files:
-        item, grid = geotiff_item(file, tile, config["local_bands"])
+        try:
+            item, grid = geotiff_item(file, tile, config["local_bands"])
+            first = next(iter(grids), grid)
+            if grid != first:
+                raise InputError(f"{file}: found the grid {grid}, wanted that of {grids[first]}")
+        except InputError as error:
+            if not config["skip_bad_items"]:
+                raise
+            print(f"left out: {error}")
+            continue
         items.append(item)
-        grids.append(grid)
-        if grid != grids[0]:
-            raise InputError(f"{file}: found the grid {grid}, wanted that of {files[0].name}")
+        grids.setdefault(grid, file.name)
     return items
 
 
@@ -184,15 +192,29 @@ def geotiff_item(file, tile, local_bands):
         with rasterio.open(file) as source:
             names = local_bands.split(",") if local_bands else source.descriptions
             grid = (str(source.crs), tuple(source.transform)[:6], source.shape)
+            _check_scale(file, source)
             baseline = source.tags().get("PROCESSING_BASELINE")
             item = _new_item(file.stem, moment, source.crs, source.bounds, tile, baseline)
     except RasterioError as error:
         raise InputError(f"{file}: found no readable GeoTIFF ({error})") from None
     item.datetime += item.datetime.date() - sentinel2.solar_date(item)  # so that it is the day
+    stat = file.stat()
+    item.properties[FILE_KEY] = [stat.st_size, stat.st_mtime_ns]
     for number, name in enumerate(names, 1):
         if name:
             _add_asset(item, name.strip(), f"vrt://{file.resolve()}?bands={number}")
     return item, grid
+
+
+def _check_scale(file, source):
+    """Refuse reflectance of 0 to 1, which would become 0, nodata, in whole numbers."""
+    if not np.issubdtype(source.dtypes[0], np.floating):
+        return
+    shape = tuple(min(size, 512) for size in source.shape)
+    seen = source.read(1, out_shape=shape)
+    highest = np.max(seen, initial=0, where=np.isfinite(seen))
+    if 0 < highest < 10:
+        raise InputError(f"{file}: found {source.dtypes[0]} up to {highest:.3g}, wanted x 10000")
 
 
 def safe_item(product):

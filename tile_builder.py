@@ -255,12 +255,13 @@ def _begin(plan, part):
     """What progress.json tells; on a first run, space is reserved and the file is written."""
     file = part / "progress.json"
     remove_parts(part)  # of a run that was killed
+    items = [item for _, items in plan.days for item in items]
     if file.exists():
         progress = json.loads(file.read_text())
         check_same(file, progress["made_with"], plan.config)
+        _check_files(part, items)
         return progress
     pystac = sources.need("pystac")
-    items = [item for _, items in plan.days for item in items]
     write_json(part / "items.json", pystac.ItemCollection(items).to_dict(transform_hrefs=False))
     create_npy(part / "bands.npy", np.uint16, plan.shape)
     create_npy(part / "masks.npy", np.uint8, plan.shape[:3])
@@ -268,6 +269,17 @@ def _begin(plan, part):
     progress = {"made_with": plan.config, "days": order, "done": {}, "left_out": {}}
     write_json(file, progress)
     return progress
+
+
+def _check_files(part, items):
+    """Raise InputError where a local file has changed since the tile was begun."""
+    now = {item.id: item.properties.get(sources.FILE_KEY) for item in items}
+    for item in sources.saved_items(part / "items.json"):
+        before = item.properties.get(sources.FILE_KEY)
+        if before and before != now.get(item.id):
+            raise InputError(
+                f"{part}: was begun with another {item.id}; wanted overwrite=true to begin anew"
+            )
 
 
 def _begun_plan(plan, part):

@@ -1,6 +1,6 @@
 """quick_look.png of a tile: what to look at before training on it."""
 
-from datetime import date
+from datetime import datetime
 
 import numpy as np
 from matplotlib.colors import to_rgba
@@ -85,7 +85,7 @@ def _draw_dates(axes, folder, info, clear):
     """The clear share of each date, over the calendar where tile.json tells it."""
     share = clear.mean((1, 2))
     if info.get("dates"):
-        days = [date.fromisoformat(day) for day in info["dates"]]
+        days = [datetime.fromisoformat(day).date() for day in info["dates"]]
         axes.xaxis.set_major_formatter(DateFormatter("%Y-%m-%d"))
     else:
         days = np.load(folder / "doys.npy", allow_pickle=False)

@@ -14,6 +14,7 @@ import math
 import os
 import re
 import tempfile
+from datetime import datetime
 from pathlib import Path
 
 import numpy as np
@@ -326,8 +327,15 @@ def _is_date_list(value, shape):
     return (
         isinstance(value, list)
         and len(value) == shape[0]
-        and all(isinstance(day, str) for day in value)
+        and all(isinstance(day, str) and _is_date(day) for day in value)
     )
+
+
+def _is_date(text):
+    try:
+        return bool(datetime.fromisoformat(text))
+    except ValueError:
+        return False
 
 
 def _is_transform(value, shape):
@@ -354,7 +362,7 @@ def is_class_table(value, shape=None):
 
 TILE_JSON = {  # what is checked of tile.json, and the words of the error; other keys are free
     "bands": (_is_band_list, "a list of as many different names as there are bands"),
-    "dates": (_is_date_list, "a list of as many dates as there are days"),
+    "dates": (_is_date_list, "as many dates like 2021-06-05 as there are days"),
     "crs": (lambda value, shape: isinstance(value, str), "text like EPSG:32633"),
     "transform": (_is_transform, "six numbers a, b, c, d, e, f up to 1e9 that span an area"),
     "classes": (is_class_table, 'codes 1 to 255 with "name" and a "color" like #00aa00'),

@@ -349,6 +349,7 @@ def without(items, *names):
         (lambda items: items, {"mgrs_tile": "31TCJ"}, "15 of another tile"),
         (lambda items: items, {"max_cloud_cover": 1.0}, "12 too cloudy"),
         (lambda items: items, {"year": "21"}, "year=21: wanted a year"),
+        (lambda items: items, {"year": "0000"}, "year=0000: wanted a year"),
         (lambda items: items, {"bands": "B04,B99"}, "bands=B04,B99: wanted"),
         (lambda items: items, {"clear_scl": "0,4"}, "clear_scl=0,4: wanted classes 1 to 11"),
         (lambda items: items, {"bbox": "1,2,3"}, "bbox=1,2,3: wanted west,south,east,north"),
@@ -383,9 +384,13 @@ def test_a_year_without_a_clear_pixel_ends_in_one_line(world, tmp_path):
 
 def test_sources_that_are_none_end_in_one_line(tmp_path):
     (tmp_path / "text.json").write_text("hello")
+    (tmp_path / "list.json").write_text("[]")
+    (tmp_path / "item.json").write_text('{"type": "Feature", "stac_version": "1.0.0", "id": "x"}')
     for keys, message in [
         ({"items_path": str(tmp_path / "none.json")}, "found no file, wanted an ItemCollection"),
         ({"items_path": str(tmp_path / "text.json")}, "found no ItemCollection"),
+        ({"items_path": str(tmp_path / "list.json")}, "found no ItemCollection"),
+        ({"items_path": str(tmp_path / "item.json")}, "found no ItemCollection"),
         ({"local_path": str(tmp_path / "none")}, "found no folder"),
         ({"local_path": str(tmp_path)}, "found no .tif and no .SAFE"),
         ({"stac_url": "http://127.0.0.1:9", "retries": 0}, "the search failed"),

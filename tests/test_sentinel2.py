@@ -9,6 +9,7 @@ from stac_server import CRS, LEFT, SIZE, TOP, pixel_size, true_classes, true_ref
 
 import sentinel2
 import sources
+import tile_builder
 from runtime import InputError
 
 pytestmark = [
@@ -105,28 +106,33 @@ def test_solar_day_is_the_tiles_own():
     assert str(sentinel2.solar_date(item("33UUP", "2021-06-05T10:00:00Z"))) == "2021-06-05"
 
 
+def write_scene(folder, day, mask="MASK", dtype="uint16", scale=1):
+    """A GeoTIFF of B04, B8A and a mask of one day, with the offset of baseline 04.00."""
+    bands, clear = truth(day, ["B04", "B8A"])
+    bands[3, 4, 1] = 0  # a hole of one band
+    last = fill(true_classes(day)) if mask == "SCL" else clear
+    with rasterio.open(
+        folder / f"scene_{day.replace('-', '')}.tif",
+        "w",
+        driver="GTiff",
+        height=SIZE,
+        width=SIZE,
+        count=3,
+        dtype=dtype,
+        crs=CRS,
+        transform=rasterio.Affine(10, 0, LEFT["33UUP"], 0, -10, TOP),
+    ) as file:
+        shifted = [bands[..., 0] + 1000, np.where(bands[..., 1], bands[..., 1] + 1000, 0)]
+        file.write(np.stack([*(band * scale for band in shifted), last]).astype(dtype))
+        file.descriptions = ("B04", "B8A", mask)
+
+
 @pytest.mark.parametrize("mask", ["SCL", "MASK"])
 def test_a_folder_of_geotiffs(tmp_path, mask):
     folder, days = tmp_path / "hill", ["2021-04-10", "2021-06-06"]
     folder.mkdir()
     for day in days:
-        bands, clear = truth(day, ["B04", "B8A"])
-        bands[3, 4, 1] = 0  # a hole of one band
-        last = fill(true_classes(day)) if mask == "SCL" else clear
-        with rasterio.open(
-            folder / f"scene_{day.replace('-', '')}.tif",
-            "w",
-            driver="GTiff",
-            height=SIZE,
-            width=SIZE,
-            count=3,
-            dtype="uint16",
-            crs=CRS,
-            transform=rasterio.Affine(10, 0, LEFT["33UUP"], 0, -10, TOP),
-        ) as file:
-            shifted = [bands[..., 0] + 1000, np.where(bands[..., 1], bands[..., 1] + 1000, 0)]
-            file.write(np.stack([*shifted, last]))
-            file.descriptions = ("B04", "B8A", mask)
+        write_scene(folder, day, mask)
     keys = {"local_path": str(folder), "mgrs_tile": "", "bands": "B8A,B04"}
     with pytest.raises(InputError, match="found no processing baseline, wanted .* offset=applied"):
         prepare(tmp_path, **keys)
@@ -137,6 +143,39 @@ def test_a_folder_of_geotiffs(tmp_path, mask):
         bands[3, 4] = clear[3, 4] = 0
         np.testing.assert_array_equal(tile.bands[index], bands)
         np.testing.assert_array_equal(tile.masks[index], clear)
+
+
+def test_geotiffs_that_cannot_be_right(tmp_path, capsys):
+    """Reflectance of 0 to 1 became a tile of nodata; a broken file could not be left out."""
+    folder, days = tmp_path / "hill", ["2021-04-10", "2021-06-06"]
+    folder.mkdir()
+    keys = {"local_path": str(folder), "mgrs_tile": "", "bands": "B8A,B04", "offset": "raw"}
+    write_scene(folder, days[0])
+    write_scene(folder, days[1], dtype="float32", scale=1e-4)
+    with pytest.raises(InputError, match=r"20210606.tif: found float32 up to .* wanted x 10000"):
+        prepare(tmp_path, **keys)
+    (folder / "junk_20210101.tif").write_bytes(b"II*")
+    (tile,) = prepare(tmp_path, skip_bad_items=True, **keys)
+    assert tile.info["dates"] == days[:1]
+    assert capsys.readouterr().out.count("left out: ") == 2
+
+
+def test_a_tile_that_was_begun_with_other_files_begins_anew(tmp_path, monkeypatch):
+    """A file that was mended meanwhile was not read again."""
+    folder = tmp_path / "hill"
+    folder.mkdir()
+    keys = {"local_path": str(folder), "mgrs_tile": "", "bands": "B8A,B04", "offset": "raw"}
+    for day in ("2021-04-10", "2021-06-06"):
+        write_scene(folder, day)
+    with monkeypatch.context() as patch:
+        patch.setattr(tile_builder, "_write_rest", lambda *_: 1 / 0)  # as a kill there
+        with pytest.raises(ZeroDivisionError):
+            prepare(tmp_path, **keys)
+    write_scene(folder, "2021-04-10", dtype="int32")
+    with pytest.raises(InputError, match="was begun with another scene_20210410; wanted overwrite"):
+        prepare(tmp_path, **keys)
+    (tile,) = prepare(tmp_path, overwrite=True, **keys)
+    assert len(tile.doys) == 2
 
 
 def test_safe_folders(tmp_path):
