@@ -221,7 +221,7 @@ def test_hostile_names_do_not_run(opened, tmp_path):
         tmp_path / "MGRS-<img src=x onerror=hacked=1>", (20, 20, 30, 4), classes=legend
     )
     info = json.loads((tile / "tile.json").read_text())
-    hostile = {"bands": ["B04", "B08", HOSTILE, "X"], "dates": [HOSTILE] * 20, "crs": WKT}
+    hostile = {"bands": ["B04", "B08", HOSTILE, "X"], "crs": WKT}
     (tile / "tile.json").write_text(
         json.dumps({**info, **hostile, "transform": [1, 0, 0, 0, -1, 0]})
     )

@@ -278,7 +278,8 @@ def test_the_picture_shows_the_median_of_the_clear_dates(tiles, monkeypatch):
     folder = tiles[0]
     info = json.loads((folder / "tile.json").read_text())
     names = ["B04", "B03", "B02", *info["bands"][3:]]
-    (folder / "tile.json").write_text(json.dumps(info | {"bands": names}))
+    moments = [f"{day}T10:30:31Z" for day in info["dates"]]  # as other programs write dates
+    (folder / "tile.json").write_text(json.dumps(info | {"bands": names, "dates": moments}))
     bands, masks = np.load(folder / "bands.npy"), np.load(folder / "masks.npy")
     seen = np.where(masks[..., None] > 0, bands[..., :3].astype(float), np.nan)
     with pytest.warns(RuntimeWarning, match="All-NaN"):

@@ -41,6 +41,9 @@ BREAK = {
     "labels.npy: found shape (16, 15)": lambda t: save(t, "labels", np.zeros((16, 15), np.uint8)),
     "splits.npy: found value 7": lambda t: save(t, "splits", np.full((16, 16), 7, np.uint8)),
     "tile.json: found no readable JSON": lambda t: (t / "tile.json").write_text("{"),
+    "tile.json: found dates": lambda t: (t / "tile.json").write_text(
+        json.dumps({"dates": ["yesterday"] * len(np.load(t / "doys.npy"))})
+    ),
     "tile.json: found bands": lambda t: (t / "tile.json").write_text('{"bands": ["B02"]}'),
     "masks.npy: found no readable array": lambda t: np.save(
         t / "masks.npy", np.array([{}]), allow_pickle=True
