@@ -141,13 +141,14 @@ def find_basis(opened, config):
     path = Path(config["basis_path"])
     if path.suffix != ".npz" and not path.is_file():
         path = path.parent / f"{path.name}.npz"
-    if path.exists():
-        basis, made_by = false_color.load_basis(path, opened[0].shape[2])
-        maps.check_same_checkpoint(path, "a basis", made_by, opened[0])
-        return basis
-    basis = fit_basis(opened, config)
-    make_output_dir(path.parent)
-    false_color.save_basis(basis, opened[0].made_by, path)
+    if not path.exists():
+        basis = fit_basis(opened, config)
+        if not path.exists():  # another call may have been faster: then its basis counts
+            make_output_dir(path.parent)
+            false_color.save_basis(basis, opened[0].made_by, path)
+            return basis
+    basis, made_by = false_color.load_basis(path, opened[0].shape[2])
+    maps.check_same_checkpoint(path, "a basis", made_by, opened[0])
     return basis
 
 

@@ -115,7 +115,9 @@ class _PixelDataset(IterableDataset):
         if not any(chosen.any() for chosen in self._chosen):
             labelled = "labelled " if self.labelled else ""
             mend = (
-                "a smaller block_size, or splits.npy" if most >= self.min_valid else "clearer tiles"
+                "splits.npy, or a smaller block_size from pretraining on"
+                if most >= self.min_valid
+                else "clearer tiles"
             )
             raise InputError(
                 f"{self.tiles[0].path.parent}: found no {labelled}pixel (split={self.split}, "

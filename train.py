@@ -122,7 +122,7 @@ run_config = {
 INHERITED = ("backbone", *BACKBONE_KEYS, "block_size", "split_seed")
 # what may differ between a run and its continuation, since the weights do not depend on it
 FREE_KEYS = {"output_dir", "test_tile_path", "max_steps", "device", "num_workers", "log_interval"}
-FREE_KEYS |= {"checkpoint_interval", "wandb_mode", "base_path", "skip_bad_tiles"}
+FREE_KEYS |= {"checkpoint_interval", "wandb_mode", "base_path", "skip_bad_tiles", "checkpoint_path"}
 ABSENT = {"blend": 0.0}  # what it means that an older checkpoint does not have a key
 
 
@@ -487,8 +487,8 @@ def make_header(config, checkpoint, data):
             "probe": validate.probe.describe() if validate.probe else "none",
         },
     }
-    if checkpoint:
-        header["data"]["checkpoint_sha256"] = file_hash(config["checkpoint_path"])
+    path = config["checkpoint_path"]  # whatever it is called: what is in it counts
+    header["data"]["checkpoint_sha256"] = file_hash(path) if checkpoint else None
     return header
 
 

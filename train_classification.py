@@ -111,7 +111,7 @@ MOST_EPOCHS = 25  # after an encoder's start: 50 steps for 50 labels
 INHERITED = ("backbone", "latent_dim", "width", "depth", "min_valid", "block_size", "split_seed")
 # what may differ between a run and its continuation, since the weights do not depend on it
 FREE_KEYS = {"output_dir", "overwrite", "device", "num_workers", "wandb_mode", "base_path"}
-FREE_KEYS |= {"skip_bad_tiles"}
+FREE_KEYS |= {"skip_bad_tiles", "checkpoint_path"}
 
 
 def check_config(config):
@@ -519,8 +519,8 @@ def make_header(config, checkpoint, arguments, splits, legend):
         },
     }
     header["data"]["classes"] = classes
-    if checkpoint:
-        header["data"]["checkpoint_sha256"] = file_hash(config["checkpoint_path"])
+    path = config["checkpoint_path"]  # whatever it is called: what is in it counts
+    header["data"]["checkpoint_sha256"] = file_hash(path) if checkpoint else None
     return header
 
 

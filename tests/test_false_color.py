@@ -54,6 +54,26 @@ def test_false_colour_straight_from_a_checkpoint_and_from_int8(workplace, tmp_pa
         run(create_false_color_map)
 
 
+def test_of_two_calls_at_once_one_basis_counts(workplace, tmp_path, monkeypatch):
+    """Each fitted its own, and their pictures did not match."""
+    (folder,) = map_tile(workplace, tmp_path / "maps")
+    path, basis = folder / "representation_map.npy", tmp_path / "basis.npz"
+    fit = create_false_color_map.fit_basis
+
+    def fit_beside_another(opened, config):
+        fitted = fit(opened, config)
+        other = fitted | {"low": fitted["low"] - 1}
+        false_color.save_basis(other, opened[0].made_by, basis)
+        return fitted
+
+    monkeypatch.setattr(create_false_color_map, "fit_basis", fit_beside_another)
+    pictures = []
+    for _ in range(2):
+        run(create_false_color_map, representation_path=path, basis_path=basis)
+        pictures.append(plt.imread(folder / "false_color.png"))
+    np.testing.assert_array_equal(*pictures)
+
+
 def test_the_sample_is_of_all_valid_pixels_however_few():
     """Half of a map was taken to be valid: of 100 valid pixels in a large one 3 were found."""
     rng = np.random.default_rng(0)

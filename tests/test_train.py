@@ -324,7 +324,11 @@ def test_goes_on_from_an_encoder_of_other_tiles(dataset, tmp_path):
     assert second["config"]["block_size"] == 4, "other blocks: its test pixels would be trained on"
     for key in ("mean", "std"):
         assert (second[key] == first[key]).all()
-    main(tiny(dataset, tmp_path / "second", learning_rate=1e-30, max_steps=4, **keywords))
+    (tmp_path / "moved.pt").write_bytes((tmp_path / "first/last.pt").read_bytes())
+    moved = keywords | {"checkpoint_path": str(tmp_path / "moved.pt")}
+    main(tiny(dataset, tmp_path / "second", learning_rate=1e-30, max_steps=4, **moved))
+    with pytest.raises(InputError, match="found a run on other data"):
+        main(tiny(dataset, tmp_path / "second", learning_rate=1e-30, width=32))
     main(tiny(dataset, tmp_path / "first", dataset_name="other", learning_rate=3e-3, width=32))
     (tmp_path / "first/last.pt").write_bytes((tmp_path / "second/last.pt").read_bytes())
     with pytest.raises(InputError, match="found a run on other data .checkpoint_sha256"):
