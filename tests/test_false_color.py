@@ -58,12 +58,12 @@ def test_of_two_calls_at_once_one_basis_counts(workplace, tmp_path, monkeypatch)
     """Each fitted its own, and their pictures did not match."""
     (folder,) = map_tile(workplace, tmp_path / "maps")
     path, basis = folder / "representation_map.npy", tmp_path / "basis.npz"
-    fit = create_false_color_map.fit_basis
+    fit, others = create_false_color_map.fit_basis, []
 
     def fit_beside_another(opened, config):
         fitted = fit(opened, config)
-        other = fitted | {"low": fitted["low"] - 1}
-        false_color.save_basis(other, opened[0].made_by, basis)
+        others.append(fitted | {"low": fitted["low"] - 1})
+        false_color.save_basis(others[0], opened[0].made_by, basis)
         return fitted
 
     monkeypatch.setattr(create_false_color_map, "fit_basis", fit_beside_another)
@@ -72,6 +72,8 @@ def test_of_two_calls_at_once_one_basis_counts(workplace, tmp_path, monkeypatch)
         run(create_false_color_map, representation_path=path, basis_path=basis)
         pictures.append(plt.imread(folder / "false_color.png"))
     np.testing.assert_array_equal(*pictures)
+    assert len(others) == 1
+    np.testing.assert_array_equal(false_color.load_basis(basis, 16)[0]["low"], others[0]["low"])
 
 
 def test_the_sample_is_of_all_valid_pixels_however_few():
