@@ -18,6 +18,7 @@ lost or were not decided. Shapes: N pixels, T dates, V views, S drawn dates, B b
 import json
 import sys
 import time
+from itertools import chain, pairwise
 from pathlib import Path
 
 import numpy as np
@@ -29,13 +30,14 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from backbones import TransformerEncoder, attention_pool, build_backbone, encode_days
-from barlow_twins import HarmonicDecoder, Projector, barlow_twins_loss
+from barlow_twins import HarmonicDecoder, barlow_twins_loss
 from comparison import fit_classifier
 from data import (
     SentinelTimeSeriesDataset,
     SentinelTimeSeriesDatasetForDownstreaming,
     iterate_batches,
 )
+from distributed import BatchNorm
 from reports import macro_f1
 from runtime import InputError, run_script, start_runtime
 from training import learning_rate
@@ -71,7 +73,9 @@ BASE = {
     "depth": 2,
     "latent_dim": 128,
     "queries": 1,  # of the attention pooling
+    "day_cycles": 0,  # highest harmonic of the year in the encoding of days; 0: width / 2
     "projector_dim": 512,
+    "projector_hidden": 2,  # layers
     "steps": 1200,
     "batch_size": 256,
     "learning_rate": 1e-3,
@@ -160,6 +164,12 @@ RECIPES = {
     "half + sizes 4 to 16": HALF | {"min_sample_size": 4},
     "half + band dropout .1": HALF | {"band_dropout": 0.1},
     "half + mix-up": HALF | {"mix_up": 1.0},
+    "half + 1 hidden layer": HALF | {"projector_hidden": 1},
+    "half + 3 hidden layers": HALF | {"projector_hidden": 3},
+    "half + days to 8 cycles": HALF | {"day_cycles": 8},
+    "half + days to 2 cycles": HALF | {"day_cycles": 2},
+    "half + rate 3e-3": HALF | {"learning_rate": 3e-3},
+    "half + rate 12e-3": HALF | {"learning_rate": 12e-3},
     "half + projected 64 of 128": HALF | {"barlow_dims": 64},
     "half + 12000 steps": HALF | {"steps": 12_000},
 }
@@ -269,24 +279,45 @@ class MLPDecoder(nn.Module):
         return self.mlp(self.from_y(y)[:, None] * self.scale(waves) + self.shift(waves))
 
 
-class ManyQueries(TransformerEncoder):
-    """The encoder with several learned queries in its attention pooling."""
+class VariedEncoder(TransformerEncoder):
+    """The encoder with several learned queries in its attention pooling, or fewer harmonics."""
 
-    def __init__(self, *, queries, **keywords):
+    def __init__(self, *, queries, day_cycles, **keywords):
         super().__init__(**keywords)
+        self.day_features = 2 * day_cycles or self.date_dim
+        if queries == 1:
+            return
         self.score = nn.Linear(self.date_dim, queries, bias=False)
         self.head = nn.Linear(queries * self.date_dim, self.latent_dim, bias=False)
+
+    def date_features(self, x, doys, padding_mask=None):
+        days = encode_days(doys, self.day_features)
+        x = self.embed(x) + F.pad(days, (0, self.date_dim - self.day_features))
+        for layer in self.layers:
+            x = layer(x, None if padding_mask is None else padding_mask[:, None, None])
+        return self.norm(x)
 
     def pool(self, x, padding_mask=None):
         scores = self.score(x).split(1, -1)
         return self.head(torch.cat([attention_pool(s, x, padding_mask) for s in scores], -1))
 
 
+def build_projector(size_in, size, hidden):
+    """barlow_twins.Projector with another number of hidden layers."""
+    widths = [size_in] + [size] * hidden
+    layers = [
+        (nn.Linear(before, after, bias=False), BatchNorm(after), nn.ReLU())
+        for before, after in pairwise(widths)
+    ]
+    return nn.Sequential(*chain(*layers), nn.Linear(widths[-1], size, bias=False))
+
+
 def build_encoder(pixels, recipe):
     names = ("sample_size", "latent_dim", "width", "depth")
     sizes = {"num_bands": pixels.num_bands, **{name: recipe[name] for name in names}}
-    if recipe["queries"] > 1:
-        return ManyQueries(queries=recipe["queries"], **sizes)
+    if recipe["queries"] > 1 or recipe["day_cycles"]:
+        varied = {name: recipe[name] for name in ("queries", "day_cycles")}
+        return VariedEncoder(**varied, **sizes)
     return build_backbone("transformer", **sizes)
 
 
@@ -296,9 +327,9 @@ def build_encoder(pixels, recipe):
 def pretrain(pixels, recipe, seed):
     """Train an encoder by a recipe. Returns it, and the last step's losses."""
     torch.manual_seed(seed)
-    size, latent_dim = recipe["projector_dim"], recipe["latent_dim"]
+    latent_dim = recipe["latent_dim"]
     projected = recipe["barlow_dims"] or latent_dim
-    projector = Projector(latent_dim=projected, width=size, projection_dim=size)
+    projector = build_projector(projected, recipe["projector_dim"], recipe["projector_hidden"])
     backbone = build_encoder(pixels, recipe)
     kind = {"harmonic": HarmonicDecoder, "mlp": MLPDecoder}[recipe["decoder"]]
     decoder = kind(latent_dim=latent_dim, num_bands=pixels.num_bands, harmonics=recipe["harmonics"])
