@@ -115,10 +115,15 @@ def test_a_resumed_run_refuses_other_data(tmp_path):
 
 
 def test_fine_tuning_refuses_to_go_on_from_another_encoder(workplace, tmp_path):
-    fine_tune(workplace, tmp_path / "out", epochs=1)
+    """It is told by its content: the same one may have moved."""
+    scores = fine_tune(workplace, tmp_path / "out", epochs=1)
     path = tmp_path / "encoder.pt"
-    path.write_bytes((workplace / "pretrained/last.pt").read_bytes())
-    with pytest.raises(InputError, match="checkpoint_path=.*encoder.pt"):
+    path.write_bytes((workplace / "pretrained/best.pt").read_bytes())
+    assert fine_tune(workplace, tmp_path / "out", epochs=1, checkpoint_path=path) == scores
+    encoder = torch.load(path, weights_only=True)
+    next(iter(encoder["backbone_state"].values()))[0] += 1
+    torch.save(encoder, path)
+    with pytest.raises(InputError, match="found a run on other data .checkpoint_sha256"):
         fine_tune(workplace, tmp_path / "out", epochs=1, checkpoint_path=path)
 
 
