@@ -390,4 +390,4 @@ def _load_weights(module, state):
     """Put weights into a module; ValueError for weights with which all outputs would be NaN."""
     module.load_state_dict(state, strict=True)
     if not all(weight.isfinite().all() for weight in module.state_dict().values()):
-        raise ValueError("found weights that are not finite")
+        raise ValueError("its weights are not finite")

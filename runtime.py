@@ -18,8 +18,8 @@ class InputError(ValueError):
     """A user's mistake (file, value or argument), told in one line."""
 
 
-class Stopped(Exception):
-    """A run that a signal ended, with all its work saved."""
+class Stopped(BaseException):
+    """A run that a signal ended, with all its work saved; as KeyboardInterrupt is, no Exception."""
 
     def __init__(self, message, status):
         super().__init__(message)

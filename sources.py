@@ -191,8 +191,9 @@ def geotiff_item(file, tile, local_bands):
     try:
         with rasterio.open(file) as source:
             names = local_bands.split(",") if local_bands else source.descriptions
+            names = [(name or "").strip() for name in names]
             grid = (str(source.crs), tuple(source.transform)[:6], source.shape)
-            _check_scale(file, source)
+            _check_scale(file, source, names)
             baseline = source.tags().get("PROCESSING_BASELINE")
             item = _new_item(file.stem, moment, source.crs, source.bounds, tile, baseline)
     except RasterioError as error:
@@ -202,19 +203,19 @@ def geotiff_item(file, tile, local_bands):
     item.properties[FILE_KEY] = [stat.st_size, stat.st_mtime_ns]
     for number, name in enumerate(names, 1):
         if name:
-            _add_asset(item, name.strip(), f"vrt://{file.resolve()}?bands={number}")
+            _add_asset(item, name, f"vrt://{file.resolve()}?bands={number}")
     return item, grid
 
 
-def _check_scale(file, source):
+def _check_scale(file, source, names):
     """Refuse reflectance of 0 to 1, which would become 0, nodata, in whole numbers."""
-    if not np.issubdtype(source.dtypes[0], np.floating):
-        return
-    shape = tuple(min(size, 512) for size in source.shape)
-    seen = source.read(1, out_shape=shape)
-    highest = np.max(seen, initial=0, where=np.isfinite(seen))
-    if 0 < highest < 10:
-        raise InputError(f"{file}: found {source.dtypes[0]} up to {highest:.3g}, wanted x 10000")
+    for number, (name, kind) in enumerate(zip(names, source.dtypes, strict=False), 1):
+        if name in ("", "SCL", "MASK") or not np.issubdtype(kind, np.floating):
+            continue
+        seen = source.read(number, out_shape=tuple(min(size, 512) for size in source.shape))
+        highest = np.max(seen, initial=0, where=np.isfinite(seen))
+        if 0 < highest < 10:
+            raise InputError(f"{file}: found {name} up to {highest:.3g}, wanted values x 10000")
 
 
 def safe_item(product):

@@ -321,12 +321,12 @@ def test_a_checkpoint_without_bands_is_refused(place, tmp_path):
 
 def test_a_checkpoint_of_nan_is_refused(place, tmp_path):
     """Its maps were empty, without a word, or its pictures ended in a traceback."""
-    for part in ("backbone", "head"):
+    for part, kind in (("backbone", "backbone"), ("head", "classifier")):
         content = torch.load(place / "classifier.pt", weights_only=True)
         next(iter(content[f"{part}_state"].values()))[:] = torch.nan
         torch.save(content, tmp_path / "nan.pt")
         keywords = {"checkpoint_path": tmp_path / "nan.pt", "tile_path": place / "MGRS-A"}
-        refused("found weights that are not finite", run, infer, **keywords)
+        refused(f"{kind} that cannot be built: its weights are not finite", run, infer, **keywords)
 
 
 def three_tiles(tmp_path):
