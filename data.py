@@ -389,6 +389,7 @@ class SentinelTimeSeriesDatasetForDownstreaming(_PixelDataset):
     """
 
     labelled, num_views = True, 1
+    SPLITS = _PixelDataset.SPLITS | {"train+validation": (TRAIN, VALIDATION)}
 
     def __init__(
         self,
@@ -427,6 +428,8 @@ class SentinelTimeSeriesDatasetForDownstreaming(_PixelDataset):
         return *arrays, torch.from_numpy(labels), torch.from_numpy(groups)
 
     def _cut(self, arrays):
+        if self.sample_size:  # also where no pixel of a batch is this process's
+            return tuple(arrays)
         bands, doys, labels, groups = arrays
         longest = int((doys > 0).sum(1).max()) if len(doys) else 0
         return bands[:, :longest], doys[:, :longest], labels, groups

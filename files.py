@@ -35,6 +35,8 @@ def atomic_write(path):
     part = path.with_name(f".{path.stem}.{os.getpid()}.part{path.suffix}")
     try:
         yield part
+        with open(part, "rb") as file:  # else a crash of the machine could leave it empty
+            os.fsync(file.fileno())
         part.replace(path)
     except OSError as error:
         raise write_error(path, error) from None

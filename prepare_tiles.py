@@ -48,7 +48,7 @@ run_config = {
     "class_column": "",  # of a vector file: names or codes 1 to 255
     "classes_path": "",  # JSON {"10": {"name": .., "color": ..}}; empty: made from the labels
     "splits": "",  # polygons, blocks, or a column of train, validation, test; empty: none
-    "split_block": 1600.0,  # metres along the side of a square that keeps to one side
+    "split_block": 1600.0,  # metres along a block that keeps to one side, in EPSG:6933
     "seed": 0,  # of the sides that are drawn
     # where to
     "base_path": ".",  # tiles go to <base_path>/data/<dataset_name>/processed/MGRS-*
@@ -102,7 +102,7 @@ def choose_items(items, config):
     """
     first, last = sentinel2.year_window(config["year"])
     bands = sentinel2.parse_bands(config["bands"])
-    skipped, chosen = set(filter(None, config["skip_items"].split(","))), {}
+    skipped, chosen = parse_skipped(config["skip_items"], items), {}
     reasons = dict.fromkeys(REASONS, 0)
     for item in {item.id: item for item in items}.values():  # a catalogue may tell one twice
         tile = sentinel2.tile_of(item)
@@ -127,6 +127,14 @@ def choose_items(items, config):
             "wanted some; look at mgrs_tile, bbox, year and max_cloud_cover"
         )
     return chosen
+
+
+def parse_skipped(text, items):
+    """The ids of skip_items; InputError for one that no item has."""
+    skipped = {name.strip() for name in text.split(",")} - {""}
+    if unknown := sorted(skipped - {item.id for item in items}):
+        raise InputError(f"skip_items: found {unknown[0]}, wanted ids of the {len(items)} items")
+    return skipped
 
 
 def is_usable(item, bands, config):
@@ -156,15 +164,29 @@ def order_days(days):
     return [(day, sorted(days[day], key=first_choice)) for day in by_doy]
 
 
+def first_grid(items, bands, config):
+    """The grid of the first of a tile's items that can be read (without skip_bad_items: the first).
+
+    Of one of its 10 m bands where it has one.
+    """
+    for item in items:
+        name = next((b for b in sentinel2.NATIVE_10M if sentinel2.find_asset(item, b)), bands[0])
+        try:
+            return sources.source_grid(item, name, config["retries"])
+        except sources.ItemError as error:
+            if not config["skip_bad_items"] or item is items[-1]:
+                raise
+            print(f"not looked at for the grid: {error}")
+    return None
+
+
 def tile_grid(days, config):
     """The pixels of a tile to read, an odc.geo GeoBox: the 10 m pixels of its source, or coarser.
 
     Cut to bbox, on pixel edges; None where bbox lies outside.
     """
     bands = sentinel2.parse_bands(config["bands"])
-    _, items = days[0]
-    name = next((b for b in sentinel2.NATIVE_10M if sentinel2.find_asset(items[0], b)), bands[0])
-    grid = sources.source_grid(items[0], name, config["retries"])
+    grid = first_grid([item for _, items in days for item in items], bands, config)
     if config["resolution"]:
         grid = grid.zoom_to(resolution=config["resolution"])
     if config["bbox"]:
@@ -187,11 +209,12 @@ def make_plans(chosen, config):
             plans.append(tile_builder.Plan(f"MGRS-{tile}", grid, config["stride"], ordered, kept))
     if not config["bbox"]:
         return plans
+    box = sources.need("odc.geo.geom").box(*sources.parse_bbox(config["bbox"]), "EPSG:4326")
     needed = []
     for plan in sorted(
         plans, key=lambda plan: (-plan.grid.shape[0] * plan.grid.shape[1], plan.name)
     ):
-        place = plan.grid.extent.to_crs("EPSG:4326")
+        place = plan.grid.extent.to_crs("EPSG:4326") & box  # of two zones, rectangles lie askew
         if covered is not None and covered.buffer(1e-6).contains(place):
             print(f"{plan.name}: not made, its part of bbox is covered by the others")
             continue
@@ -264,6 +287,9 @@ def main(config):
         written = [tile_labels.write_labels(folder, labels, config) for folder in folders]
         if not any(written):
             raise InputError(f"labels={config['labels']}: found no label inside any tile")
+        for folder, has_labels in zip(folders, written, strict=True):
+            if not has_labels:
+                tile_labels.forget_labels(folder)
     for folder in folders:
         tile_picture.draw_tile(folder)
         warn(folder)

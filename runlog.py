@@ -27,15 +27,16 @@ class RunLog:
 
     def images(self, files, step=None):
         """Log pictures, {name: path of a PNG}."""
-        if self.run:
-            from wandb import Image
+        self._to_wandb(files, step, as_images=True)
 
-            self._to_wandb({name: Image(str(file)) for name, file in files.items()}, step)
-
-    def _to_wandb(self, content, step):
+    def _to_wandb(self, content, step, as_images=False):
         """Log to wandb; a run goes on without it where it fails, which is said once."""
         if self.run:
             try:
+                if as_images:
+                    from wandb import Image
+
+                    content = {name: Image(str(file)) for name, file in content.items()}
                 self.run.log(content, step=step)
             except Exception as error:  # whatever wandb raises, training does not end for it
                 self._drop_wandb(error)

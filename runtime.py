@@ -173,7 +173,8 @@ def run_script(main, run_config, docstring):
         main(override(run_config, sys.argv[1:]))
     except (InputError, FloatingPointError, OSError) as error:
         # an error of a loader worker carries its traceback; the last line is the message
-        line = str(error).strip().splitlines()[-1].removeprefix("runtime.InputError: ")
+        lines = str(error).strip().splitlines() or [type(error).__name__]
+        line = lines[-1].removeprefix("runtime.InputError: ")
         raise SystemExit(f"error: {line}") from None
     except Stopped as stop:
         print(stop)

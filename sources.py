@@ -32,6 +32,7 @@ NETWORK = {  # settings of GDAL: no listing of folders, patience, and a bounded 
 }
 PAUSE = 1.0  # seconds before the second attempt
 PERMANENT = re.compile(r"response code: 40[134]\b")  # answers that no second attempt changes
+OUTAGE = re.compile(r"(?i)curl error|response code: (5\d\d|429)|timed? ?out|resolve host")
 TILE_SIZE, MARGIN = 109_800, 100  # metres: a tile, and how far its corner may lie off the square
 FILE_KEY = "local:file"  # of an item's properties: size and time of the last change of its file
 DAY = re.compile(r"(?<!\d)(\d{4})-?(\d{2})-?(\d{2})(?!\d)")
@@ -275,7 +276,8 @@ def with_retries(read, item, name, retries, stop=None):
     """The answer of read(href) for an item's asset, tried again on errors of the network.
 
     retries: attempts after the first, 1, 2, 4 .. seconds apart. stop: a threading.Event that ends
-    the waiting. Raises InputError that names item, asset and reason.
+    the waiting. Raises InputError that names item, asset and reason; where the item is at fault,
+    and not the network, an ItemError.
     """
     href = sentinel2.find_asset(item, name).href
     attempts = retries + 1 if "://" in href and not href.startswith("vrt://") else 1
@@ -287,11 +289,11 @@ def with_retries(read, item, name, retries, stop=None):
             reason = str(error.__cause__ or error).strip().splitlines()[0]
             reason = re.sub(r"\?\S*", "", reason)  # without the signature
             if attempt == attempts - 1 or PERMANENT.search(reason):
-                raise ItemError(
-                    item.id,
-                    f"asset {name} cannot be read ({reason}; {attempt + 1} attempts), wanted a "
-                    f"whole image at {href}",
-                ) from None
+                line = f"asset {name} cannot be read ({reason}; {attempt + 1} attempts), wanted "
+                if OUTAGE.search(reason) or not isinstance(error, RasterioError):
+                    # no fault of the item, which must not be left out for it
+                    raise InputError(f"{item.id}: {line}a network that works") from None
+                raise ItemError(item.id, f"{line}a whole image at {href}") from None
         if stop is None:
             time.sleep(PAUSE * 2**attempt)
         elif stop.wait(PAUSE * 2**attempt):

@@ -31,6 +31,8 @@ WORLDCOVER_URL = (  # 2021; for 2020 put v100/2020 and 2020_v100 in it
     "https://esa-worldcover.s3.eu-central-1.amazonaws.com/v200/2021/map/"
     "ESA_WorldCover_10m_2021_v200_{place}_Map.tif"
 )
+GROUND = "EPSG:6933"  # EASE-Grid 2.0: the whole Earth, equal-area, in metres
+BLOCK_PIXELS = 1 << 20  # whose side is found at a time
 SIDE_NAMES = {"train": TRAIN, "validation": VALIDATION, "val": VALIDATION, "test": TEST}
 SIDE_NAMES |= {str(side): side for side in (0, TRAIN, VALIDATION, TEST)} | {"": 0}
 
@@ -184,29 +186,35 @@ def draw_sides(features, seed):
     return np.array([side_of[key] for key in keys], np.uint8)
 
 
-# ---- blocks in map coordinates -------------------------------------------------------------------
+# ---- blocks of the ground ------------------------------------------------------------------------
 
 
 def block_sides(x, y, crs, size, seed):
     """The side of places by the square block of `size` metres they lie in: 3/5, 1/5, 1/5.
 
-    x, y: arrays of one shape, map coordinates. The same ground has the same side in every tile.
+    x, y: arrays of one shape, map coordinates in crs. Blocks are drawn in one projection of the
+    whole Earth, so that the same ground has the same side in every tile, of whatever zone.
     """
-    columns, column = np.unique(np.floor(x / size).astype(np.int64), return_inverse=True)
-    rows, row = np.unique(np.floor(y / size).astype(np.int64), return_inverse=True)
-    drawn = np.empty((len(rows), len(columns)), np.uint8)
-    for place in np.ndindex(drawn.shape):
-        text = f"{seed} {crs} {rows[place[0]]} {columns[place[1]]}"
+    to_ground = sources.need("pyproj").Transformer.from_crs(crs, GROUND, always_xy=True)
+    column, row = (np.floor(part / size).astype(np.int64) for part in to_ground.transform(x, y))
+    blocks, place = np.unique(np.stack([row.ravel(), column.ravel()]), axis=1, return_inverse=True)
+    drawn = np.empty(blocks.shape[1], np.uint8)
+    for number, (row, column) in enumerate(blocks.T.tolist()):
+        text = f"{seed} {row} {column}"
         share = int.from_bytes(hashlib.sha256(text.encode()).digest()[:4]) / 2**32
-        drawn[place] = TEST if share < 0.2 else VALIDATION if share < 0.4 else TRAIN
-    return drawn[row.reshape(np.shape(y)), column.reshape(np.shape(x))]
+        drawn[number] = TEST if share < 0.2 else VALIDATION if share < 0.4 else TRAIN
+    return drawn[place].reshape(np.shape(x))
 
 
 def _block_map(transform, shape, crs, config):
-    """`block_sides` of each pixel's middle, (H, W)."""
-    x = transform.c + transform.a * (np.arange(shape[1]) + 0.5)
-    y = transform.f + transform.e * (np.arange(shape[0]) + 0.5)
-    return block_sides(x[None], y[:, None], crs, config["split_block"], config["seed"])
+    """`block_sides` of each pixel's middle, (H, W), some rows at a time."""
+    sides, step = np.empty(shape, np.uint8), max(1, BLOCK_PIXELS // shape[1])
+    columns = np.arange(shape[1]) + 0.5
+    for first in range(0, shape[0], step):
+        rows = np.arange(first, min(first + step, shape[0]))[:, None] + 0.5
+        x, y = transform * np.broadcast_arrays(columns, rows)
+        sides[first : first + step] = block_sides(x, y, crs, config["split_block"], config["seed"])
+    return sides
 
 
 # ---- onto a tile ---------------------------------------------------------------------------------
@@ -216,7 +224,8 @@ def write_labels(folder, labels, config):
     """labels.npy, splits.npy where asked for, and the classes in tile.json.
 
     They take the place of what was there. Returns whether any label lies inside the tile; where
-    none does, nothing is written. Raises InputError for a tile without crs and transform.
+    none does, nothing is written (see `forget_labels`). Raises InputError for a tile without crs
+    and transform.
     """
     info = tile_statistics.read_info(folder)
     if not is_georeferenced(info):
@@ -250,6 +259,21 @@ def write_labels(folder, labels, config):
     write_json(folder / "tile.json", info | added)
     print(f"{folder / 'labels.npy'}: {len(present)} classes on {(codes > 0).mean():.1%} of pixels")
     return True
+
+
+def forget_labels(folder):
+    """Remove what an earlier call labelled in a tile that the labels of this one do not reach.
+
+    In one data set the labels of two files would mean two things by one code.
+    """
+    info = tile_statistics.read_info(folder)
+    if "labels_from" not in info:
+        return
+    for name in ("labels.npy", "splits.npy"):
+        (folder / name).unlink(missing_ok=True)
+    kept = {key: value for key, value in info.items() if key not in ("classes", "labels_from")}
+    write_json(folder / "tile.json", kept)
+    print(f"{folder}: labels of {info['labels_from']['labels']} removed")
 
 
 def burn_features(features, transform, shape, crs, config):

@@ -77,7 +77,8 @@ run_config = {
     "sample_size": 16,  # clear dates drawn for a view; repeated where a pixel has fewer
     "min_sample_size": 8,  # of them so many or more are read, another number in each step
     "min_valid": 10,  # clear observations that a pixel needs to take part
-    "block_size": 16,  # pixels along a held-out block where a tile has no splits.npy
+    "block_size": 16,  # pixels along a held-out block where a tile has no splits.npy; and along
+    # the squares that the probe's folds keep whole
     "split_seed": 0,  # of the held-out blocks
     # model
     "checkpoint_path": "",  # of train.py: the encoder to go on from, in place of random weights

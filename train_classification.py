@@ -397,9 +397,8 @@ def end_epoch(run, epoch, epochs, validation, legend, bar):
     """
     progress, line = run.progress, {"step": epoch}
     if progress.losses:  # none at the start
-        line["loss"] = float(
-            torch.stack([torch.as_tensor(loss) for loss in progress.losses]).mean()
-        )
+        # of a run that was continued, some are numbers and the rest lies on the GPU
+        line["loss"] = float(np.mean([float(loss) for loss in progress.losses]))
         if not math.isfinite(line["loss"]):
             raise FloatingPointError(
                 f"loss {line['loss']} in epoch {line['step']}; the best checkpoint stays"

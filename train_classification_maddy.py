@@ -27,7 +27,7 @@ from maps import (
 )
 from reports import score_classes, write_report
 from runlog import refuse_training_folder, start_log
-from runtime import InputError, check, refuse_torchrun, run_script, start_runtime
+from runtime import InputError, check, notice, refuse_torchrun, run_script, start_runtime
 from tiles import TEST
 
 run_config = {
@@ -77,6 +77,11 @@ def main(config):
     # data
     info = read_provenance(config["representation_path"])
     labels_path, tile_info = find_labels(config["labels_path"], info)
+    if info.get("classify"):
+        notice(
+            f"{config['representation_path']}: of an encoder that was fine-tuned on labels, maybe "
+            "on those that are tested here; a map of train.py's encoder gives honest scores"
+        )
     pixels, labels, split = read_pixels(config, labels_path)
     codes, target = np.unique(labels, return_inverse=True)
     train, test = split == 1, split >= 2

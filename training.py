@@ -145,9 +145,9 @@ def read_last(output_dir, kind, config, data, absent, free_keys, mend="another o
     since the weights do not depend on them. mend: what a message tells to change.
     """
     found = None
-    for name in ("best.pt", "last.pt"):
+    for name in ("last.pt", "best.pt"):
         path = output_dir / name
-        if not path.exists():
+        if found or not path.exists():  # a best.pt alone is looked at, so that none is overwritten
             continue
         found = load_checkpoint(path, (kind,))
         before = {**absent, **found["config"]}
@@ -167,7 +167,7 @@ def read_last(output_dir, kind, config, data, absent, free_keys, mend="another o
                     f"{path}: found a run on other data ({key} {_shorten(was)}, now "
                     f"{_shorten(description)}); wanted the same, or {mend}"
                 )
-    return found if (output_dir / "last.pt").exists() else None  # last.pt was looked at last
+    return found if (output_dir / "last.pt").exists() else None
 
 
 def _shorten(description):

@@ -4,6 +4,7 @@
 # last.pt, and the job queues itself again and goes on from there.
 #SBATCH --job-name=austria --nodes=2 --ntasks-per-node=1 --gpus-per-node=4 --cpus-per-task=32
 #SBATCH --time=12:00:00 --requeue --open-mode=append --signal=B:TERM@180
+export SRUN_CPUS_PER_TASK=$SLURM_CPUS_PER_TASK  # which srun does not take over by itself
 stopped=
 trap 'stopped=1; kill -TERM $job' TERM
 head=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)

@@ -207,6 +207,26 @@ def test_a_part_of_the_batch_may_be_empty(dataset):
     assert {part[0].shape[2] for part in parts} == {10}
 
 
+def test_a_part_of_a_labelled_batch_may_be_empty_and_has_its_dates(dataset):
+    """An MLP or a CNN cannot read pixels of no date: torchrun ended in a traceback."""
+    kind = SentinelTimeSeriesDatasetForDownstreaming
+    keywords = {"kind": kind, "sample_size": 8, "batch_size": 2, "block_size": 4, "world_size": 16}
+    shapes = {tuple(x.shape) for x, *_ in batches(dataset, rank=3, **keywords)}
+    assert (0, 8, 10) in shapes
+    assert {shape[1:] for shape in shapes} == {(8, 10)}
+
+
+def test_labels_that_splits_leave_unused_are_not_probed(tmp_path):
+    base_path = make_dataset(tmp_path, tiles=1, clear=1.0)
+    tile = base_path / "data/toy/processed/MGRS-0"
+    splits = np.full((16, 16), 2, np.uint8)
+    splits[:4] = 0
+    save(tile, "splits", splits)
+    assert ids_of_split(base_path, "train+validation") == set(range(64, 256))
+    everything = ids_of_split(base_path, "train+validation", SentinelTimeSeriesDataset)
+    assert everything == set(range(256))
+
+
 def test_real_tiles(shared):
     for name in ("arkansas_2021", "flanders_2018", "bouconne_2018", "slovenia_2017"):
         stream = SentinelTimeSeriesDataset(shared, name, min_valid=5)

@@ -486,8 +486,12 @@ class Broken:
     finish = log
 
 
-def test_wandb_that_is_lost_in_the_middle_is_said_once(tmp_path, capsys):
+@pytest.mark.parametrize("pictures", [{}, {"name": "not there.png"}])
+def test_wandb_that_is_lost_in_the_middle_is_said_once(tmp_path, capsys, monkeypatch, pictures):
     log = runlog.RunLog(tmp_path / "metrics.jsonl", Broken())
+    if pictures:
+        monkeypatch.setattr("wandb.Image", Broken().log)  # it copies a picture, to a full disk
+        log.images(pictures)
     for step in range(3):
         log.line({"step": step})
     log.finish()

@@ -10,7 +10,7 @@ import train_classification_maddy
 
 
 @pytest.mark.parametrize("loss", ["cross_entropy", "focal"])
-def test_the_simple_loop(workplace, tmp_path, loss):
+def test_the_simple_loop(workplace, tmp_path, loss, capsys):
     (folder,) = map_tile(workplace, tmp_path / f"maddy-{loss}")
     keywords = {
         "representation_path": folder / "representation_map.npy",
@@ -20,6 +20,7 @@ def test_the_simple_loop(workplace, tmp_path, loss):
         "batch_size": 32,
     }
     scores = run(train_classification_maddy, **keywords)
+    assert "of an encoder that was fine-tuned on labels" in capsys.readouterr().out
     lines = (tmp_path / "out/metrics.jsonl").read_text().splitlines()
     assert len(lines) == 20
     assert {"loss", "overall_accuracy", "macro_f1"} <= set(json.loads(lines[-1]))

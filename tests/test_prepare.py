@@ -286,6 +286,19 @@ def test_an_asset_that_fails_twice_is_read_in_the_end(world, tmp_path, fresh, no
         np.testing.assert_array_equal(tile.masks[index], clear)
 
 
+def test_no_date_is_left_out_for_an_outage(world, tmp_path, fresh, no_waiting):
+    """skip_bad_items=true made a finished tile with an empty date of it."""
+    path = "/S2A_33UUP_20210606_0_L2A/B04.tif"
+    world.server.faults[path] = 1_000_000
+    keys = {"bands": "B04", "skip_bad_items": True, "retries": 1, **fresh}
+    with pytest.raises(InputError, match="asset B04 cannot be read .* wanted a network that works"):
+        prepare(tmp_path, **keys)
+    world.server.faults[path] = 0
+    (tile,) = prepare(tmp_path, **keys)
+    assert tile.info["left_out"] == {}
+    np.testing.assert_array_equal(tile.masks[DAYS.index("2021-06-06")], truth("2021-06-06")[1])
+
+
 def test_an_asset_that_is_not_there_is_asked_for_once(world, tmp_path, fresh):
     """No second attempt brings a file back; and a date like 20210404 is no 404."""
     path = world.folder / "S2A_33UUP_20210606_0_L2A" / "B03.tif"
@@ -327,6 +340,16 @@ def test_a_truncated_asset_is_named(tmp_path, truncated, no_waiting):
         np.testing.assert_array_equal(tile.masks[index], 0 if left_out else clear)
 
 
+def test_the_first_date_may_be_the_bad_one(world, tmp_path, no_waiting):
+    """Its grid was asked for before anything could be left out."""
+    items = json.loads(json.dumps(world.items))
+    for asset in items[0]["assets"].values():
+        asset["href"] = asset["href"].replace(".tif", ".gone.tif")
+    path = write_collection(tmp_path / "collection.json", items)
+    (tile,) = prepare(tmp_path, items_path=str(path), bands="B04", skip_bad_items=True)
+    assert list(tile.info["left_out"]) == [items[0]["id"]]
+
+
 def without(items, *names):
     """Copies of the items, which lack some assets."""
     items = json.loads(json.dumps(items))
@@ -350,6 +373,7 @@ def without(items, *names):
         (lambda items: items, {"max_cloud_cover": 1.0}, "12 too cloudy"),
         (lambda items: items, {"year": "21"}, "year=21: wanted a year"),
         (lambda items: items, {"year": "0000"}, "year=0000: wanted a year"),
+        (lambda items: items, {"skip_items": "S2A_typo"}, "skip_items: found S2A_typo, wanted ids"),
         (lambda items: items, {"bands": "B04,B99"}, "bands=B04,B99: wanted"),
         (lambda items: items, {"clear_scl": "0,4"}, "clear_scl=0,4: wanted classes 1 to 11"),
         (lambda items: items, {"bbox": "1,2,3"}, "bbox=1,2,3: wanted west,south,east,north"),
