@@ -32,6 +32,7 @@ from files import atomic_write, load_checkpoint, make_output_dir, write_json
 from reports import macro_f1
 from runlog import refuse_training_folder, start_log
 from runtime import (
+    MOST_WHOLE,
     InputError,
     Runtime,
     check,
@@ -373,13 +374,28 @@ def find_key(features, number):
     return features, number if features in ("embedding", "untrained") else 0
 
 
-def run_tests(draws, test):
+def independent_f1(rows, all_labels):
+    """Macro-F1 of each draw of a model at one count; of all labels, the mean for each checkpoint.
+
+    Draws of all labels are the same labels: those with one checkpoint would count as several.
+    all_labels: how many the training split has.
+    """
+    if rows[0]["label_count"] < all_labels:
+        return [row["macro_f1"] for row in rows]
+    by_checkpoint = {}
+    for row in rows:
+        by_checkpoint.setdefault(row["checkpoint"], []).append(row["macro_f1"])
+    return [float(np.mean(f1)) for f1 in by_checkpoint.values()]
+
+
+def run_tests(draws, test, all_labels):
     """Each of our models against the best baseline at one count of labels: a list of dicts.
 
-    draws: what `score_draw` gave for each seed. The best baseline is the one with the best mean on
-    the test split, which favours the baseline.
+    draws: what `score_draw` gave for each seed; all_labels: as `independent_f1` takes it. The best
+    baseline is the one with the best mean on the test split, which favours the baseline.
     """
-    f1 = {name: [draw[name][0]["macro_f1"] for draw in draws] for name in draws[0]}
+    rows = {name: [draw[name][0] for draw in draws] for name in draws[0]}
+    f1 = {name: independent_f1(rows[name], all_labels) for name in rows}
     predicted = {name: np.array([draw[name][1] for draw in draws]) for name in f1}
     baselines = [name for name in f1 if name not in OWN]
     if not baselines:
@@ -403,25 +419,23 @@ def run_tests(draws, test):
 # ---- report --------------------------------------------------------------------------------------
 
 
-def summarise(rows):
+def summarise(result):
     """{name: {label count: (mean, standard deviation or nan) of macro-F1}}, in order."""
+    groups = {}
+    for row in sorted(result["scores"], key=lambda row: row["label_count"]):
+        groups.setdefault(row["model"], {}).setdefault(row["label_count"], []).append(row)
     summary = {}
-    for row in sorted(rows, key=lambda row: row["label_count"]):
-        by_count = summary.setdefault(row["model"], {})
-        by_count.setdefault(row["label_count"], []).append(row["macro_f1"])
-    return {
-        name: {
-            count: (np.mean(f1), np.std(f1, ddof=1) if len(f1) > 1 else math.nan)
-            for count, f1 in summary[name].items()
-        }
-        for name in MODELS
-        if name in summary
-    }
+    for name in MODELS:
+        for count, rows in groups.get(name, {}).items():
+            f1 = independent_f1(rows, result["all_labels"])
+            deviation = np.std(f1, ddof=1) if len(f1) > 1 else math.nan
+            summary.setdefault(name, {})[count] = (np.mean(f1), deviation)
+    return summary
 
 
 def write_table(result):
     """The whole result as Markdown."""
-    summary, seeds = summarise(result["scores"]), result["config"]["seeds"]
+    summary, seeds = summarise(result), result["config"]["seeds"]
     counts = list(next(iter(summary.values())))
     lines = [
         f"Macro-F1 on the test split of {result['config']['dataset_name']}, "
@@ -437,7 +451,8 @@ def write_table(result):
         lines += ["", "| labels | model | best baseline | difference | p | 95 % interval |"]
         lines += ["|---" * 6 + "|", *(_write_test(test) for test in result["tests"]), ""]
         lines += [
-            f"p: paired t-test over the {seeds} draws (would other labels say the same?). "
+            f"p: paired t-test over the {seeds} draws (would other labels say the same?); with all "
+            "labels, over the checkpoints. "
             f"Interval: bootstrap of {result['tests'][0]['blocks']} test blocks (would other "
             "places?)."
         ]
@@ -464,7 +479,7 @@ def _write_test(test):
 
 def plot(result, path):
     """Macro-F1 against the number of labels, a line for each model, named at its end."""
-    summary = summarise(result["scores"])
+    summary = summarise(result)
     figure = Figure(figsize=(9, 5), layout="constrained")
     axes = figure.subplots()
     for place, (name, by_count) in enumerate(summary.items()):
@@ -568,7 +583,8 @@ def compare(config, counts, names, checkpoints, test_set, output_dir, runtime):
     some = min(test_set.num_pixels, config["retrieval_pixels"])
     steadiness = measure_steadiness(open_split("test", first, config, some), extractors)
     test = read_split(test_set, extractors)
-    result = {"scores": [], "tests": [], "retrieval": steadiness}
+    all_labels = open_split("train", first, config | {"most_pixels": MOST_WHOLE}).num_pixels
+    result = {"scores": [], "tests": [], "retrieval": steadiness, "all_labels": all_labels}
     result |= {"rankme": measure_ranks(test[0], some), "config": dict(config)}
 
     # each count is written when it is done
@@ -580,7 +596,7 @@ def compare(config, counts, names, checkpoints, test_set, output_dir, runtime):
         draws = [comparison.score_draw(count, seed, bar) for seed in range(config["seeds"])]
         rows = [row for draw in draws for row, _ in draw.values()]
         result["scores"] += rows
-        result["tests"] += run_tests(draws, test)
+        result["tests"] += run_tests(draws, test, all_labels)
         save_result(result, output_dir)
         log.line({"step": rows[0]["label_count"], **find_means(rows, names)})
     bar.close()

@@ -125,6 +125,18 @@ def test_sigterm_ends_the_training_of_a_network_too(workplace, tmp_path):
     assert not Path(f"/proc/{child}").exists()
 
 
+def test_draws_of_all_labels_are_no_draws(workplace, tmp_path):
+    """The same labels and encoder three times gave a spread of 0, and a p of next to nothing."""
+    keywords = {"models": "discriminant,harmonic_discriminant", "seeds": 3}
+    result = compare(workplace, tmp_path, label_counts="30,0", **keywords)
+    few, everything = result["tests"]
+    assert few["p_seeds"] is not None
+    assert everything["label_count"] == result["all_labels"] > 30
+    assert everything["p_seeds"] is None
+    (row,) = re.findall(r"\| embedding \+ disc.*", (tmp_path / "label_efficiency.md").read_text())
+    assert re.fullmatch(r"\| embedding .*? \| 0\.\d+ ± 0\.\d+ \| [01]\.\d+ \|", row)
+
+
 def test_one_count_is_drawn_with_the_names_of_its_lines(workplace, tmp_path):
     with warnings.catch_warnings():
         warnings.simplefilter("error")  # there was no room for the axes
