@@ -9,8 +9,11 @@ more than chance, and how steady the embeddings are when other dates of a pixel 
         base_path=../shared dataset_name=arkansas_2021
     python label_efficiency.py checkpoint_path=checkpoints/a/best.pt,checkpoints/b/best.pt \\
         base_path=../shared dataset_name=arkansas_2021 models=all
+
+Ended and started again with the same output_dir it goes on behind the last model that was scored.
 """
 
+import json
 import math
 import shutil
 import subprocess
@@ -41,7 +44,7 @@ from runtime import (
     run_script,
     start_runtime,
 )
-from storage import lock_folder
+from storage import file_hash, lock_folder
 from tiles import check_tile, notice_splits
 from transforms import gap_fill, harmonic_coefficients, split_dates
 from utils import encode_series, rankme, retrieval, save_figure
@@ -319,7 +322,10 @@ def predict_network(checkpoint, config, runtime):
 
 @dataclass(frozen=True)
 class Comparison:
-    """What all models share. test: as `read_split` gives it; checkpoints: (path, content) each."""
+    """What all models share.
+
+    test: as `read_split` gives it; checkpoints: (path, content) each; kept: folder of `open_kept`.
+    """
 
     config: dict
     runtime: Runtime
@@ -328,31 +334,36 @@ class Comparison:
     extractors: dict
     test: tuple
     output_dir: Path
+    kept: Path
 
     def score_draw(self, count, seed, bar):
-        """Fit each model to one draw of labels: {name: (row of the scores, predictions (N,))}."""
+        """Fit each model to one draw of labels: {name: (row of the scores, predictions (N,))}.
+
+        Those that a run which was ended has kept are not fitted again.
+        """
         number = seed % len(self.checkpoints)
         dataset = open_split("train", self.checkpoints[0][1], self.config, count, seed)
-        keys = {find_key(MODELS[name].features, number) for name in self.names}
+        files = {name: self.kept / f"{count}-{seed}-{name}.npz" for name in self.names}
+        missing = [name for name, file in files.items() if not file.exists()]
+        bar.update(len(files) - len(missing))
+        keys = {find_key(MODELS[name].features, number) for name in missing}
         train = read_split(dataset, {key: self.extractors[key] for key in keys if key[0]})
-        results = {}
-        for name in self.names:
+        for name in missing:
             bar.set_postfix_str(f"{dataset.num_pixels} labels, draw {seed}, {name}")
             predicted, chosen = self.predict(name, train, seed, number)
-            results[name] = (
-                {
-                    "label_count": dataset.num_pixels,  # of 0, all, how many that is
-                    "seed": seed,
-                    "model": name,
-                    "checkpoint": number,
-                    "macro_f1": macro_f1(self.test[1], predicted),
-                    "overall_accuracy": float(accuracy_score(self.test[1], predicted)),
-                    "chosen": None if chosen is None else float(chosen),
-                },
-                predicted,
-            )
+            row = {
+                "label_count": dataset.num_pixels,  # of 0, all, how many that is
+                "seed": seed,
+                "model": name,
+                "checkpoint": number,
+                "macro_f1": macro_f1(self.test[1], predicted),
+                "overall_accuracy": float(accuracy_score(self.test[1], predicted)),
+                "chosen": None if chosen is None else float(chosen),
+            }
+            with atomic_write(files[name]) as part:
+                np.savez(part, row=json.dumps(row), predicted=predicted)
             bar.update()
-        return results
+        return {name: read_kept(file) for name, file in files.items()}
 
     def predict(self, name, train, seed, number):
         """Predicted codes (N,) of the test pixels, and the setting that was chosen, or None."""
@@ -367,6 +378,22 @@ class Comparison:
         same_labels, predicted = predict_network(trained, self.config, self.runtime)
         assert np.array_equal(same_labels, self.test[1]), "the same test pixels for every model"
         return predicted, None
+
+
+def open_kept(folder, made_from):
+    """The folder of what is done, emptied where that was made from other things than these."""
+    file, made_from = folder / "made_from.json", json.loads(json.dumps(made_from))
+    if not file.exists() or json.loads(file.read_text()) != made_from:
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir()
+        write_json(file, made_from)
+    return folder
+
+
+def read_kept(file):
+    """A row of the scores and predictions (N,) that `score_draw` kept."""
+    with np.load(file, allow_pickle=False) as kept:
+        return json.loads(str(kept["row"])), kept["predicted"]
 
 
 def find_key(features, number):
@@ -583,13 +610,18 @@ def compare(config, counts, names, checkpoints, test_set, output_dir, runtime):
     some = min(test_set.num_pixels, config["retrieval_pixels"])
     steadiness = measure_steadiness(open_split("test", first, config, some), extractors)
     test = read_split(test_set, extractors)
-    all_labels = open_split("train", first, config | {"most_pixels": MOST_WHOLE}).num_pixels
+    train_set = open_split("train", first, config | {"most_pixels": MOST_WHOLE})
+    all_labels = train_set.num_pixels
     result = {"scores": [], "tests": [], "retrieval": steadiness, "all_labels": all_labels}
     result |= {"rankme": measure_ranks(test[0], some), "config": dict(config)}
 
-    # each count is written when it is done
+    # each count is written when it is done, and what is done of it is kept until the end
+    made_from = {key: config[key] for key in ("dataset_name", "most_pixels", "draws")}
+    made_from |= {"checkpoints": [file_hash(path) for path in checkpoints]}
+    made_from |= {"train": train_set.describe(), "test": test_set.describe()}
+    kept = open_kept(output_dir / ".kept", made_from)
     comparison = Comparison(
-        config, runtime, names, list(checkpoints.items()), extractors, test, output_dir
+        config, runtime, names, list(checkpoints.items()), extractors, test, output_dir, kept
     )
     bar = tqdm(total=len(counts) * config["seeds"] * len(names), unit="model")
     for count in counts:
@@ -600,6 +632,7 @@ def compare(config, counts, names, checkpoints, test_set, output_dir, runtime):
         save_result(result, output_dir)
         log.line({"step": rows[0]["label_count"], **find_means(rows, names)})
     bar.close()
+    shutil.rmtree(kept)
     picture = output_dir / "label_efficiency.png"
     log.images({"label_efficiency": picture})
     log.finish()

@@ -143,6 +143,33 @@ def test_one_count_is_drawn_with_the_names_of_its_lines(workplace, tmp_path):
         compare(workplace, tmp_path, label_counts="20", seeds=1)
 
 
+def test_a_run_that_was_ended_goes_on(workplace, tmp_path, monkeypatch):
+    """An error in the last of twelve trainings lost them all."""
+    keywords = {"models": "discriminant,harmonic,forest", "label_counts": "20,60"}
+    whole = compare(workplace, tmp_path / "whole", **keywords)
+    fit, fitted = label_efficiency.fit_classifier, []
+
+    def fit_some(name, x, *rest):
+        fitted.append(name)
+        return fit(name, x, *rest) if len(fitted) != 5 else 1 / 0
+
+    monkeypatch.setattr(label_efficiency, "fit_classifier", fit_some)
+    with pytest.raises(ZeroDivisionError):
+        compare(workplace, tmp_path / "parts", **keywords)
+    result = compare(workplace, tmp_path / "parts", **keywords)
+    assert len(fitted) == 13, "four of twelve were done before the fifth failed"
+    assert result["scores"] == whole["scores"]
+    assert result["tests"] == whole["tests"]
+    names = {path.name for path in (tmp_path / "parts").iterdir()}
+    assert names == {path.name for path in (tmp_path / "whole").iterdir()}
+    with pytest.raises(ZeroDivisionError):
+        fitted.clear()
+        compare(workplace, tmp_path / "parts", **keywords)
+    other = {"checkpoint_path": workplace / "pretrained/last.pt", **keywords, "draws": 2}
+    compare(workplace, tmp_path / "parts", **other)
+    assert len(fitted) == 17, "scores of another kind of representation are of no use"
+
+
 def test_a_network_that_cannot_be_trained_ends_in_one_line(workplace, tmp_path, monkeypatch):
     script = tmp_path / "train_classification.py"
     script.write_text("raise SystemExit('error: no space left')")
