@@ -26,7 +26,7 @@ from sklearn.decomposition import PCA
 
 import false_color
 from files import make_output_dir
-from land_cover import WORLDCOVER, class_legend
+from land_cover import WORLDCOVER, class_legend, row_hectares
 from maps import (
     check_same_checkpoint,
     check_same_place,
@@ -323,9 +323,10 @@ def read_series(scene, config, allowed):
 
 
 def place(scene):
-    """Where the pixels are: crs, transform, unit, and a grid of longitudes and latitudes (WGS84).
+    """Where the pixels are: crs, transform, unit, hectares, and a grid of longitudes and latitudes.
 
-    {} where nothing tells, and no grid where the CRS is not one of the Earth.
+    hectares: of a pixel, the mean over the rows. {} where nothing tells; no grid (WGS84) where the
+    CRS is not one of the Earth.
     """
     source = scene.tile.info if scene.tile else scene.info
     if not is_georeferenced(source):
@@ -334,6 +335,8 @@ def place(scene):
     a, b, c, d, e, f = transform = [float(number) for number in source["transform"]]
     unit = crs.linear_units if crs.is_projected else "degree" if crs.is_geographic else ""
     facts = {"crs": str(source["crs"]), "transform": transform, "unit": unit}
+    if (hectares := row_hectares(source, scene.shape[0])) is not None:
+        facts["hectares"] = float(hectares.mean())
     row, column = np.meshgrid(
         *(np.linspace(0, size, min(65, 2 + size // 128)) for size in scene.shape[:2]), indexing="ij"
     )

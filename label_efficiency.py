@@ -480,8 +480,8 @@ def write_table(result):
         lines += [
             f"p: paired t-test over the {seeds} draws (would other labels say the same?); with all "
             "labels, over the checkpoints. "
-            f"Interval: bootstrap of {result['tests'][0]['blocks']} test blocks (would other "
-            "places?)."
+            f"Interval: bootstrap of {result['tests'][0]['blocks']} squares of block_size test "
+            "pixels (would other places? Where pixels lie beside those that they lay beside)."
         ]
         if seeds < 5:
             lines += [f"{seeds} draws are too few for p to mean much: wanted seeds=5 or more."]

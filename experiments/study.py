@@ -15,6 +15,7 @@ The loop is train.py's in short, in memory and with knobs that train.py does not
 lost or were not decided. Shapes: N pixels, T dates, V views, S drawn dates, B bands.
 """
 
+import hashlib
 import json
 import sys
 import time
@@ -38,6 +39,7 @@ from data import (
     iterate_batches,
 )
 from distributed import BatchNorm
+from files import atomic_write
 from reports import macro_f1
 from runtime import InputError, run_script, start_runtime
 from training import learning_rate
@@ -437,7 +439,8 @@ def run_recipe(pixels, recipe, seed, weights, runtime):
         backbone.load_state_dict(torch.load(weights, weights_only=True))
     else:
         backbone, losses = pretrain(pixels, recipe, seed)
-        torch.save(backbone.state_dict(), weights)
+        with atomic_write(weights) as part:
+            torch.save(backbone.state_dict(), part)
         result = {"losses": losses, "train_seconds": round(time.process_time() - start, 1)}
 
     def encode(x, doys):
@@ -514,8 +517,11 @@ def main(config):
         if name in CLASSICAL:
             line |= run_classical(loaded[data], name)
         else:
-            weights = folder / f"{name.replace(' ', '_')}-{data}-{seed}.pt"
-            line |= run_recipe(loaded[data], BASE | RECIPES[name], seed, weights, runtime)
+            recipe = BASE | RECIPES[name]
+            # a recipe that was changed is another one
+            digest = hashlib.sha256(json.dumps(recipe, sort_keys=True).encode()).hexdigest()[:8]
+            weights = folder / f"{name.replace(' ', '_')}-{digest}-{data}-{seed}.pt"
+            line |= run_recipe(loaded[data], recipe, seed, weights, runtime)
         with open(config["results"], "a") as file:
             file.write(json.dumps(line) + "\n")
         print(json.dumps(line), flush=True)

@@ -34,20 +34,18 @@ export function describePlace([lon, lat]) {
   return `${side(lat, "N", "S")}, ${side(lon, "E", "W")}`;
 }
 
-// Metres along a pixel of the page's grid, or 0 where nobody knows.
+// Metres of the ground along a pixel of the page's grid, or 0 where nobody knows.
 export function metresPerPixel(scene) {
-  if (!scene.place.transform || !["metre", "meter", "m"].includes(scene.place.unit)) return 0;
-  const [a, , , d] = scene.place.transform;
-  return Math.hypot(a, d) * scene.stride;
+  if (!scene.place.hectares || !["metre", "meter", "m"].includes(scene.place.unit)) return 0;
+  return Math.sqrt(scene.place.hectares * 10000) * scene.stride;
 }
 
 const digits = (n) => ({ minimumFractionDigits: n, maximumFractionDigits: n });
 
 // An area of so many pixels of the page's grid, in hectares where their size is known.
 export function describeArea(scene, pixels) {
-  const metres = metresPerPixel(scene);
-  if (!metres) return `${pixels.toLocaleString("en")} px`;
-  const hectares = (pixels * metres * metres) / 10000;
+  if (!scene.place.hectares) return `${pixels.toLocaleString("en")} px`;
+  const hectares = pixels * scene.place.hectares * scene.stride ** 2;
   return hectares < 10000
     ? `${hectares.toLocaleString("en", digits(hectares < 100 ? 1 : 0))} ha`
     : `${(hectares / 100).toLocaleString("en", digits(0))} km²`;

@@ -2,6 +2,7 @@
 
 import io
 import json
+import re
 import shutil
 
 import matplotlib.pyplot as plt
@@ -213,6 +214,20 @@ def test_geojson_and_picture(page, place):
         drawn = picture[24 + row * zoom + zoom // 2, 24 + column * zoom + zoom // 2, :3]
         if codes[row, column] < 255:
             assert plt.matplotlib.colors.to_hex(drawn) == colors[int(codes[row, column])]
+
+
+def test_areas_are_of_the_ground(opened, tmp_path):
+    """In Web Mercator at 60 degrees north a pixel of 20 m is one of 10 m: areas were fourfold."""
+    info = {"crs": "EPSG:3857", "transform": [20, 0, 0, 0, -20, 8399738]}
+    page = opened(make_page(representation_path=save_map(tmp_path, random_map(), **info)))
+    page.look(5, 5)
+    hectares = page.js("explore.scene.place.hectares")
+    assert hectares == pytest.approx(0.01, rel=0.01)
+    text = page.page.inner_text("#similarFacts")
+    pixels = 20 * 30
+    assert " ha of this map" in text
+    share = float(re.search(r"\(([\d.]+) %", text)[1]) / 100
+    assert float(text.split(" ha")[0]) == pytest.approx(share * pixels * 0.01, abs=0.1)
 
 
 def test_hostile_names_do_not_run(opened, tmp_path):
