@@ -481,7 +481,7 @@ def write_table(result):
             f"p: paired t-test over the {seeds} draws (would other labels say the same?); with all "
             "labels, over the checkpoints. "
             f"Interval: bootstrap of {result['tests'][0]['blocks']} squares of block_size test "
-            "pixels (would other places? Where pixels lie beside those that they lay beside)."
+            "pixels (would other places? It means little where a tile's pixels are scattered ones)."
         ]
         if seeds < 5:
             lines += [f"{seeds} draws are too few for p to mean much: wanted seeds=5 or more."]
