@@ -52,16 +52,17 @@ def dense(layer, x, activation="none"):
 class SimpleMLP(nn.Module):
     """All dates of a series, with their days, side by side through dense layers.
 
-    Takes exactly `sample_size` dates. num_bands: B; width: of the hidden layers; depth: how many.
+    Takes exactly `sample_size` dates. num_bands: B; width: of the hidden layers; depth: how many;
+    day_cycles: highest harmonic of the days, 0 for 4.
     """
 
     any_length = False
-    DAY_FEATURES = 8
 
-    def __init__(self, *, num_bands, sample_size, latent_dim, width, depth):
+    def __init__(self, *, num_bands, sample_size, latent_dim, width, depth, day_cycles=0):
         super().__init__()
         self.latent_dim, self.sample_size = latent_dim, sample_size
-        sizes = [sample_size * (num_bands + self.DAY_FEATURES), *[4 * width] * depth]
+        self.day_features = 2 * (day_cycles or 4)
+        sizes = [sample_size * (num_bands + self.day_features), *[4 * width] * depth]
         layers = []
         for size_in, size_out in pairwise(sizes):
             layers += [nn.Linear(size_in, size_out), nn.LayerNorm(size_out), nn.GELU()]
@@ -69,7 +70,7 @@ class SimpleMLP(nn.Module):
         self.layers = nn.Sequential(*layers, nn.Linear(sizes[-1], latent_dim, bias=False))
 
     def forward(self, x, doys):
-        x = torch.cat([x, encode_days(doys, self.DAY_FEATURES)], dim=-1)
+        x = torch.cat([x, encode_days(doys, self.day_features)], dim=-1)
         return self.layers(x.flatten(1))
 
 
@@ -77,16 +78,16 @@ class SimpleCNN(nn.Module):
     """Convolutions along time over bands and days, then the mean and the maximum over time.
 
     Built for series of `sample_size` dates, whose spacing its kernels learn. width: channels;
-    depth: number of convolutions.
+    depth: number of convolutions; day_cycles: highest harmonic of the days, 0 for 4.
     """
 
     any_length = False
-    DAY_FEATURES = 8
 
-    def __init__(self, *, num_bands, sample_size, latent_dim, width, depth):
+    def __init__(self, *, num_bands, sample_size, latent_dim, width, depth, day_cycles=0):
         super().__init__()
         self.latent_dim, self.sample_size = latent_dim, sample_size
-        channels = [num_bands + self.DAY_FEATURES, *[2 * width] * depth]
+        self.day_features = 2 * (day_cycles or 4)
+        channels = [num_bands + self.day_features, *[2 * width] * depth]
         self.date_dim = channels[-1]
         self.convolutions = nn.ModuleList(
             nn.Conv1d(size_in, size_out, kernel_size=5, padding=2)
@@ -97,7 +98,7 @@ class SimpleCNN(nn.Module):
 
     def date_features(self, x, doys):
         """Features of each date, (N, S, date_dim)."""
-        x = torch.cat([x, encode_days(doys, self.DAY_FEATURES)], dim=-1)
+        x = torch.cat([x, encode_days(doys, self.day_features)], dim=-1)
         for convolution, norm in zip(self.convolutions, self.norms, strict=True):
             x = F.gelu(norm(convolution(x.transpose(1, 2)).transpose(1, 2)))
         return x
@@ -155,16 +156,19 @@ class TransformerLayer(nn.Module):
 class TransformerEncoder(nn.Module):
     """Band MLP plus day encoding, pre-norm layers, attention pooling (TESSERA, arXiv 2506.20380).
 
-    Takes any number of dates. width: W, a multiple of 16 (heads have 16 dimensions); depth: layers.
+    Takes any number of dates. width: W, a multiple of 16 (heads have 16 dimensions); depth: layers;
+    day_cycles: highest harmonic of the days, which are added to 2 x day_cycles of the W dimensions;
+    0, or more than W / 2: W / 2.
     """
 
     any_length = True
 
-    def __init__(self, *, num_bands, sample_size, latent_dim, width, depth):
+    def __init__(self, *, num_bands, sample_size, latent_dim, width, depth, day_cycles=0):
         super().__init__()
         if width % TransformerLayer.HEAD_DIM:
             raise InputError(f"width={width}: wanted a multiple of {TransformerLayer.HEAD_DIM}")
         self.latent_dim, self.sample_size, self.date_dim = latent_dim, sample_size, width
+        self.day_features = min(2 * day_cycles or width, width)
         self.embed = nn.Sequential(nn.Linear(num_bands, width), nn.GELU(), nn.Linear(width, width))
         self.layers = nn.ModuleList(TransformerLayer(width) for _ in range(depth))
         # no biases from here on: the projector's BatchNorm removes any constant shift, so that
@@ -176,7 +180,8 @@ class TransformerEncoder(nn.Module):
     def date_features(self, x, doys, padding_mask=None):
         """Features of each date, (N, S, date_dim)."""
         x = dense(self.embed[2], dense(self.embed[0], x, "gelu"))
-        x = x + encode_days(doys, self.date_dim)
+        days = encode_days(doys, self.day_features)
+        x = x + F.pad(days, (0, self.date_dim - self.day_features))
         mask = None if padding_mask is None else padding_mask[:, None, None]
         for layer in self.layers:
             x = layer(x, mask)
@@ -209,7 +214,7 @@ def attention_pool(score, x, padding_mask=None):
 # Register it here. A new knob is named in BACKBONE_KEYS and gets its default in the run_config of
 # train.py and train_classification.py.
 BACKBONES = {"mlp": SimpleMLP, "cnn": SimpleCNN, "transformer": TransformerEncoder}
-BACKBONE_KEYS = ("sample_size", "latent_dim", "width", "depth")
+BACKBONE_KEYS = ("sample_size", "latent_dim", "width", "depth", "day_cycles")
 
 
 def backbone_arguments(config, num_bands):

@@ -46,6 +46,7 @@ from runtime import (
 )
 from storage import file_hash, lock_folder
 from tiles import check_tile, notice_splits
+from training import ABSENT
 from transforms import gap_fill, harmonic_coefficients, split_dates
 from utils import encode_series, rankme, retrieval, save_figure
 
@@ -291,7 +292,8 @@ def train_network(name, path, checkpoint, config, label_count, seed, folder):
     if name == "finetuned":
         keys["checkpoint_path"] = path
     else:
-        keys |= {key: checkpoint["config"][key] for key in INHERITED + ARCHITECTURE}
+        before = ABSENT | checkpoint["config"]
+        keys |= {key: before[key] for key in INHERITED + ARCHITECTURE}
         if BACKBONES[keys["backbone"]].any_length:
             del keys["sample_size"]  # it reads all dates, as the fine-tuned one does
     script = Path(__file__).with_name("train_classification.py")

@@ -79,6 +79,7 @@ RANGES = {
     "latent_dim": (3, 65536),
     "width": (1, 65536),
     "depth": (1, 1000),
+    "day_cycles": (0, 182),
     "hidden": (1, 65536),
     "projector_dim": (2, 65536),
     "dropout": (0, 0.99),

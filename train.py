@@ -82,11 +82,12 @@ run_config = {
     "split_seed": 0,  # of the held-out blocks
     # model
     "checkpoint_path": "",  # of train.py: the encoder to go on from, in place of random weights
-    # with checkpoint_path, the next four, sample_size, block_size and split_seed are taken from it
+    # with checkpoint_path, the next five, sample_size, block_size and split_seed are taken from it
     "backbone": "transformer",  # transformer, cnn or mlp
     "latent_dim": 128,  # dimensions of a representation
     "width": 64,  # of the backbone; a multiple of 16 for the transformer
     "depth": 2,  # layers of the backbone
+    "day_cycles": 0,  # highest harmonic of the year in the encoding of days; 0: the backbone's own
     "projector_dim": 512,  # width of the projector and of the projections
     # loss
     "loss": "barlow_twins",  # a key of barlow_twins.LOSSES
@@ -124,7 +125,6 @@ INHERITED = ("backbone", *BACKBONE_KEYS, "block_size", "split_seed")
 # what may differ between a run and its continuation, since the weights do not depend on it
 FREE_KEYS = {"output_dir", "test_tile_path", "max_steps", "device", "num_workers", "log_interval"}
 FREE_KEYS |= {"checkpoint_interval", "wandb_mode", "base_path", "skip_bad_tiles", "checkpoint_path"}
-ABSENT = {"blend": 0.0}  # what it means that an older checkpoint does not have a key
 
 
 def check_config(config):
@@ -527,8 +527,7 @@ def pretrain(config, checkpoint, data, output_dir, runtime):
     modules = dict(model.named_children())  # backbone, projector and, where there is one, decoder
 
     # the run, from its start or from where an earlier one of this folder stopped
-    absent = run_config | ABSENT
-    last = read_last(output_dir, "pretrained", config, header["data"], absent, FREE_KEYS)
+    last = read_last(output_dir, "pretrained", config, header["data"], run_config, FREE_KEYS)
     length = find_length(config, train_set)
     if last and last["step"] >= length.last and "score" not in last["line"]:
         raise InputError(

@@ -13,6 +13,8 @@ from runlog import RunLog, start_log
 from runtime import InputError, Runtime, notice
 from storage import lock_folder
 
+ABSENT = {"blend": 0.0, "day_cycles": 0}  # what it means that an older checkpoint lacks a key
+
 
 def learning_rate(peak, step, total_steps, warmup_steps, hold_fraction=0.0):
     """Linear warm-up, hold, and cosine decay to 0: a pure function of the step (from 0 on).
@@ -35,9 +37,10 @@ def inherit(config, keys, kinds=("pretrained", "classifier")):
     if not path:
         return config, None
     checkpoint = load_checkpoint(path, kinds)
-    if missing := [key for key in keys if key not in checkpoint["config"]]:
+    before = ABSENT | checkpoint["config"]
+    if missing := [key for key in keys if key not in before]:
         raise InputError(f"{path}: found no {missing[0]} in its config, wanted train.py's")
-    inherited = {key: checkpoint["config"][key] for key in keys}
+    inherited = {key: before[key] for key in keys}
     notice(f"{path}: " + ", ".join(f"{key}={value}" for key, value in inherited.items()))
     return {**config, **inherited}, checkpoint
 
@@ -136,13 +139,13 @@ def start_run(kind, config, header, model, modules, optimiser, last, output_dir,
     )
 
 
-def read_last(output_dir, kind, config, data, absent, free_keys, mend="another output_dir"):
+def read_last(output_dir, kind, config, data, defaults, free_keys, mend="another output_dir"):
     """The content of last.pt in a folder, or None where a run has to start.
 
     Raises InputError where a checkpoint there is of another kind, or of a config or of data that
-    would give another result. data: {what: description} of what is trained on. absent: the values
-    that stand for keys that an older checkpoint does not have. free_keys: those that may differ,
-    since the weights do not depend on them. mend: what a message tells to change.
+    would give another result. data: {what: description} of what is trained on. defaults: of keys
+    that an older checkpoint does not have, but for those in ABSENT. free_keys: those that may
+    differ, since the weights do not depend on them. mend: what a message tells to change.
     """
     found = None
     for name in ("last.pt", "best.pt"):
@@ -150,7 +153,7 @@ def read_last(output_dir, kind, config, data, absent, free_keys, mend="another o
         if found or not path.exists():  # a best.pt alone is looked at, so that none is overwritten
             continue
         found = load_checkpoint(path, (kind,))
-        before = {**absent, **found["config"]}
+        before = {**defaults, **ABSENT, **found["config"]}
         differ = [
             f"{key}={config[key]} (was {before[key]})"
             for key in config

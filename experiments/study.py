@@ -169,6 +169,7 @@ RECIPES = {
     "half + 1 hidden layer": HALF | {"projector_hidden": 1},
     "half + 3 hidden layers": HALF | {"projector_hidden": 3},
     "half + days to 8 cycles": HALF | {"day_cycles": 8},
+    "half + days to 4 cycles": HALF | {"day_cycles": 4},
     "half + days to 2 cycles": HALF | {"day_cycles": 2},
     "half + rate 3e-3": HALF | {"learning_rate": 3e-3},
     "half + rate 12e-3": HALF | {"learning_rate": 12e-3},
@@ -281,23 +282,13 @@ class MLPDecoder(nn.Module):
         return self.mlp(self.from_y(y)[:, None] * self.scale(waves) + self.shift(waves))
 
 
-class VariedEncoder(TransformerEncoder):
-    """The encoder with several learned queries in its attention pooling, or fewer harmonics."""
+class ManyQueries(TransformerEncoder):
+    """The encoder with several learned queries in its attention pooling."""
 
-    def __init__(self, *, queries, day_cycles, **keywords):
+    def __init__(self, *, queries, **keywords):
         super().__init__(**keywords)
-        self.day_features = 2 * day_cycles or self.date_dim
-        if queries == 1:
-            return
         self.score = nn.Linear(self.date_dim, queries, bias=False)
         self.head = nn.Linear(queries * self.date_dim, self.latent_dim, bias=False)
-
-    def date_features(self, x, doys, padding_mask=None):
-        days = encode_days(doys, self.day_features)
-        x = self.embed(x) + F.pad(days, (0, self.date_dim - self.day_features))
-        for layer in self.layers:
-            x = layer(x, None if padding_mask is None else padding_mask[:, None, None])
-        return self.norm(x)
 
     def pool(self, x, padding_mask=None):
         scores = self.score(x).split(1, -1)
@@ -315,11 +306,10 @@ def build_projector(size_in, size, hidden):
 
 
 def build_encoder(pixels, recipe):
-    names = ("sample_size", "latent_dim", "width", "depth")
+    names = ("sample_size", "latent_dim", "width", "depth", "day_cycles")
     sizes = {"num_bands": pixels.num_bands, **{name: recipe[name] for name in names}}
-    if recipe["queries"] > 1 or recipe["day_cycles"]:
-        varied = {name: recipe[name] for name in ("queries", "day_cycles")}
-        return VariedEncoder(**varied, **sizes)
+    if recipe["queries"] > 1:
+        return ManyQueries(queries=recipe["queries"], **sizes)
     return build_backbone("transformer", **sizes)
 
 

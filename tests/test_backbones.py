@@ -23,6 +23,18 @@ def batch(pixels=5, dates=6):
     return x, doys
 
 
+def test_the_days_of_a_transformer_end_at_a_harmonic():
+    """And a checkpoint of before there was such a key reads its days as it did."""
+    x, doys = torch.zeros(2, 6, 4), torch.arange(1, 13).view(2, 6) * 30
+    torch.manual_seed(0)
+    old = build_backbone("transformer", **SIZES)
+    for cycles, features in ((0, 16), (2, 4), (8, 16), (100, 16)):
+        torch.manual_seed(0)
+        backbone = build_backbone("transformer", **SIZES, day_cycles=cycles)
+        assert backbone.day_features == features
+        assert backbone(x, doys).equal(old(x, doys)) == (features == 16)
+
+
 def test_gives_one_representation_a_pixel(backbone):
     assert backbone(*batch()).shape == (5, 10)
     assert backbone.latent_dim == 10
