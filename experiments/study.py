@@ -468,7 +468,7 @@ def summarise(results, head, over):
     }
     print("| recipe | gain | " + " | ".join(sets) + " |\n" + "|---" * (len(sets) + 2) + "|")
     for name, by_set in means.items():
-        gains = [by_set[data] - means[over][data] for data in by_set]
+        gains = [by_set[data] - means[over][data] for data in by_set if data in means[over]]
         cells = [
             " ".join(f"{value:.3f}"[1:] for value in by_set[data]) if data in by_set else ""
             for data in sets
