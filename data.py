@@ -5,6 +5,7 @@ Shapes: N pixels of a batch, V views, S drawn dates, T dates, B bands.
 
 import hashlib
 import signal
+import zlib
 from itertools import pairwise
 
 import numpy as np
@@ -380,7 +381,8 @@ class SentinelTimeSeriesDatasetForDownstreaming(_PixelDataset):
 
     Batches: x (N, S, B) float32, standardised; doys (N, S) int16; label (N,) uint8, the code in
     labels.npy (0, no label, never comes out); group (N,) int64, the square block of `block_size`
-    pixels that holds the pixel (`Tile.block_numbers`), for cross-validation in space.
+    pixels that holds the pixel (`Tile.block_numbers`), for cross-validation in space. On a map grid
+    the same ground is in one group in every tile.
 
     sample_size: S dates drawn afresh each epoch; 0 for all clear observations in order, padded at
         the end with doy 0 to the longest series of the batch.
@@ -421,9 +423,10 @@ class SentinelTimeSeriesDatasetForDownstreaming(_PixelDataset):
             row, column = np.divmod(pixels[run], tile.shape[2])
             labels[run] = tile.labels[row, column]
             rows, columns = tile.block_numbers(self.block_size)
-            across = columns.max() - columns.min() + 1
-            groups[run] = (rows - rows.min())[row] * across + (columns - columns.min())[column]
-        groups += tiles << 40
+            # on a map grid the same ground is one group in every tile and year
+            grid = 1 << 14 | zlib.crc32(tile.info["crs"].encode()) >> 18 if tile.has_grid else 0
+            groups[run] = (grid or tiles[run]) << 48
+            groups[run] |= (rows[row] % (1 << 24)) << 24 | columns[column] % (1 << 24)
         arrays = self._read_dates(tiles, pixels, dates)
         return *arrays, torch.from_numpy(labels), torch.from_numpy(groups)
 

@@ -39,6 +39,15 @@ def test_groups_are_the_blocks_of_the_split(tmp_path):
     sizes = [np.sort(np.unique(each, return_counts=True)[1]) for each in (groups, wanted)]
     assert sizes[0].tolist() == sizes[1].tolist()
     assert rows[7] != rows[0], "the grid does not begin at this tile's corner"
+    folder = base_path / "data/toy/processed"
+    for name, info in (("MGRS-1", place), ("MGRS-2", place | {"crs": "EPSG:32632"})):
+        make_tile(folder / name, (12, 40, 40, 10), clear=0.9, **info)
+    dataset = kind(base_path, "toy", split="test", min_valid=5, block_size=8, batch_size=1 << 20)
+    *_, both = next(iterate_batches(dataset))
+    row, column = np.nonzero(dataset.tiles[2].split_map(8) == 3)
+    other_zone = np.unique(rows[row] * 1000 + columns[column])
+    assert set(groups.tolist()) < set(both.tolist()), "the same ground in another year"
+    assert len(np.unique(both)) == len(np.unique(groups)) + len(other_zone)
 
 
 # ---- stream --------------------------------------------------------------------------------------
