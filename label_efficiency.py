@@ -382,9 +382,12 @@ class Comparison:
         return predicted, None
 
 
-def open_kept(folder, made_from):
+def open_kept(folder, config, checkpoints, train_set, test_set):
     """The folder of what is done, emptied where that was made from other things than these."""
-    file, made_from = folder / "made_from.json", json.loads(json.dumps(made_from))
+    made_from = {key: config[key] for key in ("dataset_name", "most_pixels", "draws")}
+    made_from |= {"checkpoints": [file_hash(path) for path in checkpoints]}
+    made_from |= {"train": train_set.describe(), "test": test_set.describe()}
+    file = folder / "made_from.json"
     if not file.exists() or json.loads(file.read_text()) != made_from:
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir()
@@ -618,10 +621,7 @@ def compare(config, counts, names, checkpoints, test_set, output_dir, runtime):
     result |= {"rankme": measure_ranks(test[0], some), "config": dict(config)}
 
     # each count is written when it is done, and what is done of it is kept until the end
-    made_from = {key: config[key] for key in ("dataset_name", "most_pixels", "draws")}
-    made_from |= {"checkpoints": [file_hash(path) for path in checkpoints]}
-    made_from |= {"train": train_set.describe(), "test": test_set.describe()}
-    kept = open_kept(output_dir / ".kept", made_from)
+    kept = open_kept(output_dir / ".kept", config, checkpoints, train_set, test_set)
     comparison = Comparison(
         config, runtime, names, list(checkpoints.items()), extractors, test, output_dir, kept
     )

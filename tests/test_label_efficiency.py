@@ -145,7 +145,7 @@ def test_one_count_is_drawn_with_the_names_of_its_lines(workplace, tmp_path):
 
 def test_a_run_that_was_ended_goes_on(workplace, tmp_path, monkeypatch):
     """An error in the last of twelve trainings lost them all."""
-    keywords = {"models": "discriminant,harmonic,forest", "label_counts": "20,60"}
+    keywords = {"models": "discriminant,harmonic,neighbours", "label_counts": "20,60"}
     whole = compare(workplace, tmp_path / "whole", **keywords)
     fit, fitted = label_efficiency.fit_classifier, []
 
