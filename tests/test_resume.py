@@ -186,6 +186,14 @@ def test_a_limit_of_steps_does_not_change_which_checkpoint_is_best(dataset, tmp_
     assert best[0] == best[1]
 
 
+def test_a_damaged_best_does_not_keep_a_run_from_going_on(dataset, tmp_path):
+    """All that it needs is in last.pt."""
+    train.main(tiny(dataset, tmp_path, max_steps=9))
+    (tmp_path / "best.pt").write_bytes(b"cut off")
+    train.main(tiny(dataset, tmp_path))
+    assert load_checkpoint(tmp_path / "best.pt")["step"] > 9
+
+
 def test_a_run_of_before_prediction_is_refused_in_one_line(dataset, tmp_path):
     config = tiny(dataset, tmp_path / "out", max_steps=2)
     train.main(config)

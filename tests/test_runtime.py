@@ -8,7 +8,7 @@ import pytest
 import torch
 from helpers import ROOT
 
-from runtime import InputError, check, override, start_runtime
+from runtime import InputError, check, override, run_script, start_runtime
 
 
 def test_override_keeps_the_type_of_the_default():
@@ -65,3 +65,13 @@ def test_bf16_where_it_is_faster(monkeypatch, cpu_name, instructions, is_fast):
     assert start_runtime("cpu", "auto").trains_in_bf16 == is_fast
     assert start_runtime("cpu", "bfloat16").trains_in_bf16
     assert not start_runtime("cpu", "float32").trains_in_bf16
+
+
+def test_an_error_without_text_is_told_by_its_kind(monkeypatch):
+    def fail(config):
+        raise TimeoutError
+
+    monkeypatch.setattr(sys, "argv", ["script.py"])
+    monkeypatch.setattr("signal.signal", lambda *_: None)  # this process keeps its own
+    with pytest.raises(SystemExit, match="error: TimeoutError"):
+        run_script(fail, {}, "")
