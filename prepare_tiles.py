@@ -169,15 +169,15 @@ def first_grid(items, bands, config):
 
     Of one of its 10 m bands where it has one.
     """
-    for item in items:
-        name = next((b for b in sentinel2.NATIVE_10M if sentinel2.find_asset(item, b)), bands[0])
-        try:
-            return sources.source_grid(item, name, config["retries"])
-        except sources.ItemError as error:
-            if not config["skip_bad_items"] or item is items[-1]:
-                raise
-            print(f"not looked at for the grid: {error}")
-    return None
+    item, *others = items
+    name = next((b for b in sentinel2.NATIVE_10M if sentinel2.find_asset(item, b)), bands[0])
+    try:
+        return sources.source_grid(item, name, config["retries"])
+    except sources.ItemError as error:
+        if not (config["skip_bad_items"] and others):
+            raise
+        print(f"not looked at for the grid: {error}")
+        return first_grid(others, bands, config)
 
 
 def tile_grid(days, config):

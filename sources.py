@@ -193,6 +193,10 @@ def geotiff_item(file, tile, local_bands):
         with rasterio.open(file) as source:
             names = local_bands.split(",") if local_bands else source.descriptions
             names = [(name or "").strip() for name in names]
+            if len(names) != source.count:
+                raise InputError(
+                    f"{file}: found {source.count} bands, wanted {len(names)} as in local_bands"
+                )
             grid = (str(source.crs), tuple(source.transform)[:6], source.shape)
             _check_scale(file, source, names)
             baseline = source.tags().get("PROCESSING_BASELINE")
@@ -210,7 +214,7 @@ def geotiff_item(file, tile, local_bands):
 
 def _check_scale(file, source, names):
     """Refuse reflectance of 0 to 1, which would become 0, nodata, in whole numbers."""
-    for number, (name, kind) in enumerate(zip(names, source.dtypes, strict=False), 1):
+    for number, (name, kind) in enumerate(zip(names, source.dtypes, strict=True), 1):
         if name in ("", "SCL", "MASK") or not np.issubdtype(kind, np.floating):
             continue
         seen = source.read(number, out_shape=tuple(min(size, 512) for size in source.shape))

@@ -25,7 +25,7 @@ from files import atomic_write, write_json
 from land_cover import WORLDCOVER, class_legend
 from maps import is_georeferenced
 from runtime import InputError
-from tiles import TEST, TRAIN, VALIDATION, is_class_table
+from tiles import TEST, TRAIN, VALIDATION, is_class_table, scramble
 
 WORLDCOVER_URL = (  # 2021; for 2020 put v100/2020 and 2020_v100 in it
     "https://esa-worldcover.s3.eu-central-1.amazonaws.com/v200/2021/map/"
@@ -197,13 +197,8 @@ def block_sides(x, y, crs, size, seed):
     """
     to_ground = sources.need("pyproj").Transformer.from_crs(crs, GROUND, always_xy=True)
     column, row = (np.floor(part / size).astype(np.int64) for part in to_ground.transform(x, y))
-    blocks, place = np.unique(np.stack([row.ravel(), column.ravel()]), axis=1, return_inverse=True)
-    drawn = np.empty(blocks.shape[1], np.uint8)
-    for number, (row, column) in enumerate(blocks.T.tolist()):
-        text = f"{seed} {row} {column}"
-        share = int.from_bytes(hashlib.sha256(text.encode()).digest()[:4]) / 2**32
-        drawn[number] = TEST if share < 0.2 else VALIDATION if share < 0.4 else TRAIN
-    return drawn[place].reshape(np.shape(x))
+    share = scramble(scramble(scramble(np.uint64(seed), column), row), 0) / 2.0**64
+    return np.select([share < 0.2, share < 0.4], [TEST, VALIDATION], TRAIN).astype(np.uint8)
 
 
 def _block_map(transform, shape, crs, config):

@@ -235,7 +235,7 @@ class Tile:
         place and seed.
         """
         crs = int.from_bytes(hashlib.sha256(self.info["crs"].encode()).digest()[:8], "little")
-        drawn = _scramble(_scramble(_scramble(np.uint64(crs ^ seed), x // 5), y[:, None]), 0)
+        drawn = scramble(scramble(scramble(np.uint64(crs ^ seed), x // 5), y[:, None]), 0)
         validation = drawn % 5
         test = (validation + 1 + (drawn >> 32) % 4) % 5
         split = np.full(drawn.shape, TRAIN, np.uint8)
@@ -253,7 +253,7 @@ def _grid_index(origin, step, count):
     return np.floor(np.round(center, 6)).astype(np.int64)  # a centre may lie on an edge of the grid
 
 
-def _scramble(state, value):
+def scramble(state, value):
     """A well-mixed 64-bit number of two (the finaliser of splitmix64), elementwise."""
     z = np.asarray(state, np.uint64) ^ (np.asarray(value).astype(np.uint64) * _MIX[0])
     z = (z ^ (z >> np.uint64(30))) * _MIX[1]

@@ -155,6 +155,8 @@ def test_geotiffs_that_cannot_be_right(tmp_path, capsys):
     with pytest.raises(InputError, match=r"20210606.tif: found B04 up to 0.* x 10000"):
         prepare(tmp_path, **keys)
     write_scene(folder, days[0], dtype="float32")  # a MASK of 0 and 1 is none of that
+    with pytest.raises(InputError, match="found 3 bands, wanted 2 as in local_bands"):
+        prepare(tmp_path, **keys, local_bands="B04,MASK")
     (folder / "junk_20210101.tif").write_bytes(b"II*")
     (tile,) = prepare(tmp_path, skip_bad_items=True, **keys)
     assert tile.info["dates"] == days[:1]
