@@ -14,6 +14,8 @@ import numpy as np
 import pytest
 import rasterio
 from helpers import ROOT
+from odc.geo import geom as geometry
+from odc.geo.geobox import GeoBox
 from scenes import DAYS, SCENES, fill, prepare, settings, truth
 from stac_server import (
     CRS,
@@ -197,6 +199,15 @@ def test_a_place_in_one_tile_is_made_of_one_tile(world, tmp_path, capsys):
     across = bbox_of(2000, 300, 2600, 500)
     made = prepare(tmp_path / "b", world, bbox=across, **keys)
     assert sorted(tile.name for tile in made) == ["MGRS-33UUP", "MGRS-33UVP"]
+
+
+def test_a_place_in_two_zones_is_made_of_one_tile(monkeypatch):
+    """Each tile holds the bbox, and neither holds the other, whose rectangle lies askew."""
+    box = geometry.box(11.95, 48.60, 12.05, 48.66, "EPSG:4326")
+    grids = [GeoBox.from_geopolygon(box.to_crs(f"EPSG:{zone}"), 10) for zone in (32632, 32633)]
+    monkeypatch.setattr(prepare_tiles, "tile_grid", lambda days, config: grids.pop())
+    config = prepare_tiles.run_config | {"bbox": "11.95,48.60,12.05,48.66"}
+    assert len(prepare_tiles.make_plans({"32UQU": {}, "33UUP": {}}, config)) == 1
 
 
 # ---- other sources -------------------------------------------------------------------------------
