@@ -31,6 +31,7 @@ from stac_server import (
     write_collection,
 )
 
+import prepare_tiles
 import sentinel2
 import sources
 import tile_builder
