@@ -46,6 +46,7 @@ run_config = {
     "num_dates": 73,
     "num_tiles": 300,  # whose clear observations are counted
     "rounds": 7,  # of each comparison
+    "gemm_size": 2048,  # rows of the matrices whose product gives the GEMM rate
     "gpu_size": 1098,  # pixels along the tile that a GPU maps
     "device": "auto",  # auto, cpu or cuda
     "output_dir": "outputs/bench",  # receives bench.json
@@ -102,7 +103,7 @@ def in_turn(rounds, **functions):
     return {name: float(np.median([t[name] for t in times[1:]])) for name in functions}
 
 
-def gemm_rate(device="cpu", size=2048, dtype=torch.float32):
+def gemm_rate(size, device="cpu", dtype=torch.float32):
     """FLOP/s of a product of two (size, size) matrices, the best of several."""
     a, b = torch.rand(2, size, size, device=device).to(dtype)
     best = min(seconds(lambda: (a @ b, synchronise())) for _ in range(8))
@@ -209,7 +210,7 @@ def measure_training(config, work):
             "milliseconds": 1000 * taken["ours"],
             "ratio": taken["eager"] / taken["ours"],
             "ratio_without_dropout": taken["no_dropout"] / taken["ours"],
-            "share_of_gemm_rate": flops / taken["ours"] / gemm_rate(),
+            "share_of_gemm_rate": flops / taken["ours"] / gemm_rate(config["gemm_size"]),
             "loader_share": loader_share(dataset, steps["ours"], 10 * config["rounds"]),
         }
     return result
@@ -275,9 +276,9 @@ def measure_inference(config, work):
     shares, ratios, same, limits = [], [], [], []
     for _ in range(max(1, config["rounds"] // 2)):
         per_pixel = seconds(reference) / len(pixels)
-        rate = gemm_rate()
+        rate = gemm_rate(config["gemm_size"])
         taken, *_ = map_tile(checkpoint, folder, work, dates=0)
-        rate = max(rate, gemm_rate())
+        rate = max(rate, gemm_rate(config["gemm_size"]))
         once, *_ = map_tile(checkpoint, folder, work, draws=1)
         shares.append(encoder_flops(counts, **MODEL).sum() / taken / rate)
         ratios.append(per_pixel / (taken / number))
@@ -292,7 +293,7 @@ def measure_inference(config, work):
     }
 
 
-def onednn_rate(size=2048):
+def onednn_rate(size):
     """FLOP/s of oneDNN's product, which the encoder takes in inference, the best of several."""
     layer, x = torch.nn.Linear(size, size), torch.rand(size, size)
     with torch.inference_mode():
@@ -331,8 +332,8 @@ def measure_encoder(config, work):
             result[f"{width}-d x {sizes['depth']}, {dates} dates"] = {
                 "series_per_second": number / taken["ours"],
                 "series_per_second_of_layers": number / taken["layers"],
-                "share_of_gemm_rate": flops / gemm_rate(),
-                "share_of_onednn_rate": flops / onednn_rate(),
+                "share_of_gemm_rate": flops / gemm_rate(config["gemm_size"]),
+                "share_of_onednn_rate": flops / onednn_rate(config["gemm_size"]),
             }
     return result
 
@@ -350,7 +351,7 @@ def measure_mapping(config, work):
         sides["before, all dates"] = {"root": config["before_dir"]}
     rounds, pixels = [], counts.size
     for _ in range(max(1, config["rounds"] // 2)):
-        rates = {"gemm": gemm_rate(), "onednn": onednn_rate()}
+        rates = {"gemm": gemm_rate(config["gemm_size"]), "onednn": onednn_rate(config["gemm_size"])}
         taken = {name: map_tile(checkpoint, folder, work, **keys) for name, keys in sides.items()}
         rounds.append(taken | {name: [rate] for name, rate in rates.items()})
     middle = {name: np.median([taken[name] for taken in rounds], 0) for name in rounds[0]}
@@ -515,7 +516,7 @@ def measure_gpu(config, work):
     flops = 6 * np.mean([encoder_flops(size, **MAPPED) for size in sizes])  # two views, and back
     projector = settings["latent_dim"] * 512 + 2 * 512**2
     flops += 12 * projector
-    peak = gemm_rate("cuda", 8192, torch.bfloat16)
+    peak = gemm_rate(8192, "cuda", torch.bfloat16)
     for workers in (1, 2, runtime.workers(-1)):
         rate = gpu_training_rate(work, workers, settings, runtime)
         result[f"training, {workers} loader workers"] = {
@@ -557,7 +558,7 @@ def print_table(result, indent=0):
 def main(config):
     """Run the sections. Returns the figures, as bench.json has them."""
     sizes = dict.fromkeys(("size", "largest", "gpu_size"), (32, 10_980))
-    config = check(config, **sizes, num_dates=(2, 366), rounds=(1, 1000))
+    config = check(config, **sizes, num_dates=(2, 366), rounds=(1, 1000), gemm_size=(1, 20_000))
     names = config["sections"].split(",")
     if names == ["all"]:
         names = [n for n in SECTIONS if n != "gpu" or config["device"] == "cuda"]

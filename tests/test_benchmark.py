@@ -44,7 +44,7 @@ def test_benchmark_at_a_tiny_size(tmp_path):
         "growth",
         "startup",
     ]
-    sizes = ["size=32", "largest=32", "num_dates=40", "num_tiles=3", "rounds=1"]
+    sizes = ["size=32", "largest=32", "num_dates=40", "num_tiles=3", "rounds=1", "gemm_size=256"]
     done = bench(f"sections={','.join(sections)}", f"output_dir={tmp_path}", *sizes)
     assert done.returncode == 0, done.stderr
     result = json.loads(done.stdout.splitlines()[-1])
