@@ -204,7 +204,7 @@ def attention_pool(score, x, padding_mask=None):
 
 
 # The contract of a backbone. Its constructor takes `num_bands` and BACKBONE_KEYS by keyword. Its
-# forward(x, doys) gets days as int16 or, where mix_up > 0, as float32 with fractions. It has
+# forward(x, doys) gets days as int16. It has
 #   latent_dim    D of the representations that forward(x, doys) gives
 #   sample_size   dates it was built for, which inference draws where any_length is False
 #   any_length    whether it takes series of any length; then forward(x, doys, padding_mask) too

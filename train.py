@@ -62,7 +62,7 @@ from runtime import (
 from storage import file_hash
 from tiles import Tile, check_bands, check_tile, notice_splits
 from training import inherit, learning_rate, one_run_at_a_time, read_last, start_run
-from transforms import AUGMENTATIONS, blend, mix_up, thin_dates
+from transforms import AUGMENTATIONS, blend, thin_dates
 from utils import extract_representations, plot_cross_corr
 from validation import Validation
 
@@ -244,18 +244,16 @@ def blend_pixels(x, doys, blended, seed, rows, total):
 
 
 def add_mixed_view(x, doys, seed, rows, total):
-    """A third view: view a mixed with view b of another pixel, drawn from the whole batch.
+    """A third view: view a mixed with another pixel, drawn from the whole batch, at a's days.
 
     x: (N, 2, S, B); doys: (N, 2, S); rows, total: as `share` gives them.
     Returns x (N, 3, S, B), doys (N, 3, S) and the mixture of the whole batch: the weights of view
     a and the order that picks the partners.
     """
     weight, order = draw_partners(seed, total, x.device)
-    doys = doys.float()
-    partner_x, partner_doys = (gather(view)[order][rows] for view in (x[:, 1], doys[:, 1]))
-    x_m, doys_m = mix_up(x[:, 0], doys[:, 0], partner_x, partner_doys, weight[rows])
-    x, doys = torch.cat([x, x_m[:, None]], 1), torch.cat([doys, doys_m[:, None]], 1)
-    return x, doys, (weight, order)
+    others = (gather(part)[order][rows] for part in (x, doys.float()))
+    x_m = blend(x[:, :1], doys[:, :1], *others, 1 - weight[rows])
+    return torch.cat([x, x_m], 1), torch.cat([doys, doys[:, :1]], 1), (weight, order)
 
 
 def training_loss(model, x, doys, config, runtime, step):

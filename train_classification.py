@@ -109,7 +109,8 @@ run_config = {
 SAMPLE_SIZE = 16  # dates that a network from scratch draws where it cannot read all
 STEPS = 27  # 190 steps for 50 labels, 1200 for 2000
 MOST_EPOCHS = 25  # after an encoder's start: 50 steps for 50 labels
-INHERITED = ("backbone", "latent_dim", "width", "depth", "min_valid", "block_size", "split_seed")
+INHERITED = ("backbone", "latent_dim", "width", "depth", "day_cycles")
+INHERITED += ("min_valid", "block_size", "split_seed")
 # what may differ between a run and its continuation, since the weights do not depend on it
 FREE_KEYS = {"output_dir", "overwrite", "device", "num_workers", "wandb_mode", "base_path"}
 FREE_KEYS |= {"skip_bad_tiles", "checkpoint_path"}

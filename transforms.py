@@ -225,24 +225,13 @@ def blend(x, doys, x_other, doys_other, weight):
     below 0 goes as far beyond (DeVries and Taylor 2017, arXiv 1702.05538). The same in all views,
     so that they stay views of one place. The other pixel is interpolated, from its observations of
     all views, to the days of this one.
-    x, x_other: (N, V, S, B); doys, doys_other: (N, V, S); weight: (N,). Returns (N, V, S, B).
+    x: (N, V, S, B); doys: (N, V, S); x_other: (N, U, S, B); doys_other: (N, U, S); weight: (N,).
+    Returns (N, V, S, B).
     """
     days, order = doys_other.flatten(1).sort(1)
     series = x_other.flatten(1, 2).take_along_dim(order[..., None], 1)
     other = gap_fill(series, days, doys.flatten(1)).view_as(x)
     return x.lerp(other, weight.view(-1, 1, 1, 1))
-
-
-def mix_up(x_a, doys_a, x_b, doys_b, weight):
-    """Mixed views of Mixed Barlow Twins (arXiv 2312.02151): weight * a + (1 - weight) * b.
-
-    The i-th dates of two ordered draws lie at similar times of the year, so the days are mixed
-    like the bands. x_a, x_b: (N, S, B); doys_a, doys_b: (N, S); weight: (N,) in [0, 1].
-    Returns x (N, S, B) and doys (N, S), float32.
-    """
-    weight = weight[:, None]
-    doys = weight * doys_a + (1 - weight) * doys_b
-    return weight[..., None] * x_a + (1 - weight[..., None]) * x_b, doys
 
 
 def no_augmentation(x, doys, generator):

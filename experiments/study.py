@@ -48,7 +48,6 @@ from transforms import (
     clear_dates,
     gap_fill,
     harmonic_coefficients,
-    mix_up,
     split_dates,
     standardise,
 )
@@ -89,6 +88,7 @@ BASE = {
     "barlow_lambda": 0.005,
     "barlow_dims": 0,  # so many dimensions of the representation are projected; 0: all
     "mix_up": 1.0,
+    "mix_by": "position",  # day: the other pixel is looked up at the days of this one
     "prediction": 0.0,  # weight of predicting observations
     "decoder": "harmonic",  # harmonic or mlp
     "harmonics": 8,
@@ -169,6 +169,7 @@ RECIPES = {
     "half + 1 hidden layer": HALF | {"projector_hidden": 1},
     "half + 3 hidden layers": HALF | {"projector_hidden": 3},
     "half + days to 8 cycles": HALF | {"day_cycles": 8},
+    "8 cycles + mix-up by day": HALF | {"day_cycles": 8, "mix_up": 1.0, "mix_by": "day"},
     "half + days to 4 cycles": HALF | {"day_cycles": 4},
     "half + days to 2 cycles": HALF | {"day_cycles": 2},
     "half + rate 3e-3": HALF | {"learning_rate": 3e-3},
@@ -353,6 +354,15 @@ def pretrain(pixels, recipe, seed):
     return backbone.eval(), {name: round(float(value), 4) for name, value in losses.items()}
 
 
+def mix_up(x, doys, weight, order, mix_by):
+    """View a mixed with another pixel: at a's days, or with the i-th dates of its view b."""
+    if mix_by == "day":
+        mixed = blend(x[:, :1], doys[:, :1], x[order], doys[order], 1 - weight)
+        return mixed[:, 0], doys[:, 0]
+    mixed = x[:, 0].lerp(x[order, 1], 1 - weight[:, None, None])
+    return mixed, doys[:, 0].lerp(doys[order, 1], 1 - weight[:, None])
+
+
 def step_loss(pixels, rows, modules, recipe, generator):
     """The loss of a step on some pixels, and a dict of its parts."""
     backbone, projector, decoder = modules
@@ -369,7 +379,7 @@ def step_loss(pixels, rows, modules, recipe, generator):
     views, mixture = list(zip(x.unbind(1), doys.unbind(1), strict=True)), None
     if recipe["mix_up"]:
         mixture = torch.rand(len(rows), generator=generator), torch.randperm(len(rows))
-        views.append(mix_up(*views[0], x[mixture[1], 1], doys[mixture[1], 1], mixture[0]))
+        views.append(mix_up(x, doys, *mixture, recipe["mix_by"]))
     with torch.autocast("cpu", torch.bfloat16, enabled=recipe["bf16"]):
         y = [backbone(*view) for view in views]
         z = [projector(view[:, : recipe["barlow_dims"] or None]) for view in y]

@@ -100,6 +100,7 @@ TINY = {
     "latent_dim": 16,
     "width": 16,
     "depth": 1,
+    "day_cycles": 4,
     "projector_dim": 32,
     "mix_up": 1.0,  # beside prediction, so that all that a step can do takes part
     "learning_rate": 1e-3,

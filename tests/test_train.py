@@ -92,6 +92,21 @@ def test_every_parameter_is_trained_also_one_without_a_dimension():
     assert {id(parameter) for parameter in trained} == {id(p) for p in model.parameters()}
 
 
+def test_the_mixed_view_is_of_the_days_of_view_a():
+    """The other pixel is looked up at them: its i-th date may be of another month."""
+    x, doys = torch.rand(20, 2, 6, 3), torch.rand(20, 365).argsort(1)[:, :12].add(1).short()
+    doys = doys.view(20, 2, 6).sort(2).values
+    mixed_x, mixed_doys, (weight, order) = train.add_mixed_view(x, doys, 0, slice(None), 20)
+    assert mixed_x[:, :2].equal(x) and mixed_doys.equal(doys[:, [0, 1, 0]])
+    for pixel, other in enumerate(order):
+        dates = doys[other].flatten().argsort()
+        for band in range(3):
+            days, series = doys[other].flatten()[dates], x[other, ..., band].flatten()[dates]
+            looked_up = torch.from_numpy(np.interp(doys[pixel, 0], days, series)).float()
+            wanted = weight[pixel] * x[pixel, 0, :, band] + (1 - weight[pixel]) * looked_up
+            torch.testing.assert_close(mixed_x[pixel, 2, :, band], wanted)
+
+
 def test_blended_pixels_are_trained_on_and_predicted(dataset, tmp_path, monkeypatch):
     """Both views, and the observations to predict, must be of the same blended pixel."""
     seen, targets = [], []

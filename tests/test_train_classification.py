@@ -29,8 +29,10 @@ def test_fine_tuning_starts_from_the_pretrained_weights(workplace, tmp_path, mon
     fine_tune(workplace, tmp_path / "start", epochs=1, label_count=40)
     assert started.keys() == content["backbone_state"].keys()
     assert all(started[key].equal(value) for key, value in content["backbone_state"].items())
-    tuned = load_checkpoint(tmp_path / "start/best.pt")["backbone_state"]
-    assert not all(tuned[key].equal(value) for key, value in started.items())
+    tuned = load_checkpoint(tmp_path / "start/best.pt")
+    assert not all(tuned["backbone_state"][key].equal(value) for key, value in started.items())
+    architecture = ("backbone", "latent_dim", "width", "depth", "day_cycles")
+    assert all(tuned["config"][key] == content["config"][key] for key in architecture)
 
 
 def test_a_frozen_backbone_stays_as_it_is(workplace, tmp_path):

@@ -20,7 +20,6 @@ from transforms import (
     even_draws,
     gap_fill,
     harmonic_coefficients,
-    mix_up,
     split_dates,
     standardise,
     thin_dates,
@@ -230,17 +229,6 @@ def test_split_dates_gives_each_date_to_one_half_in_order():
             assert half[pixel, : len(part), 0].equal(part.float())
     again = split_dates(x, days, torch.Generator().manual_seed(1))
     assert not again[0][1].equal(halves[0][1]), "drawn at random"
-
-
-def test_mix_up_is_linear_in_bands_and_days():
-    a, b = torch.rand(2, 4, 3, 5)
-    days = torch.tensor([[10, 20, 30]]).expand(4, -1)
-    weight = torch.tensor([0.0, 0.25, 0.5, 1.0])
-    x, doys = mix_up(a, days, b, days + 100, weight)
-    torch.testing.assert_close(x[0], b[0])
-    torch.testing.assert_close(x[3], a[3])
-    torch.testing.assert_close(x[1], 0.25 * a[1] + 0.75 * b[1])
-    assert doys[1].tolist() == [85, 95, 105]
 
 
 def test_blended_pixels_lie_on_the_line_to_another_pixel_in_both_views():
