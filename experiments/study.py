@@ -169,13 +169,13 @@ RECIPES = {
     "half + 1 hidden layer": HALF | {"projector_hidden": 1},
     "half + 3 hidden layers": HALF | {"projector_hidden": 3},
     "half + days to 8 cycles": HALF | {"day_cycles": 8},
-    "8 cycles + mix-up by day": HALF | {"day_cycles": 8, "mix_up": 1.0, "mix_by": "day"},
     "half + days to 4 cycles": HALF | {"day_cycles": 4},
     "half + days to 2 cycles": HALF | {"day_cycles": 2},
     "half + rate 3e-3": HALF | {"learning_rate": 3e-3},
     "half + rate 12e-3": HALF | {"learning_rate": 12e-3},
     "half + projected 64 of 128": HALF | {"barlow_dims": 64},
     "half + 12000 steps": HALF | {"steps": 12_000},
+    "8 cycles + mix-up by day": HALF | {"day_cycles": 8, "mix_up": 1.0, "mix_by": "day"},
 }
 CLASSICAL = {
     "series": ("series", "logistic regression"),
