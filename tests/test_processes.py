@@ -63,7 +63,7 @@ def test_all_processes_write_to_the_folder_that_is_named_by_the_time(dataset, tm
 
 def test_a_job_that_its_queue_stops_goes_on_where_it_was(dataset, tmp_path):
     """What Slurm does: SIGTERM to torchrun, and the same command once more."""
-    whole = tiny(dataset, tmp_path / "whole", epochs=30)
+    whole = tiny(dataset, tmp_path / "whole", epochs=20)
     config = {**whole, "output_dir": str(tmp_path / "stopped")}
     main(whole)
     with subprocess.Popen(
