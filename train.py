@@ -246,6 +246,7 @@ def blend_pixels(x, doys, blended, seed, rows, total):
 def add_mixed_view(x, doys, seed, rows, total):
     """A third view: view a mixed with another pixel, drawn from the whole batch, at a's days.
 
+    As in Mixed Barlow Twins (arXiv 2312.02151), which mixes pictures place by place.
     x: (N, 2, S, B); doys: (N, 2, S); rows, total: as `share` gives them.
     Returns x (N, 3, S, B), doys (N, 3, S) and the mixture of the whole batch: the weights of view
     a and the order that picks the partners.
