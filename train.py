@@ -87,7 +87,7 @@ run_config = {
     "latent_dim": 128,  # dimensions of a representation
     "width": 64,  # of the backbone; a multiple of 16 for the transformer
     "depth": 2,  # layers of the backbone
-    "day_cycles": 0,  # highest harmonic of the year in the encoding of days; 0: the backbone's own
+    "day_cycles": 8,  # highest harmonic of the year in the encoding of days; 0: the backbone's own
     "projector_dim": 512,  # width of the projector and of the projections
     # loss
     "loss": "barlow_twins",  # a key of barlow_twins.LOSSES
@@ -95,7 +95,7 @@ run_config = {
     "prediction": 100.0,  # weight of predicting each view's observations from the other; 0: none
     "harmonics": 8,  # of the year that is predicted: sines and cosines of 1 .. 8 cycles
     "blend": 0.5,  # share of the pixels that become new ones, half way at most to or from another
-    "mix_up": 0.0,  # weight of mix-up regularisation, times barlow_lambda; 0: none
+    "mix_up": 1.0,  # weight of mix-up regularisation, times barlow_lambda; 0: none
     "augment": "none",  # a key of transforms.AUGMENTATIONS
     # optimiser
     "batch_size": 256,  # pixels a step, over all processes

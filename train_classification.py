@@ -81,7 +81,7 @@ run_config = {
     "latent_dim": 128,
     "width": 64,
     "depth": 2,
-    "day_cycles": 0,
+    "day_cycles": 8,
     "min_valid": 10,  # clear observations that a pixel needs to take part
     "block_size": 16,  # pixels along a block of one split where a tile has no splits.npy
     "split_seed": 0,

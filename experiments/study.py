@@ -144,10 +144,10 @@ RECIPES = {
     "rate + latent 256": RATE | {"latent_dim": 256},
     "rate + float32": RATE | {"bf16": False},
     "rate + blend": BLEND,
-    "rate + blend half": HALF,  # with 4000 steps: train.py's defaults
+    "rate + blend half": HALF,
     "rate + blend 0 to 1": BLEND | {"blend_range": [0.0, 1.0]},
     "rate + blend -1 to .5": BLEND | {"blend_range": [-1.0, 0.5]},
-    # one change at a time from train.py's defaults with 1200 steps, "rate + blend half"
+    # one change at a time from "rate + blend half"
     "half + latent 256": HALF | {"latent_dim": 256},
     "half + latent 64": HALF | {"latent_dim": 64},
     "half + mlp": HALF | {"decoder": "mlp"},
@@ -175,6 +175,7 @@ RECIPES = {
     "half + rate 12e-3": HALF | {"learning_rate": 12e-3},
     "half + projected 64 of 128": HALF | {"barlow_dims": 64},
     "half + 12000 steps": HALF | {"steps": 12_000},
+    # with 4000 steps: train.py's defaults
     "8 cycles + mix-up by day": HALF | {"day_cycles": 8, "mix_up": 1.0, "mix_by": "day"},
 }
 CLASSICAL = {
