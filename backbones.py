@@ -14,20 +14,9 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from distributed import gather
-from runtime import InputError
-
-DAYS = 365.25  # of a year
-
-
-def encode_days(doys, num_features):
-    """Sines and cosines of 2 pi k doy / 365.25 for k = 1 .. num_features / 2: the yearly harmonics.
-
-    doys: (N, S) of any number type. Returns (N, S, num_features) float32.
-    """
-    k = torch.arange(1, num_features // 2 + 1, device=doys.device)
-    angle = doys.float()[..., None] * (2 * math.pi / DAYS * k)
-    return torch.cat([angle.sin(), angle.cos()], dim=-1)
+from running.distributed import gather
+from running.errors import InputError
+from transforms import encode_days
 
 
 def is_fused():
@@ -362,7 +351,7 @@ def focal_loss(logits, target, gamma, weight=None):
 
 
 def load_backbone(checkpoint):
-    """The backbone of a checkpoint (`files.load_checkpoint`), all keys matched, in eval mode.
+    """The backbone of a checkpoint (`load_checkpoint`), all keys matched, in eval mode.
 
     Raises InputError for weights that are not finite, or do not fit the backbone that it tells of.
     """

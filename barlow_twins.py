@@ -8,8 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from backbones import encode_days
-from distributed import BatchNorm, gather
+from running.distributed import BatchNorm, gather
+from transforms import encode_days
 
 EPSILON = 1e-5  # of the variances, as in the reference's BatchNorm
 

@@ -16,14 +16,24 @@ from pathlib import Path
 import numpy as np
 from matplotlib.image import imsave
 
-import false_color
-import maps
 from backbones import load_backbone
-from files import atomic_write, load_checkpoint, make_output_dir
-from runlog import start_log
-from runtime import InputError, check, refuse_torchrun, run_script, start_runtime
-from storage import file_hash
-from tiles import Tile, check_tile
+from maps import false_color
+from maps.geotiff import write_geotiff
+from maps.reader import (
+    check_same_checkpoint,
+    check_together,
+    open_representations,
+    read_provenance,
+    representation_blocks,
+)
+from running.checkpoints import load_checkpoint
+from running.config import check
+from running.device import start_runtime
+from running.errors import InputError
+from running.files import atomic_write, file_hash, make_output_dir
+from running.log import start_log
+from running.script import refuse_torchrun, run_script
+from tiles import Tile, check_tile, is_georeferenced
 from utils import extract_representations
 
 run_config = {
@@ -47,16 +57,16 @@ class MapOnDisk:
 
     def __init__(self, path):
         self.path = Path(path)
-        self.shape = maps.open_representations(path)[0].shape
+        self.shape = open_representations(path)[0].shape
         self.folder = self.path.parent
         self.name = self.folder.name
-        self.info = maps.read_provenance(self.path)
+        self.info = read_provenance(self.path)
         self.made_by = self.info.get("checkpoint_sha256", "")  # "" where it is not known
         self.title = self.info.get("tile", self.name)
 
     def blocks(self):
         """Yield (first row, representations (rows, W, D))."""
-        return maps.representation_blocks(self.path)
+        return representation_blocks(self.path)
 
 
 class MapOfTile:
@@ -95,7 +105,7 @@ def open_maps(config, runtime):
     if config["checkpoint_path"]:
         return [MapOfTile(config, runtime)]
     opened = [MapOnDisk(path) for path in config["representation_path"].split(",")]
-    maps.check_together(opened)
+    check_together(opened)
     return opened
 
 
@@ -117,7 +127,7 @@ def output_folders(opened, config):
                 f"{one.path}: found {other.path} whose picture goes to {folder} too, wanted "
                 "folders of different names (or a call for each, with an output_dir of its own)"
             )
-        there = maps.read_provenance(folder / "infer.json")
+        there = read_provenance(folder / "infer.json")
         mine = {"checkpoint_sha256": one.made_by, "tile_path": one.info.get("tile_path")}
         differ = [key for key in mine if mine[key] and there.get(key, mine[key]) != mine[key]]
         if differ:
@@ -148,7 +158,7 @@ def find_basis(opened, config):
             false_color.save_basis(basis, opened[0].made_by, path)
             return basis
     basis, made_by = false_color.load_basis(path, opened[0].shape[2])
-    maps.check_same_checkpoint(path, "a basis", made_by, opened[0])
+    check_same_checkpoint(path, "a basis", made_by, opened[0])
     return basis
 
 
@@ -170,8 +180,8 @@ def main(config):
         picture = folder / "false_color.png"
         with atomic_write(picture) as part:
             imsave(part, rgba)
-        if maps.is_georeferenced(one.info):
-            maps.write_geotiff(folder / "false_color.tif", rgba, one.info, None)
+        if is_georeferenced(one.info):
+            write_geotiff(folder / "false_color.tif", rgba, one.info, None)
         log.images({f"false_color/{one.name}": picture})
         print(f"{picture}: representations of {one.title} as false colour")
         pictures.append(picture)

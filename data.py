@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
-from runtime import InputError
+from running.errors import InputError
 from tiles import (
     TEST,
     TRAIN,
@@ -23,7 +23,7 @@ from tiles import (
     pool_statistics,
     tiles_folder,
 )
-from transforms import clear_dates, draw_dates, standardise
+from transforms import clear_dates, sample_dates, standardise
 
 SHARDS = 64  # of a chunk: the most processes x workers that can share one
 BLOCK_PIXELS = 2048  # about what one read of consecutive rows holds
@@ -90,7 +90,7 @@ class _PixelDataset(IterableDataset):
         self.band_names, self.num_bands = find_band_names(tiles), tiles[0].shape[3]
         clear_total = self._choose_pixels()
         if label_count:
-            self._keep_few(label_count)
+            self._sample_labels(label_count)
         self._plan_epoch(batch_size)
         if mean is None:
             mean, std = pool_statistics(tiles, clear_total)
@@ -127,7 +127,7 @@ class _PixelDataset(IterableDataset):
             )
         return clear_total
 
-    def _keep_few(self, label_count):
+    def _sample_labels(self, label_count):
         """Keep so many of the chosen pixels, drawn at random."""
         tiles = [np.flatnonzero(self._unpack(index)) for index in range(len(self.tiles))]
         ends = np.cumsum([len(pixels) for pixels in tiles])
@@ -148,7 +148,7 @@ class _PixelDataset(IterableDataset):
         """List the blocks that hold the chosen pixels, and count the batches of an epoch."""
         blocks = []
         for index, tile in enumerate(self.tiles):
-            for first, last in tile.row_blocks(BLOCK_PIXELS):
+            for first, last in tile.row_ranges(BLOCK_PIXELS):
                 count = int(np.bitwise_count(self._chosen[index][first:last]).sum())
                 if count:
                     blocks.append((index, first, last, count))
@@ -222,10 +222,10 @@ class _PixelDataset(IterableDataset):
                 own = own[own >= 0]
                 # numpy copies whole rows, several times as fast as torch
                 parts = [np.take(array.numpy(), own, axis=0) for array in arrays]
-                yield self._cut([torch.from_numpy(part) for part in parts])
+                yield self._trim_padding([torch.from_numpy(part) for part in parts])
                 step += 1
 
-    def _cut(self, arrays):
+    def _trim_padding(self, arrays):
         """A batch from the rows that it takes of a chunk's arrays."""
         return tuple(arrays)
 
@@ -243,7 +243,7 @@ class _PixelDataset(IterableDataset):
         at_once = max(1, DRAW_PIXELS // max(1, size))
         for shard in shards[::at_once]:
             group = range(shard, min(shard + at_once, shards.stop))
-            tiles, pixels = self._find(order, edges[group.start], edges[group.stop])
+            tiles, pixels = self._locate_pixels(order, edges[group.start], edges[group.stop])
             drawn = self._draw(tiles, pixels, self._random(epoch, group, edges))
             if not self._arrays or len(self._arrays[0]) < total:  # kept: new memory is slow
                 self._arrays = [values.new_empty(total, *values.shape[1:]) for values in drawn]
@@ -256,7 +256,7 @@ class _PixelDataset(IterableDataset):
             rows[shard::SHARDS] = edges[shard] - origin + rng.permutation(count)
         return self._arrays, rows
 
-    def _find(self, order, place, stop):
+    def _locate_pixels(self, order, place, stop):
         """Tile and flat index in the tile of each pixel of a part of the stream: (N,), (N,).
 
         order: of the blocks in this epoch; place, stop: the part's first pixel, and its end.
@@ -369,7 +369,7 @@ class SentinelTimeSeriesDataset(_PixelDataset):
         super().__init__(open_dataset(base_path, dataset_name, skip_bad_tiles), **keywords)
 
     def _draw(self, tiles, pixels, random):
-        dates = draw_dates(self._read_clear(tiles, pixels), self.sample_size, random)
+        dates = sample_dates(self._read_clear(tiles, pixels), self.sample_size, random)
         return self._read_dates(tiles, pixels, dates)
 
     def merge(self, parts):
@@ -414,7 +414,7 @@ class SentinelTimeSeriesDatasetForDownstreaming(_PixelDataset):
     def _draw(self, tiles, pixels, random):
         clear = self._read_clear(tiles, pixels)
         if self.sample_size:
-            dates = draw_dates(clear, self.sample_size, random)[:, 0]
+            dates = sample_dates(clear, self.sample_size, random)[:, 0]
         else:
             dates = clear_dates(clear)
             dates = F.pad(dates, (0, self.longest - dates.shape[1]), value=-1)
@@ -430,7 +430,7 @@ class SentinelTimeSeriesDatasetForDownstreaming(_PixelDataset):
         arrays = self._read_dates(tiles, pixels, dates)
         return *arrays, torch.from_numpy(labels), torch.from_numpy(groups)
 
-    def _cut(self, arrays):
+    def _trim_padding(self, arrays):
         if self.sample_size:  # also where no pixel of a batch is this process's
             return tuple(arrays)
         bands, doys, labels, groups = arrays

@@ -19,14 +19,25 @@ import numpy as np
 from tqdm import tqdm
 
 from backbones import Classifier, load_backbone, load_classifier
-from cog import write_representation_tif
-from files import load_checkpoint, make_output_dir, remove_parts, write_json
-from land_cover import class_legend, plot_class_map
-from maps import is_georeferenced, quantise, read_provenance, remove_products, write_geotiff
-from runlog import refuse_training_folder, start_log
-from runtime import InputError, Stopped, check, notice, run_script, start_runtime, stop_on_signals
-from storage import MapWriter, describe_files, file_hash, lock_folder
-from tiles import Tile, check_tile
+from maps.geotiff import write_geotiff, write_representation_tif
+from maps.land_cover import class_legend, plot_class_map
+from maps.reader import read_provenance
+from maps.writer import MapWriter, quantise, remove_products
+from running.checkpoints import load_checkpoint
+from running.config import check
+from running.device import start_runtime
+from running.errors import InputError, Stopped, notice
+from running.files import (
+    describe_files,
+    file_hash,
+    lock_folder,
+    make_output_dir,
+    remove_parts,
+    write_json,
+)
+from running.log import refuse_training_folder, start_log
+from running.script import run_script, stop_on_signals
+from tiles import Tile, check_tile, is_georeferenced
 from utils import extract_representations
 
 run_config = {
@@ -246,7 +257,7 @@ def map_tile(tile, module, checkpoint, config, runtime, output_dir, made_by, sto
     # the bytes of a map depend on how its pixels are put into batches
     batches = [runtime.device.type, runtime.block_pixels, runtime.batch_dates, runtime.pad_dates]
     room = 8 * height * width  # the pictures that follow are smaller
-    if config["representation_tif"]:  # written twice, see cog.py
+    if config["representation_tif"]:  # written twice, see maps/geotiff.py
         room += 8 * size * height * width
     writer = MapWriter(
         output_dir,

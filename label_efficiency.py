@@ -24,31 +24,25 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from matplotlib.figure import Figure
 from sklearn.metrics import accuracy_score
 from tqdm import tqdm
 
 from backbones import BACKBONE_KEYS, BACKBONES, build_backbone, load_backbone, load_classifier
-from comparison import block_bootstrap, fit_classifier, paired_p
 from data import SentinelTimeSeriesDatasetForDownstreaming, iterate_batches
-from files import atomic_write, load_checkpoint, make_output_dir, write_json
-from reports import macro_f1
-from runlog import refuse_training_folder, start_log
-from runtime import (
-    MOST_WHOLE,
-    InputError,
-    Runtime,
-    check,
-    notice,
-    refuse_torchrun,
-    run_script,
-    start_runtime,
-)
-from storage import file_hash, lock_folder
+from evaluation.classifiers import fit_classifier
+from evaluation.differences import run_tests
+from evaluation.label_report import MODELS, NETWORKS, OWN, find_means, save_result, write_table
+from evaluation.scores import macro_f1
+from running.checkpoints import OLD_CHECKPOINT_DEFAULTS, load_checkpoint
+from running.config import MAX_INT, check
+from running.device import Runtime, start_runtime
+from running.errors import InputError, notice
+from running.files import atomic_write, file_hash, lock_folder, make_output_dir, write_json
+from running.log import refuse_training_folder, start_log
+from running.script import refuse_torchrun, run_script
 from tiles import check_tile, notice_splits
-from training import ABSENT
 from transforms import gap_fill, harmonic_coefficients, split_dates
-from utils import encode_series, rankme, retrieval, save_figure
+from utils import encode_series, rankme, retrieval
 
 run_config = {
     # input
@@ -73,54 +67,6 @@ run_config = {
 }
 
 
-@dataclass(frozen=True)
-class Model:
-    """What a row is made of; features and classifier are "" for a network that is trained."""
-
-    label: str
-    color: str
-    features: str = ""
-    classifier: str = ""
-
-
-MODELS = {
-    "embedding": Model(
-        "embedding + logistic regression", "#08519c", "embedding", "logistic regression"
-    ),
-    "discriminant": Model(
-        "embedding + discriminant analysis", "#2171b5", "embedding", "discriminant analysis"
-    ),
-    "neighbours": Model(
-        "embedding + nearest neighbours", "#3b8bc8", "embedding", "k nearest neighbours"
-    ),
-    "finetuned": Model("fine-tuned network", "#6a51a3"),
-    "series": Model(
-        "gap-filled series + logistic regression", "#e6820a", "series", "logistic regression"
-    ),
-    "series_discriminant": Model(
-        "gap-filled series + discriminant analysis", "#b8860b", "series", "discriminant analysis"
-    ),
-    "forest": Model("gap-filled series + random forest", "#31a354", "series", "random forest"),
-    "harmonic": Model(
-        "harmonic coefficients + logistic regression", "#c51b1b", "harmonic", "logistic regression"
-    ),
-    "harmonic_discriminant": Model(
-        "harmonic coefficients + discriminant analysis",
-        "#e7298a",
-        "harmonic",
-        "discriminant analysis",
-    ),
-    "untrained": Model(
-        "untrained encoder + logistic regression", "#969696", "untrained", "logistic regression"
-    ),
-    "untrained_discriminant": Model(
-        "untrained encoder + discriminant analysis", "#bdbdbd", "untrained", "discriminant analysis"
-    ),
-    "scratch": Model("network from scratch", "#252525"),
-}
-OWN = ("embedding", "discriminant", "neighbours", "finetuned")  # the others are baselines
-NETWORKS = ("finetuned", "scratch")
-FEATURES = ("embedding", "untrained", "series", "harmonic")
 INHERITED = ("min_valid", "block_size", "split_seed")  # which pixels are in which split
 ARCHITECTURE = ("backbone", *BACKBONE_KEYS)
 MOST_DAYS = 73  # that series are gap-filled to; many tiles have more days, 5 days apart suffices
@@ -292,7 +238,7 @@ def train_network(name, path, checkpoint, config, label_count, seed, folder):
     if name == "finetuned":
         keys["checkpoint_path"] = path
     else:
-        before = ABSENT | checkpoint["config"]
+        before = OLD_CHECKPOINT_DEFAULTS | checkpoint["config"]
         keys |= {key: before[key] for key in INHERITED + ARCHITECTURE}
         if BACKBONES[keys["backbone"]].any_length:
             del keys["sample_size"]  # it reads all dates, as the fine-tuned one does
@@ -406,176 +352,7 @@ def find_key(features, number):
     return features, number if features in ("embedding", "untrained") else 0
 
 
-def independent_f1(rows, all_labels):
-    """Macro-F1 of each draw of a model at one count; of all labels, the mean for each checkpoint.
-
-    Draws of all labels are the same labels: those with one checkpoint would count as several.
-    all_labels: how many the training split has.
-    """
-    if rows[0]["label_count"] < all_labels:
-        return [row["macro_f1"] for row in rows]
-    by_checkpoint = {}
-    for row in rows:
-        by_checkpoint.setdefault(row["checkpoint"], []).append(row["macro_f1"])
-    return [float(np.mean(f1)) for f1 in by_checkpoint.values()]
-
-
-def run_tests(draws, test, all_labels):
-    """Each of our models against the best baseline at one count of labels: a list of dicts.
-
-    draws: what `score_draw` gave for each seed; all_labels: as `independent_f1` takes it. The best
-    baseline is the one with the best mean on the test split, which favours the baseline.
-    """
-    rows = {name: [draw[name][0] for draw in draws] for name in draws[0]}
-    f1 = {name: independent_f1(rows[name], all_labels) for name in rows}
-    predicted = {name: np.array([draw[name][1] for draw in draws]) for name in f1}
-    baselines = [name for name in f1 if name not in OWN]
-    if not baselines:
-        return []
-    best = max(baselines, key=lambda name: np.mean(f1[name]))
-    return [
-        {
-            "label_count": draws[0][best][0]["label_count"],
-            "model": name,
-            "baseline": best,
-            "difference": float(np.mean(f1[name]) - np.mean(f1[best])),
-            "p_seeds": paired_p(f1[name], f1[best]),
-            "interval_blocks": block_bootstrap(*test[1:], predicted[name], predicted[best]),
-            "blocks": len(np.unique(test[2])),
-        }
-        for name in f1
-        if name in OWN
-    ]
-
-
 # ---- report --------------------------------------------------------------------------------------
-
-
-def summarise(result):
-    """{name: {label count: (mean, standard deviation or nan) of macro-F1}}, in order."""
-    groups = {}
-    for row in sorted(result["scores"], key=lambda row: row["label_count"]):
-        groups.setdefault(row["model"], {}).setdefault(row["label_count"], []).append(row)
-    summary = {}
-    for name in MODELS:
-        for count, rows in groups.get(name, {}).items():
-            f1 = independent_f1(rows, result["all_labels"])
-            deviation = np.std(f1, ddof=1) if len(f1) > 1 else math.nan
-            summary.setdefault(name, {})[count] = (np.mean(f1), deviation)
-    return summary
-
-
-def write_table(result):
-    """The whole result as Markdown."""
-    summary, seeds = summarise(result), result["config"]["seeds"]
-    counts = list(next(iter(summary.values())))
-    lines = [
-        f"Macro-F1 on the test split of {result['config']['dataset_name']}, "
-        f"mean and standard deviation of {seeds} draws of labels:",
-        "",
-        "| labels | " + " | ".join(str(count) for count in counts) + " |",
-        "|---" * (len(counts) + 1) + "|",
-    ]
-    for name, by_count in summary.items():
-        cells = [f"{mean:.3f} ± {std:.3f}" for mean, std in by_count.values()]
-        lines.append(f"| {MODELS[name].label} | {' | '.join(cells).replace(' ± nan', '')} |")
-    if result["tests"]:
-        lines += ["", "| labels | model | best baseline | difference | p | 95 % interval |"]
-        lines += ["|---" * 6 + "|", *(_write_test(test) for test in result["tests"]), ""]
-        lines += [
-            f"p: paired t-test over the {seeds} draws (would other labels say the same?); with all "
-            "labels, over the checkpoints. "
-            f"Interval: bootstrap of {result['tests'][0]['blocks']} squares of block_size test "
-            "pixels (would other places? It means little where a tile's pixels are scattered ones)."
-        ]
-        if seeds < 5:
-            lines += [f"{seeds} draws are too few for p to mean much: wanted seeds=5 or more."]
-    lines += ["", f"| features | found again among {result['retrieval']['pixels']} | RankMe |"]
-    lines += ["|---|---|---|"]
-    for name in FEATURES:
-        cells = [
-            " ".join(f"{value:{form}}" for value in result[key].get(name, ()))
-            for key, form in (("retrieval", ".3f"), ("rankme", ".1f"))
-        ]
-        lines.append(f"| {name} | {' | '.join(cells)} |")
-    return "\n".join(lines) + "\n"
-
-
-def _write_test(test):
-    p, interval = test["p_seeds"], test["interval_blocks"]
-    cells = [str(test["label_count"]), test["model"], test["baseline"]]
-    cells += [f"{test['difference']:+.3f}", "" if p is None else f"{p:.3f}"]
-    cells += ["" if interval is None else "{:+.3f} .. {:+.3f}".format(*interval)]
-    return f"| {' | '.join(cells)} |"
-
-
-def plot(result, path):
-    """Macro-F1 against the number of labels, a line for each model, named at its end."""
-    summary = summarise(result)
-    figure = Figure(figsize=(9, 5), layout="constrained")
-    axes = figure.subplots()
-    for place, (name, by_count) in enumerate(summary.items()):
-        # beside each other, so that the bars of one count can be told apart
-        counts = np.array(list(by_count)) * 1.015 ** (place - (len(summary) - 1) / 2)
-        mean, std = np.array(list(by_count.values())).T
-        style = {"color": MODELS[name].color, "linestyle": "-" if name in OWN else "--"}
-        axes.errorbar(counts, mean, np.nan_to_num(std), marker="o", ms=4, capsize=2, **style)
-    counts = list(next(iter(summary.values())))
-    axes.set(xscale="log", xlabel="labels", ylabel="test macro-F1")
-    axes.set_title(f"{result['config']['dataset_name']}: mean and deviation over draws of labels")
-    axes.set_xticks(counts, [str(count) for count in counts])
-    axes.minorticks_off()
-    axes.grid(axis="y", color="0.9")
-    axes.spines[["top", "right"]].set_visible(False)
-    name_lines(axes, {name: by_count[counts[-1]][0] for name, by_count in summary.items()})
-    save_figure(figure, path)
-
-
-def name_lines(axes, ends):
-    """Write each model's name beside the end of its line, apart enough to be read."""
-    bottom, top = axes.get_ylim()
-    gap = (top - bottom) / 20
-    order = sorted(ends, key=ends.get)
-    heights = np.array([ends[name] for name in order])
-    for _ in range(200):  # neighbours that are too close push each other away
-        overlap = np.maximum(gap - np.diff(heights), 0) / 2
-        heights[:-1] -= overlap
-        heights[1:] += overlap
-    end = min(axes.get_xticks()[-1] * 1.03, axes.get_xlim()[1])  # right of the last points
-    for name, height in zip(order, heights, strict=True):
-        axes.annotate(
-            MODELS[name].label,
-            (end, ends[name]),
-            (1.03, height),
-            textcoords=axes.get_yaxis_transform(),  # across in shares of the axes, up in F1
-            color=MODELS[name].color,
-            va="center",
-            fontsize=9,
-            annotation_clip=False,
-            arrowprops={
-                "arrowstyle": "-",
-                "relpos": (0, 0.5),  # from the left end of the text
-                "color": MODELS[name].color,
-                "lw": 0.6,
-            },
-        )
-
-
-def find_means(rows, names):
-    """{model/score: mean over the draws} of the rows of one count of labels, for the log."""
-    return {
-        f"{name}/{key}": float(np.mean([row[key] for row in rows if row["model"] == name]))
-        for name in names
-        for key in ("macro_f1", "overall_accuracy")
-    }
-
-
-def save_result(result, output_dir):
-    """JSON, table and picture, as far as they are done."""
-    write_json(output_dir / "label_efficiency.json", result)
-    with atomic_write(output_dir / "label_efficiency.md") as part:
-        part.write_text(write_table(result))
-    plot(result, output_dir / "label_efficiency.png")
 
 
 def main(config):
@@ -615,7 +392,7 @@ def compare(config, counts, names, checkpoints, test_set, output_dir, runtime):
     some = min(test_set.num_pixels, config["retrieval_pixels"])
     steadiness = measure_steadiness(open_split("test", first, config, some), extractors)
     test = read_split(test_set, extractors)
-    train_set = open_split("train", first, config | {"most_pixels": MOST_WHOLE})
+    train_set = open_split("train", first, config | {"most_pixels": MAX_INT})
     all_labels = train_set.num_pixels
     result = {"scores": [], "tests": [], "retrieval": steadiness, "all_labels": all_labels}
     result |= {"rankme": measure_ranks(test[0], some), "config": dict(config)}
@@ -630,7 +407,7 @@ def compare(config, counts, names, checkpoints, test_set, output_dir, runtime):
         draws = [comparison.score_draw(count, seed, bar) for seed in range(config["seeds"])]
         rows = [row for draw in draws for row, _ in draw.values()]
         result["scores"] += rows
-        result["tests"] += run_tests(draws, test, all_labels)
+        result["tests"] += run_tests(draws, test, all_labels, OWN)
         save_result(result, output_dir)
         log.line({"step": rows[0]["label_count"], **find_means(rows, names)})
     bar.close()

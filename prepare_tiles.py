@@ -12,14 +12,18 @@ tile that is done is not made again.
 
 import numpy as np
 
-import sentinel2
-import sources
-import tile_builder
-import tile_labels
-import tile_picture
-import tile_statistics
-from files import make_output_dir
-from runtime import InputError, check, run_script
+from preparation import sentinel2
+from preparation.band_statistics import check_reflectance, complete_tiles, read_info
+from preparation.builder import build_tile, remove_begun
+from preparation.items import find_items, parse_bbox
+from preparation.labels import WORLDCOVER_URL, forget_labels, open_labels, write_labels
+from preparation.pixels import set_up_reading
+from preparation.plan import check_same, choose_items, make_plans
+from preparation.quick_look import plot_quick_look
+from running.config import check
+from running.errors import InputError
+from running.files import make_output_dir
+from running.script import run_script
 from tiles import tiles_folder
 
 run_config = {
@@ -44,7 +48,7 @@ run_config = {
     "offset": "auto",  # auto: by baseline and flag of each item; applied; raw: flags are wrong
     # labels and splits, also of tiles that are done
     "labels": "",  # worldcover, a raster, or a file of polygons or points
-    "worldcover_url": tile_labels.WORLDCOVER_URL,  # {place}: of a file of 3 x 3 degrees, N48E012
+    "worldcover_url": WORLDCOVER_URL,  # {place}: of a file of 3 x 3 degrees, N48E012
     "class_column": "",  # of a vector file: names or codes 1 to 255
     "classes_path": "",  # JSON {"10": {"name": .., "color": ..}}; empty: made from the labels
     "splits": "",  # polygons, blocks, or a column of train, validation, test; empty: none
@@ -61,7 +65,6 @@ run_config = {
     "statistics_only": False,  # fetch nothing: add what the tiles of dataset_name lack
 }
 
-REASONS = ("of another tile", "of other dates", "too cloudy", "skip_items", "bad")
 FEW_DATES = 10  # clear observations; embeddings get much worse below 10 to 20 (arXiv 2506.20380)
 
 
@@ -82,7 +85,7 @@ def check_config(config):
     sentinel2.parse_bands(config["bands"])
     sentinel2.parse_clear_scl(config["clear_scl"])
     sentinel2.year_window(config["year"])
-    sources.parse_bbox(config["bbox"])
+    parse_bbox(config["bbox"])
     if config["local_path"] and config["items_path"]:
         raise InputError("local_path and items_path: found both, wanted one of them")
     place = config["mgrs_tile"] or config["bbox"] or config["local_path"] or config["items_path"]
@@ -94,143 +97,14 @@ def check_config(config):
 # ---- choosing items ------------------------------------------------------------------------------
 
 
-def choose_items(items, config):
-    """The items to use, {tile: {date: items}}; prints how many are left out, and why.
-
-    Raises InputError where nothing is left, or where an item lacks a band, its mask or its baseline
-    (skip_bad_items=true: says so and leaves it out).
-    """
-    first, last = sentinel2.year_window(config["year"])
-    bands = sentinel2.parse_bands(config["bands"])
-    skipped, chosen = parse_skipped(config["skip_items"], items), {}
-    reasons = dict.fromkeys(REASONS, 0)
-    for item in {item.id: item for item in items}.values():  # a catalogue may tell one twice
-        tile = sentinel2.tile_of(item)
-        day = sentinel2.solar_date(item)
-        if config["mgrs_tile"] and tile != config["mgrs_tile"]:
-            reasons["of another tile"] += 1
-        elif not first <= day <= last:
-            reasons["of other dates"] += 1
-        elif (item.properties.get("eo:cloud_cover") or 0) > config["max_cloud_cover"]:
-            reasons["too cloudy"] += 1
-        elif item.id in skipped:
-            reasons["skip_items"] += 1
-        elif not is_usable(item, bands, config):
-            reasons["bad"] += 1
-        else:
-            chosen.setdefault(tile, {}).setdefault(day, []).append(item)
-    told = ", ".join(f"{count} {reason}" for reason, count in reasons.items() if count)
-    print(f"found {len(items)} items" + (f"; left out: {told}" if told else ""))
-    if not chosen:
-        raise InputError(
-            f"year={config['year']}: found no item to use among {len(items)} ({told or 'none'}), "
-            "wanted some; look at mgrs_tile, bbox, year and max_cloud_cover"
-        )
-    return chosen
-
-
-def parse_skipped(text, items):
-    """The ids of skip_items; InputError for one that no item has."""
-    skipped = {name.strip() for name in text.split(",")} - {""}
-    if unknown := sorted(skipped - {item.id for item in items}):
-        raise InputError(f"skip_items: found {unknown[0]}, wanted ids of the {len(items)} items")
-    return skipped
-
-
-def is_usable(item, bands, config):
-    """Whether an item has all that is needed; InputError if not, unless skip_bad_items=true."""
-    try:
-        sentinel2.check_assets(item, bands)
-        sentinel2.offset_of(item, config["offset"])
-    except InputError as error:
-        if not config["skip_bad_items"]:
-            raise
-        print(f"left out: {error}")
-        return False
-    return True
-
-
-def order_days(days):
-    """(date, items) of {date: items} by day of year, as the contract wants.
-
-    Of a day, the item of the newest baseline comes first, and of these the least cloudy one.
-    """
-
-    def first_choice(item):
-        baseline = float(sentinel2.origin_of(item)["baseline"] or 0)
-        return -baseline, item.properties.get("eo:cloud_cover") or 0, item.id
-
-    by_doy = sorted(days, key=lambda day: (day.timetuple().tm_yday, day))
-    return [(day, sorted(days[day], key=first_choice)) for day in by_doy]
-
-
-def first_grid(items, bands, config):
-    """The grid of the first of a tile's items that can be read (without skip_bad_items: the first).
-
-    Of one of its 10 m bands where it has one.
-    """
-    item, *others = items
-    name = next((b for b in sentinel2.NATIVE_10M if sentinel2.find_asset(item, b)), bands[0])
-    try:
-        return sources.source_grid(item, name, config["retries"])
-    except sources.ItemError as error:
-        if not (config["skip_bad_items"] and others):
-            raise
-        print(f"not looked at for the grid: {error}")
-        return first_grid(others, bands, config)
-
-
-def tile_grid(days, config):
-    """The pixels of a tile to read, an odc.geo GeoBox: the 10 m pixels of its source, or coarser.
-
-    Cut to bbox, on pixel edges; None where bbox lies outside.
-    """
-    bands = sentinel2.parse_bands(config["bands"])
-    grid = first_grid([item for _, items in days for item in items], bands, config)
-    if config["resolution"]:
-        grid = grid.zoom_to(resolution=config["resolution"])
-    if config["bbox"]:
-        geometry = sources.need("odc.geo.geom")
-        box = geometry.box(*sources.parse_bbox(config["bbox"]), "EPSG:4326")
-        if not grid.extent.to_crs("EPSG:4326").intersects(box):
-            return None
-        grid = grid[grid.overlap_roi(grid.enclosing(box.to_crs(grid.crs)))]
-    return grid if min(grid.shape) >= config["stride"] else None
-
-
-def make_plans(chosen, config):
-    """A Plan for each tile that is needed: with bbox, none that others cover already."""
-    kept = {key: config[key] for key in tile_builder.RESULT_KEYS}
-    plans, covered = [], None
-    for tile, days in sorted(chosen.items()):
-        ordered = order_days(days)
-        grid = tile_grid(ordered, config)
-        if grid is not None:
-            plans.append(tile_builder.Plan(f"MGRS-{tile}", grid, config["stride"], ordered, kept))
-    if not config["bbox"]:
-        return plans
-    box = sources.need("odc.geo.geom").box(*sources.parse_bbox(config["bbox"]), "EPSG:4326")
-    needed = []
-    for plan in sorted(
-        plans, key=lambda plan: (-plan.grid.shape[0] * plan.grid.shape[1], plan.name)
-    ):
-        place = plan.grid.extent.to_crs("EPSG:4326") & box  # of two zones, rectangles lie askew
-        if covered is not None and covered.buffer(1e-6).contains(place):
-            print(f"{plan.name}: not made, its part of bbox is covered by the others")
-            continue
-        covered = place if covered is None else covered | place
-        needed.append(plan)
-    return needed
-
-
 # ---- the steps -----------------------------------------------------------------------------------
 
 
 def fetch_tiles(processed, config):
     """Make the tiles that are not done. Returns the folders of all of them."""
-    sources.set_up_reading()
+    set_up_reading()
     window = sentinel2.year_window(config["year"])
-    chosen = choose_items(sources.find_items(config, window), config)
+    chosen = choose_items(find_items(config, window), config)
     plans = make_plans(chosen, config)
     if not plans:
         raise InputError(f"bbox={config['bbox']}: found no pixel of the items' tiles inside")
@@ -238,14 +112,14 @@ def fetch_tiles(processed, config):
     for plan in plans:
         folder = processed / plan.name
         if config["overwrite"]:
-            tile_builder.remove_begun(folder)
+            remove_begun(folder)
         if folder.exists() and not config["overwrite"]:
-            before = tile_statistics.read_info(folder).get("made_with", {})
-            tile_builder.check_same(folder, before, plan.config)
+            before = read_info(folder).get("made_with", {})
+            check_same(folder, before, plan.config)
             (folder / "progress.json").unlink(missing_ok=True)  # of a run that was killed
             print(f"{folder}: done already (overwrite=true makes it again)")
         else:
-            tile_builder.build_tile(plan, folder, config)
+            build_tile(plan, folder, config)
             shape = " x ".join(map(str, plan.shape))
             print(f"{folder}: {shape} (dates, rows, columns, bands)")
         folders.append(folder)
@@ -254,8 +128,8 @@ def fetch_tiles(processed, config):
 
 def warn(folder):
     """Print what looks strange about a tile. Returns the warnings."""
-    info = tile_statistics.read_info(folder)
-    warnings = tile_statistics.check_reflectance(info.get("counts", {}))
+    info = read_info(folder)
+    warnings = check_reflectance(info.get("counts", {}))
     masks = np.load(folder / "masks.npy", mmap_mode="r", allow_pickle=False)
     step = max(1, max(masks.shape[1:]) // 512)  # of a large tile, a look at some pixels
     clear = np.sum([mask[::step, ::step] for mask in masks], axis=0)
@@ -272,26 +146,26 @@ def warn(folder):
 def main(config):
     """Make the tiles, or add to those there are. Returns their folders."""
     config = check_config(config)
-    labels = tile_labels.open_labels(config)
+    labels = open_labels(config)
 
     # bands, masks, days and statistics
     processed = tiles_folder(config["base_path"], config["dataset_name"])
     if config["statistics_only"]:
-        folders = tile_statistics.complete_tiles(processed, config)
+        folders = complete_tiles(processed, config)
     else:
         make_output_dir(processed)
         folders = fetch_tiles(processed, config)
 
     # labels, splits and a look
     if labels:
-        written = [tile_labels.write_labels(folder, labels, config) for folder in folders]
+        written = [write_labels(folder, labels, config) for folder in folders]
         if not any(written):
             raise InputError(f"labels={config['labels']}: found no label inside any tile")
         for folder, has_labels in zip(folders, written, strict=True):
             if not has_labels:
-                tile_labels.forget_labels(folder)
+                forget_labels(folder)
     for folder in folders:
-        tile_picture.draw_tile(folder)
+        plot_quick_look(folder)
         warn(folder)
         print(f"{folder / 'quick_look.png'}: median colours, clear dates and labels")
     return folders

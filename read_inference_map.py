@@ -10,8 +10,8 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 import numpy as np
 
-from files import make_output_dir, write_json
-from land_cover import (
+from evaluation.scores import plot_confusion, print_scores, score_classes
+from maps.land_cover import (
     FIGURE_SIZE,
     class_areas,
     class_legend,
@@ -20,10 +20,13 @@ from land_cover import (
     merge_classes,
     plot_class_map,
 )
-from maps import find_labels, read_codes, read_map, read_provenance, row_blocks
-from reports import plot_confusion, print_scores, score_classes
-from runlog import start_log
-from runtime import InputError, check, refuse_torchrun, run_script, start_runtime
+from maps.reader import find_labels, read_codes, read_map, read_provenance, row_blocks
+from running.config import check
+from running.device import start_runtime
+from running.errors import InputError
+from running.files import make_output_dir, write_json
+from running.log import start_log
+from running.script import refuse_torchrun, run_script
 
 run_config = {
     "map_path": "outputs/MGRS-SIM1/classification_map.npy",  # of infer.py

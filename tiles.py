@@ -20,8 +20,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from files import atomic_write
-from runtime import InputError, notice
+from running.errors import InputError, notice
+from running.files import atomic_write, open_npy
 
 TRAIN, VALIDATION, TEST = 1, 2, 3  # codes of splits.npy; 0: no labels used, pretraining only
 CACHE_PIXELS = 512  # pixels whose whole series fit into a core's own cache
@@ -109,12 +109,12 @@ class Tile:
         """A deviation of 0 would leave a band unscaled: refuse it where the band varies."""
         constant = self.band_std == 0
         if constant.any():
-            rows = self.row_blocks(1 << 12)[0][1]
+            rows = self.row_ranges(1 << 12)[0][1]
             clear = self.bands[:, :rows, :, constant][self.masks[:, :rows] == 1]
             if len(clear) and (clear != clear[0]).any():
                 self._fail("band_std.npy", f"{self.band_std.tolist()}", "0 only for constant bands")
 
-    def row_blocks(self, num_pixels):
+    def row_ranges(self, num_pixels):
         """(first row, last row + 1) of consecutive blocks of about `num_pixels` pixels."""
         height, width = self.shape[1:3]
         rows = max(1, num_pixels // width)
@@ -142,7 +142,7 @@ class Tile:
             if counts.shape == self.shape[1:3] and counts.dtype == np.uint16:
                 return counts
         counts = np.empty(self.shape[1:3], np.uint16)
-        for first, last in self.row_blocks(1 << 16):
+        for first, last in self.row_ranges(1 << 16):
             block = self.masks[:, first:last]
             if block.max() > 1:
                 self._fail("masks.npy", f"value {block.max()}", "0 (not clear) or 1 (clear)")
@@ -262,17 +262,6 @@ def scramble(state, value):
 
 
 # ---- files ---------------------------------------------------------------------------------------
-
-
-def open_npy(path, wanted):
-    """Memory-map a .npy file, never unpickled; InputError for anything else."""
-    try:
-        return np.load(path, mmap_mode="r", allow_pickle=False)
-    except FileNotFoundError:
-        raise InputError(f"{path}: found no such file, wanted {wanted}") from None
-    except Exception as error:  # a damaged header raises whatever Python's parser does
-        line = (str(error).splitlines() or [type(error).__name__])[0]
-        raise InputError(f"{path}: found no readable array ({line}), wanted {wanted}") from None
 
 
 def read_tile_json(path, shape=()):
@@ -477,3 +466,8 @@ def pool_statistics(tiles, weights):
     std = np.sqrt((weights * (stds**2 + (means - mean) ** 2)).sum(0))
     std[std < 1e-6] = 1.0
     return mean.astype(np.float32), std.astype(np.float32)
+
+
+def is_georeferenced(info):
+    """Whether a tile.json or an infer.json tells where its pixels lie."""
+    return {"crs", "transform"} <= set(info)

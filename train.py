@@ -15,8 +15,6 @@ Started again with the same output_dir it goes on from last.pt as if it had neve
 import contextlib
 import math
 import os
-import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import NamedTuple
@@ -26,13 +24,7 @@ import torch
 from matplotlib.image import imsave
 from tqdm import tqdm
 
-from backbones import (
-    BACKBONE_KEYS,
-    BACKBONES,
-    backbone_arguments,
-    build_backbone,
-    load_backbone,
-)
+from backbones import BACKBONE_KEYS, BACKBONES, backbone_arguments, build_backbone, load_backbone
 from barlow_twins import (
     LOSSES,
     BarlowTwins,
@@ -47,24 +39,20 @@ from data import (
     SentinelTimeSeriesDatasetForDownstreaming,
     iterate_batches,
 )
-from distributed import BatchGenerator, gather, share
-from false_color import apply_basis, fit_basis
-from files import atomic_write, make_output_dir
-from runtime import (
-    MOST_WHOLE,
-    InputError,
-    Stopped,
-    check,
-    run_script,
-    start_runtime,
-    stop_on_signals,
-)
-from storage import file_hash
+from evaluation.validation import Validation
+from maps.false_color import apply_basis, fit_basis
+from preparation.simulated import simulate_dataset
+from running.checkpoints import inherit, one_run_at_a_time, read_last, start_run
+from running.config import MAX_INT, check
+from running.device import start_runtime
+from running.distributed import BatchGenerator, share
+from running.errors import InputError, Stopped
+from running.files import atomic_write, file_hash, make_output_dir
+from running.log import RecentSteps
+from running.script import run_script, stop_on_signals
 from tiles import Tile, check_bands, check_tile, notice_splits
-from training import inherit, learning_rate, one_run_at_a_time, read_last, start_run
-from transforms import AUGMENTATIONS, blend, thin_dates
-from utils import extract_representations, plot_cross_corr
-from validation import Validation
+from transforms import AUGMENTATIONS, add_mixed_view, blend_pixels, thin_dates
+from utils import extract_representations, learning_rate, plot_cross_corr
 
 run_config = {
     # input
@@ -132,7 +120,7 @@ def check_config(config):
     if config["backbone"] == "transformer" and config["width"] % 16:
         raise InputError(f"width={config['width']}: wanted a multiple of 16 for the transformer")
     names = {"backbone": BACKBONES, "loss": LOSSES, "augment": AUGMENTATIONS}
-    config = check(config, **names, epochs=(0, MOST_WHOLE))
+    config = check(config, **names, epochs=(0, MAX_INT))
     if config["min_samples"] > config["max_samples"]:
         raise InputError(
             f"min_samples={config['min_samples']}: wanted at most max_samples="
@@ -148,12 +136,8 @@ def make_simulated_tiles(config, runtime):
     """Simulate the default data set where it is asked for and not there."""
     folder = Path(config["base_path"]) / "data" / "simulated"
     if config["dataset_name"] == "simulated" and runtime.is_main and not folder.exists():
-        script = Path(__file__).with_name("make_demo_data.py")
-        arguments = [sys.executable, str(script), f"base_path={config['base_path']}"]
-        alone = {key: value for key, value in os.environ.items() if key != "WORLD_SIZE"}
-        subprocess.run(arguments, env=alone, check=False)
-    if not runtime.broadcast(config["dataset_name"] != "simulated" or folder.exists()):
-        raise InputError(f"{folder}: could not be simulated (see above)")
+        simulate_dataset(folder)
+    runtime.barrier()
 
 
 def open_data(config, runtime, checkpoint=None):
@@ -225,38 +209,6 @@ def build_optimiser(model, config):
     return torch.optim.AdamW(groups, weight_decay=config["weight_decay"], fused=True)
 
 
-def draw_partners(seed, total, device):
-    """A number in [0, 1) and a partner for each pixel of the whole batch: (total,) each."""
-    generator = torch.Generator().manual_seed(seed)
-    numbers = torch.rand(total, generator=generator), torch.randperm(total, generator=generator)
-    return (part.to(device, non_blocking=True) for part in numbers)
-
-
-def blend_pixels(x, doys, blended, seed, rows, total):
-    """New pixels: a share of them moves to or from another one of the whole batch, by up to a half.
-
-    x: (N, 2, S, B); doys: (N, 2, S); blended: the share; rows, total: as `share` gives them.
-    Returns x (N, 2, S, B).
-    """
-    number, order = draw_partners(seed, total, x.device)
-    weight = torch.where(number < blended, number / blended - 0.5, 0.0)[rows]
-    return blend(x, doys, *(gather(part)[order][rows] for part in (x, doys.float())), weight)
-
-
-def add_mixed_view(x, doys, seed, rows, total):
-    """A third view: view a mixed with another pixel, drawn from the whole batch, at a's days.
-
-    As in Mixed Barlow Twins (arXiv 2312.02151), which mixes pictures place by place.
-    x: (N, 2, S, B); doys: (N, 2, S); rows, total: as `share` gives them.
-    Returns x (N, 3, S, B), doys (N, 3, S) and the mixture of the whole batch: the weights of view
-    a and the order that picks the partners.
-    """
-    weight, order = draw_partners(seed, total, x.device)
-    others = (gather(part)[order][rows] for part in (x, doys.float()))
-    x_m = blend(x[:, :1], doys[:, :1], *others, 1 - weight[rows])
-    return torch.cat([x, x_m], 1), torch.cat([doys, doys[:, :1]], 1), (weight, order)
-
-
 def training_loss(model, x, doys, config, runtime, step):
     """The loss of a step on views x (N, 2, S, B), doys (N, 2, S).
 
@@ -274,7 +226,7 @@ def training_loss(model, x, doys, config, runtime, step):
     x, doys = AUGMENTATIONS[config["augment"]](x, doys, generator)
     if config["mix_up"]:
         x, doys, mixture = add_mixed_view(x, doys, seed + (1 << 30), rows, total)
-    runtime.mark_sizes(x, doys, days_observed)
+    runtime.mark_dynamic(x, doys, days_observed)
     with runtime.autocast(training=True):
         _, z, predicted = model(x, doys, days_observed)
     loss, parts = pretraining_loss(z, predicted, observed, config, mixture)
@@ -299,7 +251,7 @@ def train_step(model, optimiser, x, doys, config, runtime, step, rate):
 # ---- pictures ------------------------------------------------------------------------------------
 
 
-def draw_false_color(backbone, tile, train_set, config, runtime, path):
+def plot_false_color(backbone, tile, train_set, config, runtime, path):
     """False colour of a tile at up to 512 pixels a side; False where too little is valid."""
     stride = -(-max(tile.shape[1:3]) // 512)
     height, width = (-(-size // stride) for size in tile.shape[1:3])
@@ -319,7 +271,7 @@ def draw_false_color(backbone, tile, train_set, config, runtime, path):
     return True
 
 
-def draw_correlation(z, run):
+def plot_correlation(z, run):
     """Picture of a batch's cross-correlation matrix, to the folder and to wandb. z: V of (N, P)."""
     if run.runtime.is_main:
         c = cross_correlation(normalise(z[0].detach()), normalise(z[1].detach()))
@@ -345,45 +297,6 @@ def find_length(config, train_set):
     samples = min(max(pixels, config["min_samples"]), config["max_samples"])
     total = config["epochs"] * epoch or -(-samples * epoch // pixels)
     return Length(epoch, total, min(total, config["max_steps"] or total))
-
-
-class RecentSteps:
-    """The steps since the last logged one, kept on the device: no step waits for a number."""
-
-    def __init__(self):
-        self.restart()
-
-    def restart(self):
-        self.steps, self.pixels, self.start = [], 0, time.perf_counter()
-
-    def add(self, step, rate, parts, x):
-        """A step's learning rate, parts of the loss (scalar tensors) and views x (N, 2, S, B)."""
-        values = torch.stack([value.detach().float() for value in parts.values()])
-        # with several processes, one of them may have no pixel of a small batch
-        extremes = torch.stack(x.aminmax()) if len(x) else torch.zeros(2)
-        self.steps.append((step, rate, list(parts), values, extremes))
-        self.pixels += len(x)
-
-    def seconds_per_step(self):
-        return (time.perf_counter() - self.start) / len(self.steps)
-
-    def summary(self, world_size):
-        """Last rate, means over the steps, throughput; FloatingPointError for a loss not finite."""
-        for step, rate, _, values, extremes in self.steps:
-            if not values.isfinite().all():
-                low, high = extremes.tolist()
-                raise FloatingPointError(
-                    f"loss {float(values[0])} at step {step}, learning rate {rate:.3g}, "
-                    f"standardised input from {low:.3g} to {high:.3g}; "
-                    "the last good checkpoint stays"
-                )
-        means = torch.stack([values for *_, values, _ in self.steps]).mean(0).tolist()
-        seconds, (_, rate, names, *_) = time.perf_counter() - self.start, self.steps[-1]
-        return {
-            "learning_rate": rate,
-            **dict(zip(names, means, strict=True)),
-            "samples_per_second": world_size * self.pixels / seconds,
-        }
 
 
 def keep_best(run, score, total_steps):
@@ -432,13 +345,13 @@ def train(run, batches, validate, length):
             key: progress.step == length.last or progress.step % config[f"{key}_interval"] == 0
             for key in ("log", "val", "checkpoint")
         }
-        stopped = runtime.largest(stop.status, now=any(due.values()))
+        stopped = runtime.max_over_processes(stop.status, now=any(due.values()))
         if not stopped and not any(due.values()):
             continue
         progress.line = report(run, recent, length, bar)
         if due["val"]:
             progress.line |= validate(run.model)
-            draw_correlation(z, run)
+            plot_correlation(z, run)
         run.log.line(progress.line)
         if due["val"]:
             keep_best(run, progress.line["score"], length.total)
@@ -492,7 +405,7 @@ def make_header(config, checkpoint, data):
     return header
 
 
-def tell_start(run, train_set, val_set, length):
+def print_start(run, train_set, val_set, length):
     """Print what is trained on, and how long."""
     print(
         f"{run.config['dataset_name']}: {len(train_set.tiles)} tiles, {train_set.num_bands} bands, "
@@ -503,11 +416,11 @@ def tell_start(run, train_set, val_set, length):
     )
 
 
-def tell_end(run, train_set, validate, picture_tile):
+def print_end(run, train_set, validate, picture_tile):
     """Draw the false colour, and print where the files of the run are."""
     config, output_dir, progress = run.config, run.output_dir, run.progress
     picture, backbone = output_dir / "false_color.png", run.model.backbone
-    if draw_false_color(backbone, picture_tile, train_set, config, run.runtime, picture):
+    if plot_false_color(backbone, picture_tile, train_set, config, run.runtime, picture):
         run.log.images({"false_color": picture}, progress.step)
         print(f"{picture}: representations of {picture_tile.title} as false colour")
     print(f"{output_dir / 'cross_correlation.png'}: of the projections of two views")
@@ -538,7 +451,7 @@ def pretrain(config, checkpoint, data, output_dir, runtime):
     )
     progress = run.progress
     if runtime.is_main:
-        tell_start(run, train_set, val_set, length)
+        print_start(run, train_set, val_set, length)
     if not last:
         run.log.line({"step": 0, **validate(model)})  # before training, to compare with
 
@@ -550,7 +463,7 @@ def pretrain(config, checkpoint, data, output_dir, runtime):
 
     # wrap up
     if runtime.is_main:
-        tell_end(run, train_set, validate, picture_tile)
+        print_end(run, train_set, validate, picture_tile)
     run.log.finish()
     return {"output_dir": output_dir, **progress.line}
 

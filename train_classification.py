@@ -32,33 +32,26 @@ from backbones import (
     load_backbone,
 )
 from data import SentinelTimeSeriesDatasetForDownstreaming, iterate_batches
-from distributed import BatchGenerator, gather, share
-from files import load_checkpoint, make_output_dir
-from land_cover import class_legend, merge_classes
-from linear_start import fit_linear_start, read_representations
-from reports import score_classes, write_report
-from runtime import (
-    MOST_WHOLE,
-    InputError,
-    Stopped,
-    check,
-    notice,
-    run_script,
-    start_runtime,
-    stop_on_signals,
-)
-from storage import file_hash
-from tiles import check_tile, notice_splits
-from training import (
+from evaluation.classifiers import fit_linear_start, read_representations
+from evaluation.scores import score_classes, write_report
+from maps.land_cover import class_legend, merge_classes
+from running.checkpoints import (
     inherit,
-    learning_rate,
+    load_checkpoint,
     one_run_at_a_time,
     read_last,
     remove_run,
     start_run,
 )
+from running.config import MAX_INT, check
+from running.device import start_runtime
+from running.distributed import BatchGenerator, gather, share
+from running.errors import InputError, Stopped, notice
+from running.files import file_hash, make_output_dir
+from running.script import run_script, stop_on_signals
+from tiles import check_tile, notice_splits
 from transforms import drop_dates
-from utils import encode_series
+from utils import encode_series, learning_rate
 
 run_config = {
     # input
@@ -128,7 +121,7 @@ def check_config(config):
         backbone=BACKBONES,
         loss=("cross_entropy", "focal"),
         sample_size=(-1, 1000),
-        epochs=(0, MOST_WHOLE),
+        epochs=(0, MAX_INT),
     )
     averages = config["label_count"] and starts_from_probe(config)
     if config["start_share"] != -1 and not (averages and config["start_share"] >= 0):
@@ -307,7 +300,7 @@ def predict(classifier, dataset, class_index, runtime):
 # ---- loop ----------------------------------------------------------------------------------------
 
 
-def draw_subsets(run, doys, longest):
+def sample_subsets(run, doys, longest):
     """Days (N, S) of random subsets of a batch's dates, 0 for those left out; by step alone.
 
     longest: S of the longest series of all, for which every process draws the same numbers.
@@ -368,7 +361,7 @@ def fit(run, train, validation, legend):
     run.model.train()
     while progress.step < total_steps:
         x, doys, label, _ = next(batches)
-        doys = draw_subsets(run, doys, train.longest)
+        doys = sample_subsets(run, doys, train.longest)
         for group in run.optimiser.param_groups:
             warmup_steps = config["warmup_fraction"] * total_steps
             group["lr"] = learning_rate(group["peak"], progress.step, total_steps, warmup_steps)
@@ -379,7 +372,8 @@ def fit(run, train, validation, legend):
         if end_of_epoch:
             end_epoch(run, progress.step // epoch_steps, epochs, validation, legend, bar)
         # several processes ask each other now and then: an epoch may take hours
-        stopped = runtime.largest(stop.status, now=end_of_epoch or progress.step % 10 == 0)
+        ask_now = end_of_epoch or progress.step % 10 == 0
+        stopped = runtime.max_over_processes(stop.status, now=ask_now)
         if end_of_epoch or stopped:
             progress.losses = [float(loss) for loss in progress.losses]
             run.save("last.pt")
@@ -475,7 +469,7 @@ def read_or_remove_last(output_dir, config, data, runtime):
 
 
 def main(config):
-    """Fine-tune. Returns the test scores (`reports.score_classes`), as in metrics.json."""
+    """Fine-tune. Returns the test scores (`score_classes`), as in metrics.json."""
     config, checkpoint = inherit(config, INHERITED)
     config = check_config(choose_sample_size(config, checkpoint))
     if checkpoint and checkpoint["kind"] == "classifier" and config["label_count"]:

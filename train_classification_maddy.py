@@ -16,18 +16,21 @@ from torch import nn
 from tqdm import trange
 
 from backbones import focal_loss
-from files import make_output_dir
-from land_cover import class_legend
-from maps import (
+from evaluation.scores import score_classes, write_report
+from maps.land_cover import class_legend
+from maps.reader import (
     find_labels,
     open_representations,
     read_codes,
     read_provenance,
     representation_blocks,
 )
-from reports import score_classes, write_report
-from runlog import refuse_training_folder, start_log
-from runtime import InputError, check, notice, refuse_torchrun, run_script, start_runtime
+from running.config import check
+from running.device import start_runtime
+from running.errors import InputError, notice
+from running.files import make_output_dir
+from running.log import refuse_training_folder, start_log
+from running.script import refuse_torchrun, run_script
 from tiles import TEST
 
 run_config = {
@@ -70,7 +73,7 @@ def read_pixels(config, labels_path):
 
 
 def main(config):
-    """Train the head. Returns the test scores (`reports.score_classes`) of the last epoch."""
+    """Train the head. Returns the test scores (`score_classes`) of the last epoch."""
     refuse_torchrun()
     config = check(config, loss=("cross_entropy", "focal"))
 

@@ -9,12 +9,23 @@ import math
 import numpy as np
 import torch
 
-from backbones import encode_days
+from running.distributed import gather
 
+DAYS = 365.25  # of a year
 NO_RANK = 1 << 14  # larger than any rank: marks a date that is not drawn
 
 
-def draw_dates(clear, num_drawn, random):
+def encode_days(doys, num_features):
+    """Sines and cosines of 2 pi k doy / 365.25 for k = 1 .. num_features / 2: the yearly harmonics.
+
+    doys: (N, S) of any number type. Returns (N, S, num_features) float32.
+    """
+    k = torch.arange(1, num_features // 2 + 1, device=doys.device)
+    angle = doys.float()[..., None] * (2 * math.pi / DAYS * k)
+    return torch.cat([angle.sin(), angle.cos()], dim=-1)
+
+
+def sample_dates(clear, num_drawn, random):
     """Draw the clear observations that make each pixel's views.
 
     Dates ascend, none is drawn twice, and every subset is equally likely. A pixel with fewer than
@@ -32,7 +43,7 @@ def draw_dates(clear, num_drawn, random):
         raise ValueError("a pixel without a clear observation has no views; select by min_valid")
     num_views = random.shape[2]
     series = num_clear.repeat_interleave(num_views)  # one a view: (N V,)
-    ranks = _draw_ranks(series, num_drawn, random.flatten(1)).T.contiguous().long()  # (N V, S)
+    ranks = _sample_ranks(series, num_drawn, random.flatten(1)).T.contiguous().long()  # (N V, S)
     # rank r of a pixel is the r-th of its entries in the list of all clear observations
     start = num_clear.cumsum(0) - num_clear
     ranks += start.repeat_interleave(num_views)[:, None]
@@ -41,8 +52,8 @@ def draw_dates(clear, num_drawn, random):
     return dates.sub_((pixel * len(clear)).view(-1, 1, 1))
 
 
-def _draw_ranks(num_clear, num_drawn, random):
-    """`draw_dates` for series (N,) whose dates are all clear: (S, N) int16, ascending along S.
+def _sample_ranks(num_clear, num_drawn, random):
+    """`sample_dates` for series (N,) whose dates are all clear: (S, N) int16, ascending along S.
 
     Insertion sort over all series at once. Draw i picks one of the n - i ranks that are left; each
     earlier rank that is not larger raises it by one while it moves up the sorted list.
@@ -232,6 +243,38 @@ def blend(x, doys, x_other, doys_other, weight):
     series = x_other.flatten(1, 2).take_along_dim(order[..., None], 1)
     other = gap_fill(series, days, doys.flatten(1)).view_as(x)
     return x.lerp(other, weight.view(-1, 1, 1, 1))
+
+
+def random_partners(seed, total, device):
+    """A number in [0, 1) and a partner for each pixel of the whole batch: (total,) each."""
+    generator = torch.Generator().manual_seed(seed)
+    numbers = torch.rand(total, generator=generator), torch.randperm(total, generator=generator)
+    return (part.to(device, non_blocking=True) for part in numbers)
+
+
+def blend_pixels(x, doys, blended, seed, rows, total):
+    """New pixels: a share of them moves to or from another one of the whole batch, by up to a half.
+
+    x: (N, 2, S, B); doys: (N, 2, S); blended: the share; rows, total: as `share` gives them.
+    Returns x (N, 2, S, B).
+    """
+    number, order = random_partners(seed, total, x.device)
+    weight = torch.where(number < blended, number / blended - 0.5, 0.0)[rows]
+    return blend(x, doys, *(gather(part)[order][rows] for part in (x, doys.float())), weight)
+
+
+def add_mixed_view(x, doys, seed, rows, total):
+    """A third view: view a mixed with another pixel, drawn from the whole batch, at a's days.
+
+    As in Mixed Barlow Twins (arXiv 2312.02151), which mixes pictures place by place.
+    x: (N, 2, S, B); doys: (N, 2, S); rows, total: as `share` gives them.
+    Returns x (N, 3, S, B), doys (N, 3, S) and the mixture of the whole batch: the weights of view
+    a and the order that picks the partners.
+    """
+    weight, order = random_partners(seed, total, x.device)
+    others = (gather(part)[order][rows] for part in (x, doys.float()))
+    x_m = blend(x[:, :1], doys[:, :1], *others, 1 - weight[rows])
+    return torch.cat([x, x_m], 1), torch.cat([doys, doys[:, :1]], 1), (weight, order)
 
 
 def no_augmentation(x, doys, generator):

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from matplotlib import rcParams
 from matplotlib.figure import Figure
 
-from files import atomic_write
+from running.files import atomic_write
 from transforms import clear_dates, even_dates, even_draws, standardise
 
 rcParams["text.parse_math"] = False  # names of classes and tiles may have a dollar sign
@@ -156,7 +156,7 @@ def extract_representations(
 def _read_blocks(tile, min_valid, runtime, stride, dates, first_row):
     """Yield (first, last + 1), flat indices (N,), bands and days of the valid pixels of blocks."""
     counts, width = tile.clear_counts(), tile.shape[2]
-    for first, last in tile.row_blocks(runtime.block_pixels):
+    for first, last in tile.row_ranges(runtime.block_pixels):
         if first < first_row:
             continue
         valid = counts[first:last] >= min_valid
@@ -165,3 +165,15 @@ def _read_blocks(tile, min_valid, runtime, stride, dates, first_row):
         pixels = first * width + np.flatnonzero(valid)
         chosen = even_dates(clear_dates(tile.read_clear(pixels)), dates)
         yield (first, last), pixels, *tile.read_dates(pixels, chosen)
+
+
+def learning_rate(peak, step, total_steps, warmup_steps, hold_fraction=0.0):
+    """Linear warm-up, hold, and cosine decay to 0: a pure function of the step (from 0 on).
+
+    hold_fraction: of all steps, at the end of which the decay begins; 0: right after the warm-up.
+    """
+    if step < warmup_steps:
+        return peak * (step + 1) / (warmup_steps + 1)
+    decay_start = max(warmup_steps, hold_fraction * total_steps)
+    progress = max(0.0, (step - decay_start) / max(1, total_steps - decay_start))
+    return peak * 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))

@@ -26,10 +26,13 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 import prepare_tiles  # noqa: E402
-import sentinel2  # noqa: E402
-import sources  # noqa: E402
-import tile_builder  # noqa: E402
-from runtime import check, run_script  # noqa: E402
+from preparation import sentinel2  # noqa: E402
+from preparation.builder import build_tile  # noqa: E402
+from preparation.items import find_items  # noqa: E402
+from preparation.pixels import NETWORK, set_up_reading  # noqa: E402
+from preparation.plan import BLOCK  # noqa: E402
+from running.config import check  # noqa: E402
+from running.script import run_script  # noqa: E402
 
 run_config = {
     "sizes": "1024,2048,4096",  # pixels along a side of the tiles
@@ -82,11 +85,11 @@ def plain_copy(folder, dates, threads):
     bands = [*sentinel2.TESSERA_BANDS, "SCL"]
     with rasterio.open(folder / "B02.tif") as file:
         size = file.height
-    path, block = folder / "copy.npy", tile_builder.BLOCK
+    path, block = folder / "copy.npy", BLOCK
     np.lib.format.open_memmap(path, "w+", np.uint16, (dates, size, size, len(bands)))
 
     def copy_date(index):
-        with rasterio.Env(**sources.NETWORK):
+        with rasterio.Env(**NETWORK):
             for row in range(0, size, block):
                 for column in range(0, size, block):
                     shape = min(block, size - row), min(block, size - column)
@@ -124,11 +127,11 @@ def prepare(folder, threads):
     config = prepare_tiles.run_config | {"items_path": str(folder / "items.json")}
     config |= {"base_path": str(folder), "mgrs_tile": "33UUP", "threads": threads}
     window = sentinel2.year_window(config["year"])
-    sources.set_up_reading()
-    chosen = prepare_tiles.choose_items(sources.find_items(config, window), config)
+    set_up_reading()
+    chosen = prepare_tiles.choose_items(find_items(config, window), config)
     (plan,) = prepare_tiles.make_plans(chosen, config)
     start = clocks()
-    tile_builder.build_tile(plan, folder / plan.name, config)
+    build_tile(plan, folder / plan.name, config)
     seconds = clocks() - start
     shutil.rmtree(folder / plan.name)
     return seconds

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from torch.utils.data import default_collate
 
-from backbones import encode_days
+from transforms import encode_days
 
 
 class PixelLoop:

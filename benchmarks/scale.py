@@ -24,7 +24,9 @@ sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
 
 from bench import write_tile  # noqa: E402
 
-from runtime import InputError, check, run_script  # noqa: E402
+from running.config import check  # noqa: E402
+from running.errors import InputError  # noqa: E402
+from running.script import run_script  # noqa: E402
 
 run_config = {
     "sections": "all",  # memory, trial

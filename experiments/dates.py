@@ -20,9 +20,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from study import Pixels, score
 
 from backbones import load_backbone, load_classifier
-from files import load_checkpoint
-from reports import macro_f1
-from runtime import run_script, start_runtime
+from evaluation.scores import macro_f1
+from running.checkpoints import load_checkpoint
+from running.device import start_runtime
+from running.script import run_script
 from transforms import even_dates
 from utils import encode_series
 

@@ -30,28 +30,30 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from backbones import TransformerEncoder, attention_pool, build_backbone, encode_days
+from backbones import TransformerEncoder, attention_pool, build_backbone
 from barlow_twins import HarmonicDecoder, barlow_twins_loss
-from comparison import fit_classifier
 from data import (
     SentinelTimeSeriesDataset,
     SentinelTimeSeriesDatasetForDownstreaming,
     iterate_batches,
 )
-from distributed import BatchNorm
-from files import atomic_write
-from reports import macro_f1
-from runtime import InputError, run_script, start_runtime
-from training import learning_rate
+from evaluation.classifiers import fit_classifier
+from evaluation.scores import macro_f1
+from running.device import start_runtime
+from running.distributed import BatchNorm
+from running.errors import InputError
+from running.files import atomic_write
+from running.script import run_script
 from transforms import (
     blend,
     clear_dates,
+    encode_days,
     gap_fill,
     harmonic_coefficients,
     split_dates,
     standardise,
 )
-from utils import encode_series, rankme, retrieval
+from utils import encode_series, learning_rate, rankme, retrieval
 
 run_config = {
     "recipes": "",  # names in RECIPES and CLASSICAL, divided by commas; empty: all

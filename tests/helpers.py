@@ -22,7 +22,7 @@ from tqdm import tqdm
 import infer
 import train
 import train_classification
-from files import load_checkpoint, save_checkpoint
+from running.checkpoints import load_checkpoint, save_checkpoint
 
 ROOT = Path(__file__).resolve().parent.parent
 SHARED = Path(os.environ.get("TILES_DIR", ROOT.parent / "shared"))

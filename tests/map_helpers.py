@@ -11,8 +11,8 @@ import torch
 
 import infer
 from backbones import Classifier, build_backbone
-from files import save_checkpoint
-from runtime import InputError
+from running.checkpoints import save_checkpoint
+from running.errors import InputError
 
 ROOT = Path(__file__).resolve().parent.parent
 BANDS = ["B02", "B03", "B04", "B08"]

@@ -4,7 +4,7 @@ import numpy as np
 from stac_server import SIZE, true_classes, true_reflectance
 
 import prepare_tiles
-import sentinel2
+from preparation import sentinel2
 from tiles import Tile
 
 WEST, EAST = (0, 150), (120, SIZE)  # columns of two scenes of one datatake

@@ -25,7 +25,8 @@ from helpers import (
 
 import infer
 import train
-from runtime import InputError, run_script
+from running.errors import InputError
+from running.script import run_script
 from tiles import Tile
 
 SHAPE = (6, 8, 8, 3)  # of the tiles here: T, H, W, B

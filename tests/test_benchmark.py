@@ -10,7 +10,7 @@ import torch
 from helpers import ROOT, make_tile
 
 from backbones import build_backbone
-from runtime import start_runtime
+from running.device import start_runtime
 from tiles import Tile
 from utils import extract_representations
 

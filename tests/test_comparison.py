@@ -7,9 +7,10 @@ import pytest
 from sklearn.metrics import f1_score
 from sklearn.model_selection import cross_val_score
 
-import comparison
-from comparison import block_bootstrap, classifiers, find_label_folds, fit_classifier, paired_p
-from reports import macro_f1
+from evaluation import classifiers as module
+from evaluation.classifiers import classifiers, find_label_folds, fit_classifier
+from evaluation.differences import BOOTSTRAPS, block_bootstrap, paired_p
+from evaluation.scores import macro_f1
 
 NAMES = list(classifiers(0))
 
@@ -78,7 +79,7 @@ def test_folds_hold_every_class_in_every_part(monkeypatch):
         assert not set(train) & set(test)
         assert set(labels[train]) == set(labels[test]) == {1, 2}
     assert len(find_label_folds(np.repeat([1, 2], 200))) == 5
-    monkeypatch.setattr(comparison, "SEARCH_LABELS", 30)
+    monkeypatch.setattr(module, "SEARCH_LABELS", 30)
     train, test = find_label_folds(np.repeat([1, 2], 400))[0]
     assert len(train) + len(test) == 30
 
@@ -139,7 +140,7 @@ def test_both_models_are_scored_on_the_classes_that_a_resample_has():
     ours = theirs.copy()
     ours[0, np.arange(6) + 60] = 5  # a pixel of each block
     rng, differences = np.random.default_rng(0), []
-    for _ in range(comparison.BOOTSTRAPS):
+    for _ in range(BOOTSTRAPS):
         times = np.bincount(rng.integers(6, size=6), minlength=6)
         rows = np.repeat(np.arange(120), times[groups])
         f1 = [macro_f1(labels[rows], model[0, rows]) for model in (ours, theirs)]

@@ -5,8 +5,8 @@ import pytest
 from helpers import run
 
 import make_demo_data
-from land_cover import WORLDCOVER
-from runtime import InputError
+from maps.land_cover import WORLDCOVER
+from running.errors import InputError
 from tiles import open_dataset
 
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from distributed import BatchGenerator, BatchNorm, gather, share
+from running.distributed import BatchGenerator, BatchNorm, gather, share
 
 
 @pytest.mark.parametrize("method", ["uniform", "normal"])

@@ -10,9 +10,9 @@ from helpers import make_tile
 from rasterio.warp import transform as reproject
 
 import explore
-import pages
-from maps import quantise
-from runtime import InputError
+from explorer.page import FOLDER, PAGE_MODULES, WORKER_MODULES
+from maps.writer import quantise
+from running.errors import InputError
 
 
 def test_pca_keeps_the_variance_it_says(tmp_path):
@@ -162,8 +162,8 @@ def test_the_same_maps_make_the_same_page(tmp_path):
 def test_the_page_s_modules_fit_together():
     """They share one scope, so each top-level name is one module's; lines and files are short."""
     names = {}
-    for name in {*pages.PAGE_MODULES, *pages.WORKER_MODULES}:
-        text = (pages.FOLDER / name).read_text()
+    for name in {*PAGE_MODULES, *WORKER_MODULES}:
+        text = (FOLDER / name).read_text()
         assert len(text.splitlines()) <= 500, name
         assert max(map(len, text.splitlines())) <= 100, name
         found = re.findall(
@@ -172,9 +172,9 @@ def test_the_page_s_modules_fit_together():
         for one in found:
             assert names.setdefault(one, name) == name, f"{one}: in {names[one]} and {name}"
         for imported in re.findall(r'^import [^;]* from "./(.*?)";', text, re.M):
-            assert (pages.FOLDER / imported).exists()
-    listed = {*pages.PAGE_MODULES, *pages.WORKER_MODULES}
-    assert {path.name for path in pages.FOLDER.glob("*.js")} == listed
+            assert (FOLDER / imported).exists()
+    listed = {*PAGE_MODULES, *WORKER_MODULES}
+    assert {path.name for path in FOLDER.glob("*.js")} == listed
 
 
 def test_median_colour_is_numpys(tmp_path):

@@ -6,8 +6,8 @@ import pytest
 from helpers import assert_pictures_logged, make_tile, map_tile, run, tile_of
 
 import create_false_color_map
-import false_color
-from runtime import InputError
+from maps import false_color
+from running.errors import InputError
 
 
 def test_tiles_that_share_pixels_get_equal_colours_there(workplace, tmp_path):

@@ -37,16 +37,16 @@ from helpers import (
 )
 
 import label_efficiency
-import runlog
 import tiles
 import train
 import train_classification
 from data import SHARDS, SentinelTimeSeriesDataset, iterate_batches
-from files import load_checkpoint
-from runtime import InputError, Runtime, Stopped
+from evaluation.validation import find_folds
+from running.checkpoints import cut_metrics, load_checkpoint
+from running.device import Runtime
+from running.errors import InputError, Stopped
+from running.log import RunLog
 from tiles import Tile, open_dataset
-from training import cut_metrics
-from validation import find_folds
 
 
 @contextmanager
@@ -488,7 +488,7 @@ class Broken:
 
 @pytest.mark.parametrize("pictures", [{}, {"name": "not there.png"}])
 def test_wandb_that_is_lost_in_the_middle_is_said_once(tmp_path, capsys, monkeypatch, pictures):
-    log = runlog.RunLog(tmp_path / "metrics.jsonl", Broken())
+    log = RunLog(tmp_path / "metrics.jsonl", Broken())
     if pictures:
         monkeypatch.setattr("wandb.Image", Broken().log)  # it copies a picture, to a full disk
         log.images(pictures)

@@ -6,8 +6,9 @@ import pytest
 import torch
 from helpers import save_small_checkpoint
 
-from files import atomic_write, load_checkpoint
-from runtime import InputError
+from running.checkpoints import load_checkpoint
+from running.errors import InputError
+from running.files import atomic_write
 
 
 def test_atomic_write_leaves_nothing_half(tmp_path):

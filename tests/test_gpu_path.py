@@ -9,8 +9,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import infer
 import train
 from data import SentinelTimeSeriesDataset, iterate_batches
-from runtime import Runtime, read_ahead, start_runtime
-from validation import Validation
+from evaluation.validation import Validation
+from running.device import Runtime, read_ahead, start_runtime
 
 NEEDS_GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 CONFIG = {**TINY, "augment": "jitter_bands", "min_sample_size": 3}

@@ -16,14 +16,15 @@ from helpers import make_tile, run, save_small_checkpoint
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-import false_color
 import infer
-import land_cover
-import maps
 from backbones import load_backbone, load_classifier
-from files import load_checkpoint
-from runtime import InputError
-from tiles import Tile, open_npy
+from maps import false_color
+from maps.land_cover import class_legend
+from maps.reader import open_representations, read_provenance
+from running.checkpoints import load_checkpoint
+from running.errors import InputError
+from running.files import open_npy
+from tiles import Tile, is_georeferenced
 
 EXAMPLES = {"npy": 3000, "tile.json": 1000, "checkpoint": 1000, "basis": 3500, "infer.json": 500}
 pytestmark = pytest.mark.filterwarnings("ignore")  # torch and numpy warn of what is damaged
@@ -97,7 +98,7 @@ def test_damaged_arrays(tile, whole):
         opened = own_errors_only(Tile, tile)
         if opened:
             own_errors_only(opened.clear_counts)
-        own_errors_only(maps.open_representations, file)
+        own_errors_only(open_representations, file)
         file.write_bytes(content)
 
     check()
@@ -114,7 +115,7 @@ def test_damaged_tile_json(tile, whole):
         opened = own_errors_only(Tile, tile)
         if opened:
             opened.split_map(4)
-            land_cover.class_legend([0, 10, 255], opened.info.get("classes", {}))
+            class_legend([0, 10, 255], opened.info.get("classes", {}))
 
     check()
     (tile / "tile.json").write_bytes(whole["tile.json"])
@@ -165,10 +166,10 @@ def test_damaged_infer_json(tmp_path):
     def check(keeps_form, content, edits, cut):
         text = json.dumps(content).encode()
         file.write_bytes(text if keeps_form else damage(text, edits, cut))
-        info = own_errors_only(maps.read_provenance, tmp_path / "map.npy")
+        info = own_errors_only(read_provenance, tmp_path / "map.npy")
         if info:
-            land_cover.class_legend([0, 10], info.get("classes", {}))
-            maps.is_georeferenced(info)
+            class_legend([0, 10], info.get("classes", {}))
+            is_georeferenced(info)
 
     check()
 

@@ -20,8 +20,9 @@ from helpers import (
 
 import create_false_color_map
 import infer
-from runtime import InputError, Runtime
-from storage import MapWriter
+from maps.writer import MapWriter
+from running.device import Runtime
+from running.errors import InputError
 
 
 def test_maps_of_a_tile(workplace, tmp_path):

@@ -12,8 +12,8 @@ from helpers import assert_same_weights, kill_again_and_again, lines, tiny, weig
 
 import train
 import train_classification
-from files import load_checkpoint
-from runlog import RunLog
+from running.checkpoints import load_checkpoint
+from running.log import RunLog
 
 A_LINE = (RunLog, "line")  # kills are counted from lines of metrics.jsonl
 

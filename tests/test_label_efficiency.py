@@ -11,12 +11,12 @@ import pytest
 import torch
 from helpers import as_arguments, run, save, save_small_checkpoint, start, tile_of
 
-import comparison
 import label_efficiency
-from files import load_checkpoint
-from label_efficiency import MODELS, NETWORKS, OWN
-from runtime import InputError
-from storage import lock_folder
+from evaluation import classifiers
+from evaluation.label_report import MODELS, NETWORKS, OWN
+from running.checkpoints import load_checkpoint
+from running.errors import InputError
+from running.files import lock_folder
 
 QUICK = "embedding,harmonic"
 
@@ -24,8 +24,8 @@ QUICK = "embedding,harmonic"
 @pytest.fixture(autouse=True)
 def quick_choice(monkeypatch):
     """Settings are chosen with fewer folds and trees, which takes a fourth of the time."""
-    monkeypatch.setattr(comparison, "REPEATS", 1)
-    monkeypatch.setattr(comparison, "SEARCH_TREES", 10)
+    monkeypatch.setattr(classifiers, "REPEATS", 1)
+    monkeypatch.setattr(classifiers, "SEARCH_TREES", 10)
 
 
 def compare(workplace, output_dir, **keywords):

@@ -5,8 +5,7 @@ import pytest
 import torch
 
 from backbones import Classifier, TransformerEncoder
-from comparison import fit_classifier
-from linear_start import fit_linear_start
+from evaluation.classifiers import fit_classifier, fit_linear_start
 
 
 def representations(num_classes, noise=1.0, seed=0):

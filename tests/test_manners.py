@@ -1,6 +1,7 @@
-"""Manners of all modules and scripts: what importing them does, and what they may contain."""
+"""Manners of all modules and scripts: what importing does, what they contain, who imports whom."""
 
 import ast
+import graphlib
 import importlib
 import subprocess
 import sys
@@ -8,19 +9,32 @@ import sys
 import pytest
 from helpers import ROOT
 
-from runtime import InputError
+from running.errors import InputError
 
-PYTHON_FILES = sorted(ROOT.glob("*.py"))
-SCRIPTS = [file.stem for file in PYTHON_FILES if "\nif __name__ ==" in file.read_text()]
+FOLDERS = ("running", "maps", "evaluation", "preparation", "explorer")
+ROOT_FILES = sorted(ROOT.glob("*.py"))
+PYTHON_FILES = ROOT_FILES + [
+    file for folder in FOLDERS for file in sorted((ROOT / folder).glob("*.py"))
+]
+SCRIPTS = [file.stem for file in ROOT_FILES if "\nif __name__ ==" in file.read_text()]
+CORE = [file.stem for file in ROOT_FILES if file.stem not in SCRIPTS]
+# which of our own folders and modules each folder may import, beside itself
+MAY_IMPORT = {
+    "running": set(),
+    "maps": {"running", *CORE},
+    "evaluation": {"running", *CORE},
+    "preparation": {"running", "maps", *CORE},
+    "explorer": {"running", "maps", *CORE},
+}
 
 
 IMPORT_EACH = """
-import os, sys
+import importlib, os, sys
 import matplotlib.pyplot, rasterio, scipy.stats, sklearn.ensemble, torch, wandb  # once for all
 sys.path.insert(0, sys.argv[1])
 for name in sys.argv[2:]:
     if not os.fork():
-        __import__(name)
+        importlib.import_module(name)
         sys.stdout.flush()
         os._exit(0)  # what the libraries do at an exit takes a second
     if os.wait()[1]:
@@ -30,7 +44,7 @@ for name in sys.argv[2:]:
 
 def test_importing_does_no_work(tmp_path):
     """Guards against work done at import, which makes a module impossible to test."""
-    names = [path.stem for path in PYTHON_FILES]
+    names = [".".join(path.relative_to(ROOT).with_suffix("").parts) for path in PYTHON_FILES]
     done = subprocess.run(
         [sys.executable, "-c", IMPORT_EACH, str(ROOT), *names],
         cwd=tmp_path,
@@ -42,15 +56,53 @@ def test_importing_does_no_work(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("path", PYTHON_FILES, ids=lambda path: path.name)
-def test_manners(path):
-    """No hard-coded device or absolute path; and scripts import no scripts."""
+def imported_by(path):
+    """The first names of all that a file imports: its own folders and modules, and libraries."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name.split(".")[0] for alias in node.names)
+        if isinstance(node, ast.ImportFrom):
+            yield node.module.split(".")[0]
+
+
+@pytest.mark.parametrize("path", PYTHON_FILES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_who_imports_whom(path):
+    """Scripts import no script, the core imports running, a folder what MAY_IMPORT says."""
+    ours = {*FOLDERS, *CORE, *SCRIPTS}
+    folder = path.relative_to(ROOT).parts[0].removesuffix(".py")
+    if folder in SCRIPTS:
+        allowed = {*FOLDERS, *CORE}
+    elif folder in CORE:
+        allowed = {"running", *CORE}
+    else:
+        allowed = MAY_IMPORT[folder] | {folder}
+    assert set(imported_by(path)) & ours <= allowed
+
+
+def test_no_circle_of_imports():
+    """No module of ours imports another that imports it, directly or by others."""
+    graph = {}
+    for path in PYTHON_FILES:
+        name = ".".join(path.relative_to(ROOT).with_suffix("").parts)
+        graph[name] = set()
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.ImportFrom):
+                graph[name] |= {node.module, *(f"{node.module}.{a.name}" for a in node.names)}
+    graphlib.TopologicalSorter(graph).prepare()  # raises CycleError
+
+
+def test_the_house_is_small():
+    """At most 21 Python files at the root, none above 450 lines."""
+    assert len(ROOT_FILES) <= 21
+    for path in PYTHON_FILES:
+        assert len(path.read_text().splitlines()) <= 450, path
+
+
+@pytest.mark.parametrize("path", PYTHON_FILES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_no_device_or_absolute_path_is_hard_coded(path):
     tree = ast.parse(path.read_text())
     for node in ast.walk(tree):
-        if isinstance(node, ast.Import | ast.ImportFrom):
-            names = {alias.name for alias in node.names} | {getattr(node, "module", None)}
-            assert not names & set(SCRIPTS)
-        if isinstance(node, ast.Attribute) and path.name != "runtime.py":
+        if isinstance(node, ast.Attribute) and path.name != "device.py":
             assert node.attr != "cuda"
         if isinstance(node, ast.Constant) and isinstance(node.value, str):
             assert not node.value.startswith(("/home", "/mnt", "/data/", "cuda:"))

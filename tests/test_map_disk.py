@@ -10,9 +10,10 @@ import rasterio
 from map_helpers import command, files, make_place, make_tile, map_tile, refused
 
 import infer
-import maps
-import storage
-from runtime import InputError, Runtime
+from maps.geotiff import write_geotiff
+from running.device import Runtime
+from running.errors import InputError
+from running.files import create_npy
 
 
 @pytest.fixture(scope="module")
@@ -93,14 +94,14 @@ def test_a_geotiff_that_is_not_whole_takes_no_place(tmp_path, small_disk):
     noise = np.random.default_rng(0).integers(0, 255, (500, 500), np.uint8)
     place = {"crs": "EPSG:32633", "transform": [10, 0, 500_000, 0, -10, 5_000_000]}
     path = small_disk / "map.tif"
-    maps.write_geotiff(path, noise, place, 0)
+    write_geotiff(path, noise, place, 0)
     before = path.read_bytes()
     refusals = 0
     for free in range(200_000, 300_000, 4096):  # the file has 250 KB
         with open(small_disk / "hog", "wb") as hog:
             hog.write(bytes(shutil.disk_usage(small_disk).free - free))
         try:
-            maps.write_geotiff(path, noise[::-1], place, 0)
+            write_geotiff(path, noise[::-1], place, 0)
         except InputError as error:
             assert "could not be written" in str(error)
             assert path.read_bytes() == before
@@ -114,7 +115,7 @@ def test_a_geotiff_that_is_not_whole_takes_no_place(tmp_path, small_disk):
 
 
 def test_space_is_reserved(tmp_path):
-    array = storage.create_npy(tmp_path / "map.npy", np.float32, (1000, 300))
+    array = create_npy(tmp_path / "map.npy", np.float32, (1000, 300))
     assert (tmp_path / "map.npy").stat().st_blocks * 512 >= array.nbytes
     assert not array.any()
     np.save(tmp_path / "same.npy", np.zeros((1000, 300), np.float32))

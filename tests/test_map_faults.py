@@ -28,13 +28,15 @@ import create_false_color_map
 import infer
 import label_efficiency
 import make_demo_data
-import maps
 import read_inference_map
-import storage
 import train_classification
 import train_classification_maddy
-from files import load_checkpoint
-from runtime import Runtime, Stopped, check, override
+from maps.writer import PRODUCTS, PROGRESS, MapWriter
+from running.checkpoints import load_checkpoint
+from running.config import check, override
+from running.device import Runtime
+from running.errors import Stopped
+from running.files import lock_folder
 
 
 @pytest.fixture(scope="module")
@@ -104,7 +106,7 @@ def test_two_tiles_that_go_to_one_folder_are_refused_before_anything_is_mapped(p
 
 def test_another_run_that_maps_into_the_folder_is_noticed(place, tmp_path):
     map_tile(place, tmp_path / "out")
-    with storage.lock_folder(tmp_path / "out"):
+    with lock_folder(tmp_path / "out"):
         refused("found another run", map_tile, place, tmp_path / "out", overwrite=True)
 
 
@@ -125,7 +127,7 @@ def earlier_map(place, folder):
 def test_nothing_of_an_earlier_map_stays(place, tmp_path):
     map_tile(place, tmp_path / "fresh", "pretrained")
     earlier_map(place, tmp_path / "out")
-    assert set(maps.PRODUCTS) <= set(files(tmp_path / "out"))
+    assert set(PRODUCTS) <= set(files(tmp_path / "out"))
     refused(
         "another representation_format .*classify", map_tile, place, tmp_path / "out", "pretrained"
     )
@@ -161,7 +163,7 @@ def test_a_kill_between_two_maps_leaves_no_mix(place, tmp_path, monkeypatch, nam
     map_tile(place, folder, "other/classifier")
     map_tile(place, tmp_path / "fresh", "other/classifier")
     found, wanted = files(folder), files(tmp_path / "fresh")
-    for product in maps.PRODUCTS:
+    for product in PRODUCTS:
         assert found.get(product) == wanted.get(product), product
     assert not list(folder.glob(".*"))
 
@@ -232,7 +234,7 @@ def test_what_was_made_from_something_else_is_not_gone_on_with(
     elif change == "cut part":
         os.truncate(out / ".confidence.part.npy", 200)
     else:
-        (out / storage.PROGRESS).write_text('{"rows": 12')
+        (out / PROGRESS).write_text('{"rows": 12')
     map_tile(place, out, **keywords)
     map_tile(place, tmp_path / "fresh", **keywords)
     for name, content in files(tmp_path / "fresh").items():
@@ -249,12 +251,12 @@ def test_killed_at_random_moments_it_makes_the_same_maps(place, tmp_path, monkey
     out, rows = tmp_path / "out", [0]
 
     def is_done():
-        if (out / storage.PROGRESS).exists():
-            rows.append(json.loads((out / storage.PROGRESS).read_text())["rows"])
+        if (out / PROGRESS).exists():
+            rows.append(json.loads((out / PROGRESS).read_text())["rows"])
             assert rows[-1] >= rows[-2], "a run went back"
         return (out / "infer.json").exists()
 
-    function, a_block = lambda: map_tile(place, out, tile_path=tile), (storage.MapWriter, "write")
+    function, a_block = lambda: map_tile(place, out, tile_path=tile), (MapWriter, "write")
     kill_again_and_again(function, a_block, 8, tempo, is_done)
     assert len(set(rows)) > 10, "kills found it at a few places only"
     wanted, found = files(tmp_path / "undisturbed"), files(out)
@@ -268,7 +270,7 @@ def test_signals_end_the_script_with_their_status(place, tmp_path, number, statu
     tile, out = make_tile(tmp_path / "MGRS-long", 2000, 100), tmp_path / "out"
     arguments = {"checkpoint_path": place / "classifier.pt", "tile_path": tile, "output_dir": out}
     process = subprocess.Popen(command("infer.py", **arguments), stdout=subprocess.PIPE, text=True)
-    while not (out / storage.PROGRESS).exists():
+    while not (out / PROGRESS).exists():
         assert process.poll() is None
         time.sleep(0.01)
     process.send_signal(number)

@@ -14,15 +14,24 @@ from matplotlib.figure import Figure
 
 import create_false_color_map
 import explore
-import false_color
-import land_cover
-import maps
 import read_inference_map
-import storage
 import train_classification
 import train_classification_maddy
-from reports import score_classes
-from runtime import InputError
+from evaluation.scores import score_classes
+from maps import false_color, reader
+from maps.geotiff import write_geotiff
+from maps.land_cover import (
+    FIGURE_SIZE,
+    PICTURE_PIXELS,
+    class_areas,
+    class_legend,
+    draw_class_map,
+    merge_classes,
+    row_hectares,
+)
+from maps.reader import read_map
+from running.errors import InputError
+from running.files import create_npy
 
 
 @pytest.fixture(scope="module")
@@ -144,7 +153,7 @@ def test_damaged_bases_are_refused(place, tmp_path):
 
 def test_hectares_follow_the_unit_of_the_crs():
     def hectares(crs, *transform, height=4):
-        return land_cover.row_hectares({"crs": crs, "transform": list(transform)}, height)
+        return row_hectares({"crs": crs, "transform": list(transform)}, height)
 
     assert hectares("EPSG:32631", 10, 0, 5e5, 0, -10, 54e5) == pytest.approx([0.01] * 4)
     foot = 1200 / 3937  # metres, of the US survey
@@ -161,7 +170,7 @@ def test_hectares_follow_the_unit_of_the_crs():
     # a local grid, and a rotated one in degrees: pixels are counted
     assert hectares('LOCAL_CS["site",UNIT["metre",1]]', 1, 0, 0, 0, -1, 0) is None
     assert hectares("EPSG:4326", 1, 0.1, 0, 0.1, -1, 0) is None
-    assert land_cover.row_hectares({}, 4) is None
+    assert row_hectares({}, 4) is None
 
 
 def test_hectares_of_a_map_in_degrees(place, tmp_path, capsys):
@@ -184,9 +193,9 @@ def test_classes_of_all_tiles_are_merged():
         ("A/tile.json", {"classes": {"1": wheat}}),
         ("B/tile.json", {"classes": {"2": maize}}),
     ]
-    assert land_cover.merge_classes(sources) == {"1": wheat, "2": maize}
+    assert merge_classes(sources) == {"1": wheat, "2": maize}
     sources.append(("C/tile.json", {"classes": {"2": {"name": "Soy"}}}))
-    line = refused("class 2", land_cover.merge_classes, sources)
+    line = refused("class 2", merge_classes, sources)
     assert "B/tile.json" in line
     assert "C/tile.json" in line
 
@@ -196,7 +205,7 @@ def test_another_colour_is_said_and_the_first_is_used(capsys):
         (name, {"classes": {"1": {"name": "Wheat", "color": color}}})
         for name, color in (("A/tile.json", "#aa0000"), ("B/tile.json", "#bb0000"))
     ]
-    assert land_cover.merge_classes(sources)["1"]["color"] == "#aa0000"
+    assert merge_classes(sources)["1"]["color"] == "#aa0000"
     (line,) = capsys.readouterr().out.splitlines()
     assert "A/tile.json" in line
     assert "B/tile.json" in line
@@ -222,9 +231,7 @@ def test_fine_tuning_reads_the_classes_of_all_tiles(tmp_path):
 
 
 def test_more_than_twenty_made_up_colours_differ():
-    colors = [
-        entry["color"] for entry in land_cover.class_legend(range(1, 256), {"0": {}}).values()
-    ]
+    colors = [entry["color"] for entry in class_legend(range(1, 256), {"0": {}}).values()]
     assert len(set(colors)) == 255
 
 
@@ -232,8 +239,8 @@ def test_a_legend_of_many_long_names_is_drawn_whole(tmp_path):
     """It was cut off below and left no room for the map; a dollar sign was taken for a formula."""
     names = {str(code): {"name": f"crop {code} at $_$ " + "a ton " * 10} for code in range(1, 61)}
     class_map = np.arange(60, dtype=np.uint8).reshape(6, 10) + 1
-    figure = Figure(figsize=land_cover.FIGURE_SIZE, layout="constrained")
-    land_cover.draw_class_map(figure, class_map, land_cover.class_legend(range(1, 61), names), "$_")
+    figure = Figure(figsize=FIGURE_SIZE, layout="constrained")
+    draw_class_map(figure, class_map, class_legend(range(1, 61), names), "$_")
     figure.savefig(tmp_path / "map.png")
     box = figure.legends[0].get_window_extent()
     assert len(figure.legends[0].get_texts()) == 60
@@ -301,35 +308,35 @@ def peak_bytes(function, *arguments):
 
 def large_map(path, size=6000):
     """A class map on the disk; returns its path."""
-    array = storage.create_npy(path, np.uint8, (size, size))
+    array = create_npy(path, np.uint8, (size, size))
     array[:, : size // 2] = 40
     array[-1, -1] = 95
     return path
 
 
 def test_a_large_class_map_is_drawn_in_little_memory(tmp_path):
-    class_map = maps.read_map(large_map(tmp_path / "map.npy"))
-    legend = land_cover.class_legend([40, 95], {})
+    class_map = read_map(large_map(tmp_path / "map.npy"))
+    legend = class_legend([40, 95], {})
     figure = Figure()
-    assert peak_bytes(land_cover.draw_class_map, figure, class_map, legend) < 8 * class_map.size
+    assert peak_bytes(draw_class_map, figure, class_map, legend) < 8 * class_map.size
     (image,) = figure.axes[0].images
-    assert max(image.get_size()) <= land_cover.PICTURE_PIXELS
+    assert max(image.get_size()) <= PICTURE_PIXELS
     texts = [text.get_text() for text in figure.legends[0].get_texts()]
     assert texts == ["40 Cropland", "95 Mangroves", "no data"], "the single pixel of 95 too"
 
 
 def test_large_maps_are_read_in_blocks(tmp_path, monkeypatch):
     """Areas and agreement need memory for a block of rows, not for the map."""
-    monkeypatch.setattr(maps, "BLOCK_PIXELS", 1 << 18)
+    monkeypatch.setattr(reader, "BLOCK_PIXELS", 1 << 18)
     path = large_map(tmp_path / "map.npy")
     large_map(tmp_path / "labels.npy")
     config = {"labels_path": str(tmp_path / "labels.npy")}
     assert peak_bytes(read_inference_map.read_both, path, config) < 20 * (1 << 18) + (1 << 24)
-    legend = land_cover.class_legend([40, 95], {})
-    assert peak_bytes(land_cover.class_areas, maps.read_map(path), legend, GEO) < 36_000_000
-    rgba = storage.create_npy(tmp_path / "rgba.npy", np.uint8, (3000, 2000, 4))
+    legend = class_legend([40, 95], {})
+    assert peak_bytes(class_areas, read_map(path), legend, GEO) < 36_000_000
+    rgba = create_npy(tmp_path / "rgba.npy", np.uint8, (3000, 2000, 4))
     rgba[1000:2100, 300:] = (1, 2, 3, 255)
-    assert peak_bytes(maps.write_geotiff, tmp_path / "a.tif", rgba, GEO, None) < rgba.nbytes / 4
+    assert peak_bytes(write_geotiff, tmp_path / "a.tif", rgba, GEO, None) < rgba.nbytes / 4
     with rasterio.open(tmp_path / "a.tif") as file:
         np.testing.assert_array_equal(np.moveaxis(file.read(), 0, -1), rgba)
 
@@ -337,7 +344,7 @@ def test_large_maps_are_read_in_blocks(tmp_path, monkeypatch):
 def test_counted_pairs_score_as_single_pixels_do():
     rng = np.random.default_rng(0)
     labels, predicted = rng.choice([1, 2, 3, 7], 500), rng.choice([1, 2, 3], 500)
-    legend = land_cover.class_legend([1, 2, 3, 5, 7], {})
+    legend = class_legend([1, 2, 3, 5, 7], {})
     pairs = np.zeros((256, 256), int)
     np.add.at(pairs, (labels, predicted), 1)
     rows, columns = np.nonzero(pairs)

@@ -6,9 +6,10 @@ import rasterio
 from helpers import map_tile, run
 
 import create_false_color_map
-from false_color import apply_basis, fit_basis
-from land_cover import class_legend
-from maps import quantise, read_representations
+from maps.false_color import apply_basis, fit_basis
+from maps.land_cover import class_legend
+from maps.reader import read_representations
+from maps.writer import quantise
 
 
 def test_false_color_is_ruled_neither_by_outliers_nor_by_missing_pixels():

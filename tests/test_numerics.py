@@ -5,7 +5,7 @@ import torch
 from helpers import tiny
 
 from backbones import BACKBONES
-from runtime import Runtime
+from running.device import Runtime
 from train import build_model, training_loss
 
 GENERATOR = torch.Generator().manual_seed(0)

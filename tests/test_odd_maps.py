@@ -14,10 +14,12 @@ import create_false_color_map
 import explore
 import label_efficiency
 import make_demo_data
-import maps
-import runtime
 import train_classification_maddy
-from false_color import fit_basis, save_basis
+from maps.false_color import fit_basis, save_basis
+from maps.reader import scales_path
+from maps.writer import remove_products
+from running.config import check
+from running.errors import notice
 from tiles import read_tile_json
 
 SHAPE = (20, 30)
@@ -75,7 +77,7 @@ def test_fewer_than_three_dimensions_are_refused(tmp_path, script):
 
 def test_the_page_of_an_earlier_map_is_removed(representations):
     page = make_page(representation_path=representations)
-    maps.remove_products(page.parent)
+    remove_products(page.parent)
     assert not page.exists()
 
 
@@ -110,7 +112,7 @@ def test_an_odd_map_beside_the_representations_is_refused(representations, case)
 def test_scales_that_are_no_floating_point_numbers_are_refused(representations, kind):
     scales = np.ones(SHAPE, kind)
     np.save(representations, np.ones((*SHAPE, 6), np.int8))
-    np.save(maps.scales_path(representations), scales)
+    np.save(scales_path(representations), scales)
     for script in (make_page, draw, train_head):
         refused(
             f"_scales.npy: found {scales.dtype}, wanted floating-point numbers",
@@ -151,14 +153,14 @@ def test_a_head_whose_loss_is_not_finite_ends(representations):
 @pytest.mark.parametrize("key", ["batch_size", "epochs", "val_pixels", "sample_pixels"])
 @pytest.mark.parametrize("number", [2**63, 10**30, 10**309, 10**400])
 def test_whole_numbers_too_large_are_refused(key, number):
-    refused(f"^{key}=1?.*: wanted . to {2**63 - 1}$", runtime.check, {key: number})
-    assert runtime.check({key: 2**63 - 1})[key] == 2**63 - 1
+    refused(f"^{key}=1?.*: wanted . to {2**63 - 1}$", check, {key: number})
+    assert check({key: 2**63 - 1})[key] == 2**63 - 1
 
 
 def test_numbers_that_are_not_finite_or_too_small_are_refused_as_before():
-    refused("batch_size=0: wanted 2 or more", runtime.check, {"batch_size": 0})
+    refused("batch_size=0: wanted 2 or more", check, {"batch_size": 0})
     for rate in (math.inf, math.nan, -1.0):
-        refused(f"learning_rate={rate}: wanted 0 or", runtime.check, {"learning_rate": rate})
+        refused(f"learning_rate={rate}: wanted 0 or", check, {"learning_rate": rate})
 
 
 @pytest.mark.parametrize(
@@ -200,7 +202,7 @@ def test_more_labels_than_most_pixels_are_refused(tmp_path):
 def test_all_labels_that_are_cut_are_said(workplace, tmp_path, capsys):
     keywords = {"checkpoint_path": workplace / "pretrained/best.pt", "base_path": workplace}
     keywords |= {"dataset_name": "toy", "output_dir": tmp_path / "out", "seeds": 1}
-    runtime.notice.cache_clear()
+    notice.cache_clear()
     run(label_efficiency, label_counts="0", most_pixels=30, models="harmonic", **keywords)
     out = capsys.readouterr().out
     assert out.count("labelled pixels, cut to most_pixels=30 of them") == 2  # training and test

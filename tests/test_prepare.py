@@ -32,11 +32,10 @@ from stac_server import (
 )
 
 import prepare_tiles
-import sentinel2
-import sources
-import tile_builder
-from runtime import InputError
-from storage import lock_folder
+from preparation import pixels, plan, sentinel2
+from preparation.pixels import PERMANENT
+from running.errors import InputError
+from running.files import lock_folder
 
 pytestmark = [  # of libraries that we cannot change
     pytest.mark.filterwarnings(f"ignore::{kind}")
@@ -62,7 +61,7 @@ def world(tmp_path_factory):
 @pytest.fixture(autouse=True, scope="module")
 def small_blocks():
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(tile_builder, "BLOCK", 128)  # so that a tile has four
+        patch.setattr(plan, "BLOCK", 128)  # so that a tile has four
         yield
 
 
@@ -77,7 +76,7 @@ def fresh(world, tmp_path):
 @pytest.fixture
 def no_waiting(monkeypatch):
     """Do not wait between attempts."""
-    monkeypatch.setattr(sources, "PAUSE", 0.001)
+    monkeypatch.setattr(pixels, "PAUSE", 0.001)
 
 
 @pytest.fixture(scope="module")
@@ -320,7 +319,7 @@ def test_an_asset_that_is_not_there_is_asked_for_once(world, tmp_path, fresh):
             prepare(tmp_path, bands="B03", **fresh)
     finally:
         path.with_suffix(".gone").rename(path)
-    assert not sources.PERMANENT.search("'/vsicurl/http://host/20210404/B03.tif' not recognized")
+    assert not PERMANENT.search("'/vsicurl/http://host/20210404/B03.tif' not recognized")
 
 
 @pytest.fixture
@@ -468,9 +467,9 @@ def test_without_its_requirements_one_line_tells_what_to_install(tmp_path):
         "import sys\n"
         "for name in ('pystac', 'pystac_client', 'odc', 'geopandas', 'mgrs', 'pyogrio'):\n"
         "    sys.modules[name] = None\n"
-        "import prepare_tiles, runtime\n"
+        "import prepare_tiles\nfrom running.script import run_script\n"
         "sys.argv[1:] = ['mgrs_tile=33UUP', 'base_path=' + sys.argv[1]]\n"
-        "runtime.run_script(prepare_tiles.main, prepare_tiles.run_config, '')\n"
+        "run_script(prepare_tiles.main, prepare_tiles.run_config, '')\n"
     )
     command = [sys.executable, "-c", code, str(tmp_path)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)

@@ -12,11 +12,12 @@ from rasterio.warp import transform as transform_places
 from stac_server import FileServer
 
 import prepare_tiles
-import tile_labels
-import tile_picture
-import tile_statistics
-from land_cover import WORLDCOVER
-from runtime import InputError
+from maps.land_cover import WORLDCOVER
+from preparation import quick_look
+from preparation.band_statistics import check_reflectance, count_block
+from preparation.labels import block_sides, draw_sides, worldcover_places
+from preparation.quick_look import plot_quick_look
+from running.errors import InputError
 from tiles import Tile
 
 CRS, LEFT, TOP, SIZE = "EPSG:32633", 300000, 5400000, 60
@@ -156,13 +157,13 @@ def test_few_features_are_shared_out_and_twins_stay_together():
         geometry=[field(i, 0) for i in (0, 1, 2, 3, 4, 5, 6, 6)],
         crs=CRS,
     )
-    sides = tile_labels.draw_sides(frame, 0)
+    sides = draw_sides(frame, 0)
     assert sides[0] == 1
     assert sorted(sides[1:3]) == [1, 3]
     assert sorted(sides[3:6]) == [1, 2, 3]
     assert sides[6] == sides[7] == 1
     shuffled = frame.iloc[::-1].reset_index(drop=True)
-    assert tile_labels.draw_sides(shuffled, 0).tolist() == sides[::-1].tolist()
+    assert draw_sides(shuffled, 0).tolist() == sides[::-1].tolist()
 
 
 def test_points_fill_their_pixels(tiles, tmp_path):
@@ -213,7 +214,7 @@ def test_the_same_ground_has_the_same_side_in_two_zones():
     for crs in ("EPSG:32632", "EPSG:32633", "EPSG:4326"):
         x, y = transform_places("EPSG:4326", crs, longitude.ravel(), latitude.ravel())
         x, y = (np.reshape(values, longitude.shape) for values in (x, y))
-        sides.append(tile_labels.block_sides(x, y, crs, 1600.0, 0))
+        sides.append(block_sides(x, y, crs, 1600.0, 0))
     for other in sides[1:]:
         assert (sides[0] != other).mean() < 1e-3  # rounding along the borders
     assert set(np.unique(sides[0])) == {1, 2, 3}
@@ -257,13 +258,13 @@ def test_worldcover_of_two_squares_on_loopback(tmp_path):
 
 
 def test_worldcover_squares_have_names():
-    assert tile_labels.worldcover_places((11.9, 47.9, 12.1, 48.1)) == [
+    assert worldcover_places((11.9, 47.9, 12.1, 48.1)) == [
         "N45E009",
         "N45E012",
         "N48E009",
         "N48E012",
     ]
-    assert tile_labels.worldcover_places((-0.5, -0.5, -0.1, -0.1)) == ["S03W003"]
+    assert worldcover_places((-0.5, -0.5, -0.1, -0.1)) == ["S03W003"]
 
 
 def test_mistakes_in_labels_end_in_one_line(tiles, tmp_path, fields):
@@ -311,32 +312,28 @@ def test_the_picture_shows_the_median_of_the_clear_dates(tiles, monkeypatch):
     seen = np.where(masks[..., None] > 0, bands[..., :3].astype(float), np.nan)
     with pytest.warns(RuntimeWarning, match="All-NaN"):
         wanted = np.nanmedian(seen, axis=0)
-    np.testing.assert_allclose(tile_picture.draw_tile(folder), wanted)
+    np.testing.assert_allclose(plot_quick_look(folder), wanted)
     assert (folder / "quick_look.png").stat().st_size > 10_000
-    monkeypatch.setattr(tile_picture, "SIDE", 20)
-    np.testing.assert_allclose(tile_picture.draw_tile(folder), wanted[::3, ::3])
+    monkeypatch.setattr(quick_look, "SIDE", 20)
+    np.testing.assert_allclose(plot_quick_look(folder), wanted[::3, ::3])
 
 
 def counts(blue, mask=None):
     bands = np.full((20, 20, 1), blue, np.uint16)
     mask = np.ones((20, 20), np.uint8) if mask is None else mask
-    return tile_statistics.count_block(bands, mask, 0)
+    return count_block(bands, mask, 0)
 
 
 def test_strange_reflectances_are_told():
     good, bright = counts(400), counts(4000)
-    assert tile_statistics.check_reflectance({"2021-01-01": good}) == []
+    assert check_reflectance({"2021-01-01": good}) == []
     few = np.zeros((20, 20), np.uint8)
     few[0, :5] = 1
-    assert (
-        tile_statistics.check_reflectance({"2021-01-01": counts(1, few)}) == []
-    )  # too few to tell
+    assert check_reflectance({"2021-01-01": counts(1, few)}) == []  # too few to tell
     for value, message in ((1, "subtracted twice"), (1400, "may not have been subtracted")):
-        (text,) = tile_statistics.check_reflectance(
-            {"2021-01-01": good, "2021-02-01": counts(value)}
-        )
+        (text,) = check_reflectance({"2021-01-01": good, "2021-02-01": counts(value)})
         assert message in text and text.endswith("on 1 of 2 dates: 2021-02-01")
-    texts = tile_statistics.check_reflectance({"2021-01-01": bright})
+    texts = check_reflectance({"2021-01-01": bright})
     assert any("calls bright pixels clear" in text for text in texts)
 
 

@@ -19,12 +19,13 @@ from rio_cogeo import cog_validate
 from stac_server import CRS, LEFT, SIZE, TOP, Catalogue, FileServer, make_scene
 
 import infer
-import maps
 import prepare_tiles
 import train
 import train_classification
-from cog import write_representation_tif
-from runtime import InputError, override
+from maps.geotiff import write_representation_tif
+from maps.reader import open_representations, read_representations
+from running.config import override
+from running.errors import InputError
 from tiles import Tile
 
 pytestmark = [
@@ -153,7 +154,7 @@ def test_a_polygons_label_lies_under_the_polygon(mapped):
 
 def test_representations_as_cloud_optimised_geotiff(mapped):
     folder = mapped / "outputs" / "MGRS-33UUP"
-    values, scales = maps.open_representations(folder / "representation_map.npy")
+    values, scales = open_representations(folder / "representation_map.npy")
     assert values.dtype == np.int8
     for name, wanted, nodata in (
         ("representation_map", np.where(np.isnan(scales)[..., None], -128, values), -128),
@@ -212,7 +213,7 @@ def test_tessera_eval_reads_our_int8_maps_as_they_are(mapped, monkeypatch, capsy
     text = (ROOT / "docs" / "prepare.md").read_text()
     seen = {}
     exec(re.search(r"```py\n(.*?)```", text, re.S)[1], seen)
-    wanted = maps.read_representations(mapped / "outputs/MGRS-33UUP/representation_map.npy")
+    wanted = read_representations(mapped / "outputs/MGRS-33UUP/representation_map.npy")
     np.testing.assert_array_equal(seen["vectors"], wanted)
     assert "mean_f1" in capsys.readouterr().out and seen["chosen"].sum() > 1000
     labels = Tile(mapped / "data" / "bavaria_2021" / "processed" / "MGRS-33UUP").labels

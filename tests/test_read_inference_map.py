@@ -5,7 +5,7 @@ import pytest
 from helpers import assert_pictures_logged, map_tile, run, tile_of
 
 import read_inference_map
-from runtime import InputError
+from running.errors import InputError
 
 
 def test_areas_and_agreement(workplace, tmp_path, capsys):

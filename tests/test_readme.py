@@ -10,7 +10,7 @@ from helpers import ROOT, lines, make_dataset, map_tile, run, tile_of, tiny
 
 import infer
 import train
-from runtime import override
+from running.config import override
 from tiles import Tile
 
 PAGES = [ROOT / "README.md", *sorted(ROOT.glob("docs/*.md")), *sorted(ROOT.glob("benchmarks/*.md"))]

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from land_cover import class_legend
-from reports import macro_f1, score_classes
+from evaluation.scores import macro_f1, score_classes
+from maps.land_cover import class_legend
 
 
 def test_scores_agree_with_counting():

@@ -22,9 +22,9 @@ from helpers import (
 )
 
 import train
-from files import load_checkpoint
-from runtime import InputError, Stopped
-from storage import lock_folder
+from running.checkpoints import load_checkpoint
+from running.errors import InputError, Stopped
+from running.files import lock_folder
 from tiles import Tile
 
 

@@ -6,8 +6,8 @@ import pytest
 import torch
 from helpers import lines
 
-from runlog import start_log
-from runtime import Runtime
+from running.device import Runtime
+from running.log import start_log
 
 HERE = Runtime(torch.device("cpu"), 0, 1)
 ODD = {

@@ -8,7 +8,10 @@ import pytest
 import torch
 from helpers import ROOT
 
-from runtime import InputError, check, override, run_script, start_runtime
+from running.config import check, override
+from running.device import start_runtime
+from running.errors import InputError
+from running.script import run_script
 
 
 def test_override_keeps_the_type_of_the_default():
@@ -33,7 +36,10 @@ def test_kernels_that_onednn_keeps(asked, kept):
     names = ("LRU_CACHE_CAPACITY", "ONEDNN_PRIMITIVE_CACHE_CAPACITY")
     environment = {key: value for key, value in os.environ.items() if key not in names}
     environment |= dict.fromkeys(names, asked) if asked else {}
-    code = f"import os, runtime; runtime.start_runtime('cpu'); print(*map(os.environ.get, {names}))"
+    code = (
+        "import os; from running.device import start_runtime; start_runtime('cpu'); "
+        f"print(*map(os.environ.get, {names}))"
+    )
     done = subprocess.run(
         [sys.executable, "-c", code], cwd=ROOT, env=environment, capture_output=True, text=True
     )

@@ -7,10 +7,9 @@ import rasterio
 from scenes import fill, prepare, truth
 from stac_server import CRS, LEFT, SIZE, TOP, pixel_size, true_classes, true_reflectance, write_cog
 
-import sentinel2
-import sources
-import tile_builder
-from runtime import InputError
+from preparation import builder, pixels, sentinel2
+from preparation.pixels import read_band, sign, source_grid, with_retries
+from running.errors import InputError
 
 pytestmark = [
     pytest.mark.filterwarnings(f"ignore::{kind}")
@@ -26,8 +25,8 @@ def test_overviews_are_never_read(tmp_path):
         assert file.overviews(1) and 7 in file.read(1, out_shape=(600, 600))
     item = pystac.Item("x", None, None, a_moment(), {})
     item.add_asset("SCL", pystac.Asset(str(tmp_path / "SCL.tif")))
-    grid = sources.source_grid(item, "SCL", 0)
-    found = sources.read_band(item, "SCL", grid.zoom_to(resolution=80), "nearest", 0)
+    grid = source_grid(item, "SCL", 0)
+    found = read_band(item, "SCL", grid.zoom_to(resolution=80), "nearest", 0)
     assert found.shape == (300, 300) and set(np.unique(found)) <= {4, 9}
 
 
@@ -39,18 +38,18 @@ def test_larger_pixels_are_repeated_as_gdal_resamples_them(tmp_path, monkeypatch
         write_cog(tmp_path / f"{name}.tif", array, pixel)
         item = pystac.Item("x", None, None, a_moment(), {})
         item.add_asset(name, pystac.Asset(str(tmp_path / f"{name}.tif")))
-        grid = sources.source_grid(item, name, 0).zoom_to(resolution=10)
+        grid = source_grid(item, name, 0).zoom_to(resolution=10)
         assert grid.shape == (SIZE, SIZE)
         windows = rng.integers(0, SIZE // 2, (6, 2)), rng.integers(1, SIZE // 2, (6, 2))
         grids = [grid[r : r + h, c : c + w] for (r, c), (h, w) in zip(*windows, strict=True)]
-        fast = [sources.read_band(item, name, part, "nearest", 0) for part in grids]
-        edge = sources.read_band(item, name, grid.pad(7), "nearest", 0)
+        fast = [read_band(item, name, part, "nearest", 0) for part in grids]
+        edge = read_band(item, name, grid.pad(7), "nearest", 0)
         np.testing.assert_array_equal(edge[7:-7, 7:-7], fill(array))
         assert not edge[:7].any() and not edge[:, -7:].any()
         with monkeypatch.context() as patch:
-            patch.setattr(sources, "_read_larger", lambda *_: None)
+            patch.setattr(pixels, "_read_larger", lambda *_: None)
             for part, found in zip(grids, fast, strict=True):
-                wanted = sources.read_band(item, name, part, "nearest", 0)
+                wanted = read_band(item, name, part, "nearest", 0)
                 np.testing.assert_array_equal(found, wanted)
 
 
@@ -171,7 +170,7 @@ def test_a_tile_that_was_begun_with_other_files_begins_anew(tmp_path, monkeypatc
     for day in ("2021-04-10", "2021-06-06"):
         write_scene(folder, day)
     with monkeypatch.context() as patch:
-        patch.setattr(tile_builder, "_write_rest", lambda *_: 1 / 0)  # as a kill there
+        patch.setattr(builder, "_write_rest", lambda *_: 1 / 0)  # as a kill there
         with pytest.raises(ZeroDivisionError):
             prepare(tmp_path, **keys)
     write_scene(folder, "2021-04-10", dtype="int32")
@@ -204,8 +203,8 @@ def test_only_planetary_computers_addresses_are_signed(monkeypatch):
 
     monkeypatch.setattr(planetary_computer, "sign_url", lambda href: f"{href}?sig=secret")
     address = "https://sentinel2l2a01.blob.core.windows.net/scl.tif"
-    assert sources.sign(address) == f"{address}?sig=secret"
-    assert sources.sign("https://other.host/scl.tif") == "https://other.host/scl.tif"
+    assert sign(address) == f"{address}?sig=secret"
+    assert sign("https://other.host/scl.tif") == "https://other.host/scl.tif"
     item = pystac.Item("x", None, None, a_moment(), {})
     item.add_asset("SCL", pystac.Asset(address))
 
@@ -213,5 +212,5 @@ def test_only_planetary_computers_addresses_are_signed(monkeypatch):
         raise rasterio.errors.RasterioIOError(f"{href} cannot be read")
 
     with pytest.raises(InputError, match="asset SCL cannot be read") as error:
-        sources.with_retries(fail, item, "SCL", 0)
+        with_retries(fail, item, "SCL", 0)
     assert "secret" not in str(error.value)

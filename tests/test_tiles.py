@@ -8,7 +8,7 @@ import pytest
 from helpers import make_dataset, make_tile, save
 
 from data import SentinelTimeSeriesDataset
-from runtime import InputError
+from running.errors import InputError
 from tiles import Tile, open_dataset
 
 

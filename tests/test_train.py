@@ -29,11 +29,12 @@ import train
 import train_classification
 from backbones import BACKBONES, TransformerEncoder, load_backbone
 from barlow_twins import LOSSES
-from files import load_checkpoint
-from runtime import InputError, run_script, start_runtime
+from running.checkpoints import Progress, load_checkpoint
+from running.device import start_runtime
+from running.errors import InputError
+from running.script import run_script
 from tiles import Tile
 from train import main, run_config
-from training import Progress
 
 # ---- a run -------------------------------------------------------------------------------------
 
@@ -147,9 +148,9 @@ def test_blended_pixels_are_trained_on_and_predicted(dataset, tmp_path, monkeypa
 
 def test_blending_mixing_and_augmenting_draw_numbers_of_their_own(dataset, tmp_path, monkeypatch):
     """Their seeds differed by 2 ** 61, of which a CPU generator keeps nothing."""
-    seeds, partners, numbers = [], train.draw_partners, train.BatchGenerator
+    seeds, partners, numbers = [], train.random_partners, train.BatchGenerator
     monkeypatch.setattr(
-        train, "draw_partners", lambda seed, *more: seeds.append(seed) or partners(seed, *more)
+        train, "random_partners", lambda seed, *more: seeds.append(seed) or partners(seed, *more)
     )
     monkeypatch.setattr(train, "BatchGenerator", lambda *a: seeds.append(a[2]) or numbers(*a))
     keys = {"blend": 0.5, "mix_up": 1.0, "augment": "jitter_bands", "max_steps": 2}

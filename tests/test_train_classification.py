@@ -10,8 +10,8 @@ from helpers import fine_tune, lines, make_dataset, run, save, tile_of
 import infer
 import train_classification
 from backbones import BACKBONES, HEADS, Classifier, load_backbone
-from files import load_checkpoint
-from runtime import InputError
+from running.checkpoints import load_checkpoint
+from running.errors import InputError
 from tiles import VALIDATION, Tile
 
 

@@ -7,9 +7,10 @@ import pytest
 import torch
 from helpers import lines, save_small_checkpoint
 
-from runtime import InputError
+from running.checkpoints import Progress, cut_metrics, read_last, resume
+from running.errors import InputError
 from train import run_config
-from training import Progress, cut_metrics, learning_rate, read_last, resume
+from utils import learning_rate
 
 
 @pytest.mark.parametrize("total", [1, 5, 40, 1000, 20_000])

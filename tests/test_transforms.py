@@ -8,18 +8,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.linear_model import Ridge
 
-from distributed import BatchGenerator
+from running.distributed import BatchGenerator
 from tiles import Tile
 from transforms import (
     AUGMENTATIONS,
     blend,
     clear_dates,
-    draw_dates,
     drop_dates,
     even_dates,
     even_draws,
     gap_fill,
     harmonic_coefficients,
+    sample_dates,
     split_dates,
     standardise,
     thin_dates,
@@ -36,7 +36,7 @@ def random_clear(pixels, dates, seed):
 def draw(clear, num_drawn, views=1, seed=0):
     generator = torch.Generator().manual_seed(seed)
     random = torch.rand(num_drawn, clear.shape[1], views, generator=generator)
-    return draw_dates(clear, num_drawn, random)
+    return sample_dates(clear, num_drawn, random)
 
 
 @settings(max_examples=60, deadline=None)

@@ -7,7 +7,7 @@ from helpers import make_tile
 
 from backbones import BACKBONES, build_backbone
 from data import SentinelTimeSeriesDatasetForDownstreaming, iterate_batches
-from runtime import start_runtime
+from running.device import start_runtime
 from tiles import Tile
 from utils import encode_series, extract_representations, rankme, retrieval
 

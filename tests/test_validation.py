@@ -7,10 +7,10 @@ from helpers import make_dataset, save, tile_of, tiny
 
 from barlow_twins import pretraining_loss
 from data import SentinelTimeSeriesDatasetForDownstreaming
-from runtime import start_runtime
+from evaluation.validation import LinearProbe, Validation
+from running.device import start_runtime
 from train import build_model, open_data
 from utils import rankme
-from validation import LinearProbe, Validation
 
 
 def test_validation_loss_is_the_mean_over_pixels(dataset, tmp_path):

@@ -8,9 +8,9 @@ import json
 import numpy as np
 from tqdm import tqdm
 
-import sentinel2
-from files import atomic_write, write_json
-from runtime import InputError
+from preparation import sentinel2
+from running.errors import InputError
+from running.files import atomic_write, write_json
 from tiles import Tile
 
 EXACT_PIXELS = 1 << 16  # pixels that are summed at once: few enough for a core's cache

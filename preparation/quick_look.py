@@ -7,21 +7,21 @@ from matplotlib.colors import to_rgba
 from matplotlib.dates import DateFormatter
 from matplotlib.figure import Figure
 
-import tile_statistics
-from land_cover import class_legend
+from maps.land_cover import class_legend
+from preparation.band_statistics import read_info
 from utils import save_figure
 
 SIDE = 400  # pixels along a picture's longer side, at most
 PARTS = 16  # of the rows: so much of a tile is in memory at a time
 
 
-def draw_tile(folder):
+def plot_quick_look(folder):
     """Draw median colours, clear dates, the line of dates, and labels, to quick_look.png.
 
     Reads every so many-th pixel of a large tile. Returns the median of the clear observations of
     red, green and blue (h, w, 3) float32, NaN where there is none, or None without these bands.
     """
-    info = tile_statistics.read_info(folder)
+    info = read_info(folder)
     masks = np.load(folder / "masks.npy", mmap_mode="r", allow_pickle=False)
     step = max(1, -(-max(masks.shape[1:]) // SIDE))
     clear = np.stack([mask[::step, ::step] for mask in masks])

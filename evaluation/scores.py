@@ -9,7 +9,7 @@ from sklearn.metrics import (
     precision_recall_fscore_support,
 )
 
-from files import write_json
+from running.files import write_json
 from utils import save_figure
 
 

@@ -1,11 +1,85 @@
-"""Representation maps as cloud-optimised GeoTIFFs, block of rows by block of rows."""
+"""Maps as GeoTIFFs, block of rows by block of rows."""
+
+import errno
+from pathlib import Path
+from xml.etree import ElementTree
 
 import numpy as np
 import rasterio
 import rasterio.shutil
+from matplotlib.colors import to_rgba
+from rasterio.errors import RasterioError
 from rasterio.windows import Window
 
-from files import atomic_write
+from running.files import atomic_write
+
+
+def write_geotiff(path, array, georeference, nodata, legend=None):
+    """Write (H, W) or (H, W, bands) as a tiled, compressed GeoTIFF.
+
+    georeference: dict with "crs" and "transform" (a, b, c, d, e, f), as in tile.json. legend: of
+    class codes; becomes the colour table, and the class names in the .aux.xml beside the file.
+    """
+    bands = array[..., None] if array.ndim == 2 else array
+    height, width, count = bands.shape
+    profile = {
+        "driver": "GTiff",
+        "height": height,
+        "width": width,
+        "count": count,
+        "dtype": bands.dtype,
+        "crs": georeference["crs"],
+        "transform": rasterio.Affine(*georeference["transform"]),
+        "nodata": nodata,
+        "tiled": True,
+        "blockxsize": 256,
+        "blockysize": 256,
+        "compress": "deflate",
+    }
+    if count == 4:
+        profile |= {"photometric": "RGB", "ALPHA": "YES"}
+    with atomic_write(path) as part:
+        with rasterio.open(part, "w", **profile) as file:
+            for first in range(0, height, 256):  # a row of blocks at a time
+                block = np.moveaxis(bands[first : first + 256], -1, 0)
+                file.write(block, window=Window(0, first, width, block.shape[1]))
+            if legend:
+                rgba = {code: to_rgba(entry["color"]) for code, entry in legend.items()}
+                colors = {code: tuple(round(255 * c) for c in rgb) for code, rgb in rgba.items()}
+                file.write_colormap(1, {0: (0, 0, 0, 0)} | colors)
+        _check_written(part)
+    remove_sidecars(path)
+    if legend:
+        _write_category_names(path, legend)
+
+
+def _check_written(path):
+    """Read a GeoTIFF through; OSError where it is not whole, of which GDAL says nothing."""
+    try:
+        with rasterio.open(path) as file:
+            for _, window in file.block_windows():
+                file.read(window=window)
+    except RasterioError:
+        raise OSError(errno.EIO, "GDAL wrote no whole file; is the disk full?") from None
+
+
+def _write_category_names(path, legend):
+    """Class names where GDAL and QGIS look for them: <path>.aux.xml, one name a code from 0 up."""
+    dataset = ElementTree.Element("PAMDataset")
+    band = ElementTree.SubElement(dataset, "PAMRasterBand", band="1")
+    names = ElementTree.SubElement(band, "CategoryNames")
+    for code in range(max(legend) + 1):
+        entry = ElementTree.SubElement(names, "Category")
+        entry.text = legend[code]["name"] if code in legend else "no data" if code == 0 else ""
+    with atomic_write(f"{path}.aux.xml") as part:
+        ElementTree.ElementTree(dataset).write(part)
+
+
+def remove_sidecars(path):
+    """Remove what GDAL and QGIS keep beside a picture: names, statistics and smaller copies."""
+    for suffix in (".aux.xml", ".ovr", ".msk"):
+        Path(f"{path}{suffix}").unlink(missing_ok=True)
+
 
 ROWS = 256  # of a file's own blocks: so many rows are in memory at a time
 INT8_NODATA = -128  # which no value of an int8 map has

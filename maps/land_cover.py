@@ -12,8 +12,9 @@ from matplotlib.patches import Patch
 from rasterio.crs import CRS
 from rasterio.warp import transform as transform_points
 
-from maps import is_georeferenced, row_blocks
-from runtime import InputError, notice
+from maps.reader import row_blocks
+from running.errors import InputError, notice
+from tiles import is_georeferenced
 from utils import save_figure
 
 WORLDCOVER = {  # classes of ESA WorldCover and their official colours; 0, no data, is no class
@@ -29,7 +30,6 @@ WORLDCOVER = {  # classes of ESA WorldCover and their official colours; 0, no da
     95: {"name": "Mangroves", "color": "#00cf75"},
     100: {"name": "Moss and lichen", "color": "#fae6a0"},
 }
-
 FIGURE_SIZE = (8.5, 6)  # inches, of a drawn class map; higher where its legend needs more
 LEGEND_WIDTH = 36  # characters of a line of the legend
 LINE_HEIGHT = 0.22  # inches, of it

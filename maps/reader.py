@@ -1,45 +1,15 @@
-"""What lies on disk beside a map.
+"""Map files: read, and compared with what they were made from."""
 
-Representation maps (H, W, D) and class maps (H, W), int8 with scales, infer.json, which tells what
-a map was made from, the labels of its tile, and GeoTIFFs.
-"""
-
-import errno
 from pathlib import Path
-from xml.etree import ElementTree
 
 import numpy as np
-import rasterio
-from matplotlib.colors import to_rgba
-from rasterio.errors import RasterioError
-from rasterio.windows import Window
 
-from files import atomic_write
-from runtime import InputError, notice
-from storage import describe_files
-from tiles import open_npy, read_tile_json
+from running.errors import InputError, notice
+from running.files import describe_files, open_npy
+from tiles import is_georeferenced, read_tile_json
 
 ROWS = 64  # of a representation map, in memory at a time
 BLOCK_PIXELS = 1 << 22  # of a class map, in memory at a time
-PRODUCTS = [  # all files that we write beside the maps of a tile, GDAL's sidecars aside
-    "representation_map.npy",
-    "representation_map_scales.npy",
-    "representation_map.tif",
-    "representation_map_scales.tif",
-    "valid_count.npy",
-    "valid_count.tif",
-    "confidence.npy",
-    "confidence.tif",
-    "classification_map.npy",
-    "classification_map.png",
-    "classification_map.tif",
-    "false_color.png",
-    "false_color.tif",
-    "inference_map.png",
-    "inference_map.json",
-    "agreement.png",
-    "explore.html",
-]
 KINDS = {"iu": "integers", "f": "floating-point numbers"}  # of a map's type, and the words for it
 
 
@@ -146,17 +116,6 @@ def representation_blocks(path):
         yield first, read_representations(path, slice(first, first + ROWS))
 
 
-def quantise(representations):
-    """int8 values and the float32 scale of each pixel: value = int8 * scale; scale NaN: no data.
-
-    representations: (.., D) float32, NaN where there is no data. Returns (.., D) and (..).
-    """
-    scale = np.abs(representations).max(-1) / 127
-    safe = np.where(np.isfinite(scale) & (scale > 0), scale, 1)[..., None]
-    values = np.nan_to_num(representations / safe).round().astype(np.int8)
-    return values, scale.astype(np.float32)
-
-
 # ---- what a map was made from --------------------------------------------------------------------
 
 
@@ -212,86 +171,3 @@ def check_same_place(path, tile_info, info):
 
 def _place(crs, transform):
     return f"{crs} {tuple(transform)}"
-
-
-# ---- products ------------------------------------------------------------------------------------
-
-
-def remove_products(folder, kept=()):
-    """Remove all that we write beside the maps of a tile, but for the file names in `kept`."""
-    for name in PRODUCTS:
-        if name not in kept:
-            (folder / name).unlink(missing_ok=True)
-            remove_sidecars(folder / name)
-
-
-def remove_sidecars(path):
-    """Remove what GDAL and QGIS keep beside a picture: names, statistics and smaller copies."""
-    for suffix in (".aux.xml", ".ovr", ".msk"):
-        Path(f"{path}{suffix}").unlink(missing_ok=True)
-
-
-def is_georeferenced(info):
-    """Whether a tile.json or an infer.json tells where its pixels lie."""
-    return {"crs", "transform"} <= set(info)
-
-
-def write_geotiff(path, array, georeference, nodata, legend=None):
-    """Write (H, W) or (H, W, bands) as a tiled, compressed GeoTIFF.
-
-    georeference: dict with "crs" and "transform" (a, b, c, d, e, f), as in tile.json. legend: of
-    class codes; becomes the colour table, and the class names in the .aux.xml beside the file.
-    """
-    bands = array[..., None] if array.ndim == 2 else array
-    height, width, count = bands.shape
-    profile = {
-        "driver": "GTiff",
-        "height": height,
-        "width": width,
-        "count": count,
-        "dtype": bands.dtype,
-        "crs": georeference["crs"],
-        "transform": rasterio.Affine(*georeference["transform"]),
-        "nodata": nodata,
-        "tiled": True,
-        "blockxsize": 256,
-        "blockysize": 256,
-        "compress": "deflate",
-    }
-    if count == 4:
-        profile |= {"photometric": "RGB", "ALPHA": "YES"}
-    with atomic_write(path) as part:
-        with rasterio.open(part, "w", **profile) as file:
-            for first in range(0, height, 256):  # a row of blocks at a time
-                block = np.moveaxis(bands[first : first + 256], -1, 0)
-                file.write(block, window=Window(0, first, width, block.shape[1]))
-            if legend:
-                rgba = {code: to_rgba(entry["color"]) for code, entry in legend.items()}
-                colors = {code: tuple(round(255 * c) for c in rgb) for code, rgb in rgba.items()}
-                file.write_colormap(1, {0: (0, 0, 0, 0)} | colors)
-        _check_written(part)
-    remove_sidecars(path)
-    if legend:
-        _write_category_names(path, legend)
-
-
-def _check_written(path):
-    """Read a GeoTIFF through; OSError where it is not whole, of which GDAL says nothing."""
-    try:
-        with rasterio.open(path) as file:
-            for _, window in file.block_windows():
-                file.read(window=window)
-    except RasterioError:
-        raise OSError(errno.EIO, "GDAL wrote no whole file; is the disk full?") from None
-
-
-def _write_category_names(path, legend):
-    """Class names where GDAL and QGIS look for them: <path>.aux.xml, one name a code from 0 up."""
-    dataset = ElementTree.Element("PAMDataset")
-    band = ElementTree.SubElement(dataset, "PAMRasterBand", band="1")
-    names = ElementTree.SubElement(band, "CategoryNames")
-    for code in range(max(legend) + 1):
-        entry = ElementTree.SubElement(names, "Category")
-        entry.text = legend[code]["name"] if code in legend else "no data" if code == 0 else ""
-    with atomic_write(f"{path}.aux.xml") as part:
-        ElementTree.ElementTree(dataset).write(part)

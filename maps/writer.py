@@ -1,103 +1,35 @@
-"""Large maps on disk: space reserved first, filled block by block, and kept over a kill."""
+"""Large maps on disk: space reserved first, filled block by block, kept over a kill."""
 
-import errno
-import fcntl
-import hashlib
 import json
 import math
 import os
-import time
-from contextlib import contextmanager
-from pathlib import Path
 
 import numpy as np
 
-from files import remove_parts, write_error, write_json
-from runtime import InputError
+from maps.geotiff import remove_sidecars
+from running.errors import InputError
+from running.files import create_npy, remove_parts, reserve, write_error, write_json
 
+PRODUCTS = [  # all files that we write beside the maps of a tile, GDAL's sidecars aside
+    "representation_map.npy",
+    "representation_map_scales.npy",
+    "representation_map.tif",
+    "representation_map_scales.tif",
+    "valid_count.npy",
+    "valid_count.tif",
+    "confidence.npy",
+    "confidence.tif",
+    "classification_map.npy",
+    "classification_map.png",
+    "classification_map.tif",
+    "false_color.png",
+    "false_color.tif",
+    "inference_map.png",
+    "inference_map.json",
+    "agreement.png",
+    "explore.html",
+]
 PROGRESS = ".progress.part.json"
-
-
-# ---- single files --------------------------------------------------------------------------------
-
-
-def file_hash(path):
-    """SHA-256 of a file, as hexadecimal text."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def describe_files(folder, names):
-    """{name: [size in bytes, time of the last change in ns]} of those files that are there."""
-    stats = {name: Path(folder, name).stat() for name in names if Path(folder, name).exists()}
-    return {name: [stat.st_size, stat.st_mtime_ns] for name, stat in stats.items()}
-
-
-def reserve(path, size):
-    """Give a file its full size on the disk; what it holds stays, and what is new is 0.
-
-    Raises InputError that names the file and the missing space; then the file is gone.
-    """
-    path = Path(path)
-    try:
-        with open(path, "ab") as file:
-            if hasattr(os, "posix_fallocate"):
-                os.posix_fallocate(file.fileno(), 0, size)
-            for start in range(file.seek(0, os.SEEK_END), size, 1 << 24):  # macOS has no fallocate
-                file.write(bytes(min(1 << 24, size - start)))
-    except OSError as error:
-        path.unlink(missing_ok=True)  # first, so that what it held counts as free
-        raise write_error(path, error, size) from None
-
-
-def create_npy(path, dtype, shape):
-    """A new .npy file of zeros, opened as a memory map to write to.
-
-    Its space is reserved: a sparse file would end the process (SIGBUS) when the disk is full.
-    Raises InputError as `reserve`.
-    """
-    dtype = np.dtype(dtype)
-    try:
-        with open(path, "wb") as file:
-            header = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False}
-            np.lib.format.write_array_header_1_0(file, {**header, "shape": tuple(shape)})
-            size = file.tell() + dtype.itemsize * math.prod(shape)
-    except OSError as error:
-        Path(path).unlink(missing_ok=True)
-        raise write_error(path, error) from None
-    reserve(path, size)
-    return np.load(path, mmap_mode="r+", allow_pickle=False)
-
-
-@contextmanager
-def lock_folder(folder, seconds=0.0):
-    """Keep other runs from writing into a folder. Raises InputError where one does already.
-
-    seconds: how long to wait for it; the loader workers of a killed run hold it for a few more.
-    """
-    handle, start = os.open(folder, os.O_RDONLY), time.monotonic()
-    try:
-        while not _is_locked(handle):
-            if time.monotonic() - start > seconds:
-                raise InputError(
-                    f"{folder}: found another run that writes there, wanted to wait until it ends"
-                )
-            time.sleep(0.1)
-        yield
-    finally:
-        os.close(handle)
-
-
-def _is_locked(handle):
-    """Take the lock of a folder; whether that worked, or the file system (a network's) has none."""
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        return error.errno != errno.EWOULDBLOCK
-    return True
-
-
-# ---- maps of one tile ----------------------------------------------------------------------------
 
 
 class MapWriter:
@@ -192,3 +124,22 @@ class MapWriter:
         for name in self.arrays:
             if not self.is_published(name):
                 self._part(name).replace(self.folder / f"{name}.npy")
+
+
+def quantise(representations):
+    """int8 values and the float32 scale of each pixel: value = int8 * scale; scale NaN: no data.
+
+    representations: (.., D) float32, NaN where there is no data. Returns (.., D) and (..).
+    """
+    scale = np.abs(representations).max(-1) / 127
+    safe = np.where(np.isfinite(scale) & (scale > 0), scale, 1)[..., None]
+    values = np.nan_to_num(representations / safe).round().astype(np.int8)
+    return values, scale.astype(np.float32)
+
+
+def remove_products(folder, kept=()):
+    """Remove all that we write beside the maps of a tile, but for the file names in `kept`."""
+    for name in PRODUCTS:
+        if name not in kept:
+            (folder / name).unlink(missing_ok=True)
+            remove_sidecars(folder / name)

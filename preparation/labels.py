@@ -19,13 +19,13 @@ from rasterio.features import rasterize
 from rasterio.transform import array_bounds
 from rasterio.warp import Resampling, reproject, transform_bounds
 
-import sources
-import tile_statistics
-from files import atomic_write, write_json
-from land_cover import WORLDCOVER, class_legend
-from maps import is_georeferenced
-from runtime import InputError
-from tiles import TEST, TRAIN, VALIDATION, is_class_table, scramble
+from maps.land_cover import WORLDCOVER, class_legend
+from preparation.band_statistics import read_info
+from preparation.items import need
+from preparation.pixels import NETWORK
+from running.errors import InputError
+from running.files import atomic_write, write_json
+from tiles import TEST, TRAIN, VALIDATION, is_class_table, is_georeferenced, scramble
 
 WORLDCOVER_URL = (  # 2021; for 2020 put v100/2020 and 2020_v100 in it
     "https://esa-worldcover.s3.eu-central-1.amazonaws.com/v200/2021/map/"
@@ -98,7 +98,7 @@ def _is_raster(path):
 
 
 def _open_features(config, classes):
-    geopandas = sources.need("geopandas")
+    geopandas = need("geopandas")
     path, column, splits = config["labels"], config["class_column"], config["splits"]
     try:
         features = geopandas.read_file(path)
@@ -195,7 +195,7 @@ def block_sides(x, y, crs, size, seed):
     x, y: arrays of one shape, map coordinates in crs. Blocks are drawn in one projection of the
     whole Earth, so that the same ground has the same side in every tile, of whatever zone.
     """
-    to_ground = sources.need("pyproj").Transformer.from_crs(crs, GROUND, always_xy=True)
+    to_ground = need("pyproj").Transformer.from_crs(crs, GROUND, always_xy=True)
     column, row = (np.floor(part / size).astype(np.int64) for part in to_ground.transform(x, y))
     share = scramble(scramble(scramble(np.uint64(seed), column), row), 0) / 2.0**64
     return np.select([share < 0.2, share < 0.4], [TEST, VALIDATION], TRAIN).astype(np.uint8)
@@ -222,7 +222,7 @@ def write_labels(folder, labels, config):
     none does, nothing is written (see `forget_labels`). Raises InputError for a tile without crs
     and transform.
     """
-    info = tile_statistics.read_info(folder)
+    info = read_info(folder)
     if not is_georeferenced(info):
         raise InputError(f"{folder / 'tile.json'}: found no crs and transform, wanted both")
     shape = np.load(folder / "masks.npy", mmap_mode="r", allow_pickle=False).shape[1:]
@@ -261,7 +261,7 @@ def forget_labels(folder):
 
     In one data set the labels of two files would mean two things by one code.
     """
-    info = tile_statistics.read_info(folder)
+    info = read_info(folder)
     if "labels_from" not in info:
         return
     for name in ("labels.npy", "splits.npy"):
@@ -315,7 +315,7 @@ def warp_rasters(origin, transform, shape, crs):
     retries = {"GDAL_HTTP_MAX_RETRY": "5", "GDAL_HTTP_RETRY_DELAY": "1"}
     for file in files:
         try:
-            with rasterio.Env(**sources.NETWORK, **retries), rasterio.open(file) as source:
+            with rasterio.Env(**NETWORK, **retries), rasterio.open(file) as source:
                 _check_raster(source, file)
                 found = np.zeros(shape, np.int32)
                 reproject(

@@ -2,10 +2,13 @@
 
 import json
 import os
+import time
 from pathlib import Path
 
-from files import write_error
-from runtime import InputError
+import torch
+
+from running.errors import InputError
+from running.files import write_error
 
 
 class RunLog:
@@ -116,3 +119,42 @@ def refuse_training_folder(output_dir):
     for name in ("last.pt", "best.pt"):
         if (Path(output_dir) / name).exists():
             raise InputError(f"{output_dir}: found {name} of a training, wanted another output_dir")
+
+
+class RecentSteps:
+    """The steps since the last logged one, kept on the device: no step waits for a number."""
+
+    def __init__(self):
+        self.restart()
+
+    def restart(self):
+        self.steps, self.pixels, self.start = [], 0, time.perf_counter()
+
+    def add(self, step, rate, parts, x):
+        """A step's learning rate, parts of the loss (scalar tensors) and views x (N, 2, S, B)."""
+        values = torch.stack([value.detach().float() for value in parts.values()])
+        # with several processes, one of them may have no pixel of a small batch
+        extremes = torch.stack(x.aminmax()) if len(x) else torch.zeros(2)
+        self.steps.append((step, rate, list(parts), values, extremes))
+        self.pixels += len(x)
+
+    def seconds_per_step(self):
+        return (time.perf_counter() - self.start) / len(self.steps)
+
+    def summary(self, world_size):
+        """Last rate, means over the steps, throughput; FloatingPointError for a loss not finite."""
+        for step, rate, _, values, extremes in self.steps:
+            if not values.isfinite().all():
+                low, high = extremes.tolist()
+                raise FloatingPointError(
+                    f"loss {float(values[0])} at step {step}, learning rate {rate:.3g}, "
+                    f"standardised input from {low:.3g} to {high:.3g}; "
+                    "the last good checkpoint stays"
+                )
+        means = torch.stack([values for *_, values, _ in self.steps]).mean(0).tolist()
+        seconds, (_, rate, names, *_) = time.perf_counter() - self.start, self.steps[-1]
+        return {
+            "learning_rate": rate,
+            **dict(zip(names, means, strict=True)),
+            "samples_per_second": world_size * self.pixels / seconds,
+        }

@@ -13,7 +13,7 @@ from datetime import date, timedelta
 
 import numpy as np
 
-from runtime import InputError
+from running.errors import InputError
 
 TESSERA_BANDS = ["B04", "B02", "B03", "B08", "B8A", "B05", "B06", "B07", "B11", "B12"]
 ANCESTOR_BANDS = ["B04", "B02", "B03", "B08", "B8A", "B09", "B05", "B06", "B07", "B11", "B12"]

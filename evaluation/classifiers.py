@@ -1,12 +1,12 @@
-"""Classifiers whose setting is cross-validated on the training labels, and tests of a difference.
+"""Classifiers of features, their settings cross-validated, and the linear start of a head.
 
-Shapes: N pixels, F features, S draws of labels (seeds), G blocks of pixels, C classes.
+Shapes: N pixels, F features, D dimensions of a representation, C classes.
 """
 
 import warnings
 
 import numpy as np
-from scipy.stats import ttest_rel
+import torch
 from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 from sklearn.dummy import DummyClassifier
 from sklearn.ensemble import RandomForestClassifier
@@ -18,11 +18,15 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from threadpoolctl import threadpool_limits
 
+from utils import encode_series
+
 FOLDS = 5
 REPEATS = 4  # of the folds where labels are few, since one partition of 50 chooses by chance
 SEARCH_LABELS = 2000  # of more labels so many, drawn at random, choose the setting
 SEARCH_TREES = 100  # of a forest while its leaf size is chosen
-BOOTSTRAPS = 1000
+MAX_LABELS = 10_000  # that it is fitted to: more hardly change it, and take long
+BATCHNORM_EPS = 1e-5  # of BatchNorm, which standardises with sqrt(variance + BATCHNORM_EPS)
+UNSEEN_CLASS_LOGIT = -10.0  # of a class without a label; the highest logit is never below 0
 
 
 def classifiers(seed):
@@ -107,51 +111,41 @@ def find_label_folds(labels, seed=0):
     return [(rows[train], rows[test]) for train, test in splitter.split(rows, labels[rows])]
 
 
-# ---- differences ---------------------------------------------------------------------------------
+# ---- the start of a head -------------------------------------------------------------------------
 
 
-def paired_p(ours, theirs):
-    """Two-sided p of a paired t-test over the draws of labels; None where it is not defined.
+def read_representations(backbone, batches, runtime):
+    """Representations (N, D) and labels (N,) of the first MAX_LABELS pixels, numpy.
 
-    ours, theirs: (S,) scores of two models, each pair from the same labels. It asks whether other
-    labels would give the same sign, in this region and on these test pixels. Draws from few labels
-    overlap, which makes p too small where label_count is a large part of the training split.
+    batches: as a labelled data set of all clear observations gives them.
     """
-    difference = np.subtract(ours, theirs)
-    if len(difference) < 2 or np.ptp(difference) < 1e-12:
-        return None
-    return float(ttest_rel(ours, theirs).pvalue)
+    parts, count = [], 0
+    for x, doys, labels, _ in batches:
+        parts.append((encode_series(backbone, x, doys, runtime)[0], labels))
+        count += len(labels)
+        if count >= MAX_LABELS:
+            break
+    return [torch.cat(arrays)[:MAX_LABELS].numpy() for arrays in zip(*parts, strict=True)]
 
 
-def block_bootstrap(labels, groups, ours, theirs, seed=0):
-    """95 % interval of the difference in macro-F1, from test blocks drawn with replacement.
+def fit_linear_start(y, labels, num_classes, seed=0):
+    """What a head's `start_from` takes, from representations y (N, D) and classes labels (N,).
 
-    Whole blocks are drawn since neighbours are alike: McNemar's test, or a bootstrap of pixels,
-    takes them for independent and finds too much (Ploton et al. 2020, 10.1038/s41467-020-18321-y).
-    labels, groups: (N,) class code and block of each test pixel; ours, theirs: (S, N) predicted
-    codes, whose differences are averaged over S. Returns (low, high), or None for a single block.
+    The model is discriminant analysis as in `fit_classifier`.
+    Returns float32 tensors: mean and variance (D,) of the representations, weights (C, D) and
+    biases (C,) of the classes, which give the probabilities that scikit-learn's model gives.
     """
-    blocks = np.unique(groups, return_inverse=True)[1]
-    num_blocks = blocks.max() + 1
-    if num_blocks < 2:
-        return None
-    predicted = np.concatenate([ours, theirs])  # (2 S, N)
-    codes = np.union1d(labels, predicted)
-    cells = [blocks * len(codes) + np.searchsorted(codes, row) for row in (labels, *predicted)]
-    size = num_blocks * len(codes)
-    labelled = np.bincount(cells[0], minlength=size)
-    counts = []  # of each block and class: pixels that are right; labelled plus predicted as such
-    for row, cell in zip(predicted, cells[1:], strict=True):
-        right = np.bincount(cells[0][row == labels], minlength=size)
-        counts.append([right, labelled + np.bincount(cell, minlength=size)])
-    counts = np.array(counts, np.float32).reshape(-1, num_blocks, len(codes))  # (4 S, G, C)
-    rng, differences = np.random.default_rng(seed), []
-    for _ in range(BOOTSTRAPS):
-        times = np.bincount(rng.integers(num_blocks, size=num_blocks), minlength=num_blocks)
-        counted = np.matmul(times.astype(np.float32), counts)  # (4 S, C)
-        right, both = np.moveaxis(counted.reshape(-1, 2, len(codes)), 1, 0)
-        drawn = times @ labelled.reshape(num_blocks, -1) > 0  # both over the classes labelled here
-        f1 = np.divide(2 * right, both, out=np.zeros_like(both), where=both > 0)
-        ours, theirs = f1[:, drawn].mean(1).reshape(2, -1)
-        differences.append((ours - theirs).mean())
-    return tuple(float(value) for value in np.percentile(differences, [2.5, 97.5]))
+    model, _ = fit_classifier("discriminant analysis", y, labels, seed)
+    mean, var = y.mean(0), y.var(0)
+    weight, bias = np.zeros((num_classes, y.shape[1])), np.full(num_classes, UNSEEN_CLASS_LOGIT)
+    if isinstance(model, DummyClassifier):  # nothing to tell apart: one class everywhere
+        bias[np.unique(labels)] = 0.0
+    else:
+        weights, biases = model.coef_, model.intercept_ + model.coef_ @ mean
+        if len(model.classes_) == 2:  # scikit-learn gives the second class's logit less the first's
+            weights, biases = np.outer([-0.5, 0.5], weights), np.outer([-0.5, 0.5], biases)[:, 0]
+        # what all classes share changes no probability, but may lie below UNSEEN_CLASS_LOGIT
+        weights, biases = weights - weights.mean(0), biases - biases.mean()
+        weight[model.classes_] = weights * np.sqrt(var + BATCHNORM_EPS)
+        bias[model.classes_] = biases
+    return [torch.from_numpy(np.float32(part)) for part in (mean, var, weight, bias)]

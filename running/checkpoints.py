@@ -1,5 +1,6 @@
-"""What both trainers share: the schedule, and runs that stop anywhere and go on."""
+"""Checkpoints, and trainings that stop anywhere and resume exactly."""
 
+import io
 import json
 import math
 from contextlib import contextmanager, nullcontext
@@ -8,24 +9,71 @@ from pathlib import Path
 
 import torch
 
-from files import atomic_write, load_checkpoint, remove_parts, save_checkpoint, write_json
-from runlog import RunLog, start_log
-from runtime import InputError, Runtime, notice
-from storage import lock_folder
+from running.device import Runtime
+from running.errors import InputError, notice
+from running.files import atomic_write, lock_folder, remove_parts, write_error, write_json
+from running.log import RunLog, start_log
 
-ABSENT = {"blend": 0.0, "day_cycles": 0}  # what it means that an older checkpoint lacks a key
+# ---- files ---------------------------------------------------------------------------------------
+
+FORMAT_VERSION = 1  # of checkpoints
+CONFIG_KEYS = {"sample_size", "min_valid", "block_size", "split_seed"}  # that later scripts read
 
 
-def learning_rate(peak, step, total_steps, warmup_steps, hold_fraction=0.0):
-    """Linear warm-up, hold, and cosine decay to 0: a pure function of the step (from 0 on).
+def _is_statistic(value):
+    return isinstance(value, torch.Tensor) and value.ndim == 1 and bool(value.isfinite().all())
 
-    hold_fraction: of all steps, at the end of which the decay begins; 0: right after the warm-up.
-    """
-    if step < warmup_steps:
-        return peak * (step + 1) / (warmup_steps + 1)
-    decay_start = max(warmup_steps, hold_fraction * total_steps)
-    progress = max(0.0, (step - decay_start) / max(1, total_steps - decay_start))
-    return peak * 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
+
+CHECKPOINT_CONTENT = {  # what every checkpoint has, and how it is told from damage
+    "config": lambda value: isinstance(value, dict) and set(value) >= CONFIG_KEYS,
+    "backbone": lambda value: isinstance(value, dict) and "name" in value,
+    "backbone_state": lambda value: isinstance(value, dict),
+    "bands": lambda value: isinstance(value, list) and all(isinstance(n, str) for n in value),
+    "mean": _is_statistic,
+    "std": lambda value: _is_statistic(value) and bool((value > 0).all()),
+}
+
+
+def save_checkpoint(path, kind, **content):
+    """Write a checkpoint atomically. kind: "pretrained" or "classifier"."""
+    buffer = io.BytesIO()  # its size is known before the disk is asked for space
+    torch.save({"format": FORMAT_VERSION, "kind": kind, **content}, buffer)
+    with atomic_write(path) as part:
+        try:
+            part.write_bytes(buffer.getbuffer())
+        except OSError as error:
+            part.unlink(missing_ok=True)
+            raise write_error(path, error, len(buffer.getbuffer())) from None
+
+
+def load_checkpoint(path, kinds=("pretrained", "classifier")):
+    """Read a checkpoint of one of the kinds onto the CPU; raises InputError for anything else."""
+    if not path:
+        raise InputError(f"checkpoint_path: wanted a {' or '.join(kinds)} checkpoint, found none")
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError:
+        raise InputError(f"{path}: found no file, wanted a checkpoint") from None
+    except Exception as error:  # torch.load raises many kinds for a file that is cut off or foreign
+        raise InputError(
+            f"{path}: found no whole checkpoint ({type(error).__name__}), wanted one of ours"
+        ) from None
+    if not isinstance(content, dict) or "format" not in content or "kind" not in content:
+        raise InputError(f"{path}: found a file of another program, wanted a checkpoint of ours")
+    if str(content["format"]) != str(FORMAT_VERSION):
+        raise InputError(f"{path}: found format {content['format']!r}, wanted {FORMAT_VERSION}")
+    if not isinstance(content["kind"], str) or content["kind"] not in kinds:
+        raise InputError(
+            f"{path}: found a {content['kind']} checkpoint, wanted a {' or '.join(kinds)} one"
+        )
+    for key, is_right in CHECKPOINT_CONTENT.items():
+        if key not in content or not is_right(content[key]):
+            raise InputError(f"{path}: found no usable {key} in the checkpoint, wanted one of ours")
+    return content
+
+
+# keys that older checkpoints lack, and the values that they were trained with
+OLD_CHECKPOINT_DEFAULTS = {"blend": 0.0, "day_cycles": 0}
 
 
 def inherit(config, keys, kinds=("pretrained", "classifier")):
@@ -37,12 +85,15 @@ def inherit(config, keys, kinds=("pretrained", "classifier")):
     if not path:
         return config, None
     checkpoint = load_checkpoint(path, kinds)
-    before = ABSENT | checkpoint["config"]
+    before = OLD_CHECKPOINT_DEFAULTS | checkpoint["config"]
     if missing := [key for key in keys if key not in before]:
         raise InputError(f"{path}: found no {missing[0]} in its config, wanted train.py's")
     inherited = {key: before[key] for key in keys}
     notice(f"{path}: " + ", ".join(f"{key}={value}" for key, value in inherited.items()))
     return {**config, **inherited}, checkpoint
+
+
+# ---- runs ----------------------------------------------------------------------------------------
 
 
 @dataclass
@@ -144,8 +195,8 @@ def read_last(output_dir, kind, config, data, defaults, free_keys, mend="another
 
     Raises InputError where a checkpoint there is of another kind, or of a config or of data that
     would give another result. data: {what: description} of what is trained on. defaults: of keys
-    that an older checkpoint does not have, but for those in ABSENT. free_keys: those that may
-    differ, since the weights do not depend on them. mend: what a message tells to change.
+    that an older checkpoint lacks and OLD_CHECKPOINT_DEFAULTS does not have. free_keys: may
+    differ, since the weights do not depend on them. mend: what a message advises to change.
     """
     found = None
     for name in ("last.pt", "best.pt"):
@@ -153,7 +204,7 @@ def read_last(output_dir, kind, config, data, defaults, free_keys, mend="another
         if found or not path.exists():  # a best.pt alone is looked at, so that none is overwritten
             continue
         found = load_checkpoint(path, (kind,))
-        before = {**defaults, **ABSENT, **found["config"]}
+        before = {**defaults, **OLD_CHECKPOINT_DEFAULTS, **found["config"]}
         differ = [
             f"{key}={config[key]} (was {before[key]})"
             for key in config

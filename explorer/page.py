@@ -15,10 +15,10 @@ from pathlib import Path
 
 import numpy as np
 
-from files import atomic_write
-from runtime import InputError
+from running.errors import InputError
+from running.files import atomic_write
 
-FOLDER = Path(__file__).resolve().parent / "explorer"
+FOLDER = Path(__file__).resolve().parent
 # in the order in which they are put into the page; a module's constants stand before their use
 WORKER_MODULES = ("learn.js", "worker.js")
 PAGE_MODULES = ("colors.js", "data.js", "geo.js", "labels.js", "pool.js", "files.js", "plot.js")

@@ -13,99 +13,19 @@ import os
 import shutil
 import threading
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
 
 import numpy as np
 from tqdm import tqdm
 
-import sentinel2
-import sources
-from files import remove_parts, write_json
-from runtime import InputError
-from sources import ItemError
-from storage import create_npy, lock_folder
-from tile_statistics import add_counts, count_block, statistics
-
-BLOCK = 2048  # pixels along a block's side: two internal blocks of the usual files
-
-
-@dataclass(frozen=True)
-class Plan:
-    """What a tile is made of.
-
-    name: of the tile, MGRS-<id>. grid: odc.geo GeoBox of the pixels that are read; every stride-th
-    of its rows and columns is kept. days: (date, items) in the order of the tile's dates; a pixel
-    is taken from the first item that has it.
-    """
-
-    name: str
-    grid: object
-    stride: int
-    days: list
-    config: dict  # the keys of RESULT_KEYS
-
-    @property
-    def shape(self):
-        """(T, H, W, B) of the tile."""
-        height, width = (size // self.stride for size in self.grid.shape)
-        bands = sentinel2.parse_bands(self.config["bands"])
-        return len(self.days), height, width, len(bands)
-
-    @property
-    def transform(self):
-        """(a, b, c, d, e, f) of the tile's pixels."""
-        a, b, c, d, e, f = tuple(self.grid.transform)[:6]
-        return [a * self.stride, b * self.stride, c, d * self.stride, e * self.stride, f]
-
-    @property
-    def crs(self):
-        return f"EPSG:{self.grid.crs.epsg}" if self.grid.crs.epsg else self.grid.crs.to_wkt()
-
-    def blocks(self):
-        """(rows, columns) slices of the tile's blocks, from north-west to south-east."""
-        size = max(1, BLOCK // self.stride)
-        _, height, width, _ = self.shape
-        return [
-            (slice(row, min(row + size, height)), slice(column, min(column + size, width)))
-            for row in range(0, height, size)
-            for column in range(0, width, size)
-        ]
-
-
-# settings that change what is in a tile, in the order of run_config
-RESULT_KEYS = (
-    "stac_url",
-    "collection",
-    "items_path",
-    "local_path",
-    "local_bands",
-    "mgrs_tile",
-    "bbox",
-    "year",
-    "max_cloud_cover",
-    "skip_items",
-    "bands",
-    "resolution",
-    "stride",
-    "resampling",
-    "clear_scl",
-    "offset",
-)
-
-
-def check_same(file, before, config):
-    """Raise InputError where a tile was made, or begun, with other settings."""
-    differ = [key for key in RESULT_KEYS if before.get(key) != config[key]]
-    if differ:
-        raise InputError(
-            f"{file}: was made with another {', '.join(differ)}; wanted another dataset_name or "
-            "overwrite=true"
-        )
-
-
-# ---- one block -----------------------------------------------------------------------------------
+from preparation import items as sources
+from preparation import sentinel2
+from preparation.band_statistics import add_counts, count_block, statistics
+from preparation.items import ItemError
+from preparation.plan import Plan, check_same
+from running.errors import InputError
+from running.files import create_npy, lock_folder, remove_parts, write_json
 
 
 def read_block(plan, items, rows, columns, retries, stop=None):
@@ -142,9 +62,6 @@ def read_block(plan, items, rows, columns, retries, stop=None):
         np.copyto(rank, here, where=missing)
     found[rank == 0] = 0
     return found, (rank == 2).astype(np.uint8)
-
-
-# ---- one tile ------------------------------------------------------------------------------------
 
 
 class TileWriter:

@@ -14,8 +14,8 @@ from threadpoolctl import threadpool_limits
 
 from barlow_twins import pretraining_loss
 from data import iterate_batches
-from distributed import gather
-from runtime import notice
+from running.distributed import gather
+from running.errors import notice
 from utils import encode_series, rankme
 
 
@@ -44,7 +44,7 @@ class Validation:
         losses, sizes, representations = [], [], []
         for x, doys in self.batches:
             x, doys = self.runtime.to_device(x, doys)
-            self.runtime.mark_sizes(x, doys)
+            self.runtime.mark_dynamic(x, doys)
             with self.runtime.autocast():
                 y, z, predicted = model(x, doys, doys)
             losses.append(float(pretraining_loss(z, predicted, x, self.config)[0]))

@@ -6,8 +6,8 @@ import zipfile
 import numpy as np
 from sklearn.decomposition import PCA
 
-from files import atomic_write
-from runtime import InputError
+from running.errors import InputError
+from running.files import atomic_write
 
 MOST_VALUE = 1e12  # of a representation: its square times all that is summed up stays finite
 BASIS_BYTES = 1 << 24  # most that a file of a basis can hold: 65536 dimensions need a megabyte

@@ -1,0 +1,1 @@
+"""How good is it: classifiers, scores, differences, validation."""

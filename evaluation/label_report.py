@@ -1,0 +1,191 @@
+"""The models that label_efficiency.py compares, and its table and figure."""
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from evaluation.differences import independent_f1
+from running.files import atomic_write, write_json
+from utils import save_figure
+
+
+@dataclass(frozen=True)
+class Model:
+    """What a row is made of; features and classifier are "" for a network that is trained."""
+
+    label: str
+    color: str
+    features: str = ""
+    classifier: str = ""
+
+
+MODELS = {
+    "embedding": Model(
+        "embedding + logistic regression", "#08519c", "embedding", "logistic regression"
+    ),
+    "discriminant": Model(
+        "embedding + discriminant analysis", "#2171b5", "embedding", "discriminant analysis"
+    ),
+    "neighbours": Model(
+        "embedding + nearest neighbours", "#3b8bc8", "embedding", "k nearest neighbours"
+    ),
+    "finetuned": Model("fine-tuned network", "#6a51a3"),
+    "series": Model(
+        "gap-filled series + logistic regression", "#e6820a", "series", "logistic regression"
+    ),
+    "series_discriminant": Model(
+        "gap-filled series + discriminant analysis", "#b8860b", "series", "discriminant analysis"
+    ),
+    "forest": Model("gap-filled series + random forest", "#31a354", "series", "random forest"),
+    "harmonic": Model(
+        "harmonic coefficients + logistic regression", "#c51b1b", "harmonic", "logistic regression"
+    ),
+    "harmonic_discriminant": Model(
+        "harmonic coefficients + discriminant analysis",
+        "#e7298a",
+        "harmonic",
+        "discriminant analysis",
+    ),
+    "untrained": Model(
+        "untrained encoder + logistic regression", "#969696", "untrained", "logistic regression"
+    ),
+    "untrained_discriminant": Model(
+        "untrained encoder + discriminant analysis", "#bdbdbd", "untrained", "discriminant analysis"
+    ),
+    "scratch": Model("network from scratch", "#252525"),
+}
+OWN = ("embedding", "discriminant", "neighbours", "finetuned")  # the others are baselines
+NETWORKS = ("finetuned", "scratch")
+FEATURES = ("embedding", "untrained", "series", "harmonic")
+
+
+# ---- table and figure ----------------------------------------------------------------------------
+
+
+def summarise(result):
+    """{name: {label count: (mean, standard deviation or nan) of macro-F1}}, in order."""
+    groups = {}
+    for row in sorted(result["scores"], key=lambda row: row["label_count"]):
+        groups.setdefault(row["model"], {}).setdefault(row["label_count"], []).append(row)
+    summary = {}
+    for name in MODELS:
+        for count, rows in groups.get(name, {}).items():
+            f1 = independent_f1(rows, result["all_labels"])
+            deviation = np.std(f1, ddof=1) if len(f1) > 1 else math.nan
+            summary.setdefault(name, {})[count] = (np.mean(f1), deviation)
+    return summary
+
+
+def write_table(result):
+    """The whole result as Markdown."""
+    summary, seeds = summarise(result), result["config"]["seeds"]
+    counts = list(next(iter(summary.values())))
+    lines = [
+        f"Macro-F1 on the test split of {result['config']['dataset_name']}, "
+        f"mean and standard deviation of {seeds} draws of labels:",
+        "",
+        "| labels | " + " | ".join(str(count) for count in counts) + " |",
+        "|---" * (len(counts) + 1) + "|",
+    ]
+    for name, by_count in summary.items():
+        cells = [f"{mean:.3f} ± {std:.3f}" for mean, std in by_count.values()]
+        lines.append(f"| {MODELS[name].label} | {' | '.join(cells).replace(' ± nan', '')} |")
+    if result["tests"]:
+        lines += ["", "| labels | model | best baseline | difference | p | 95 % interval |"]
+        lines += ["|---" * 6 + "|", *(_write_test(test) for test in result["tests"]), ""]
+        lines += [
+            f"p: paired t-test over the {seeds} draws (would other labels say the same?); with all "
+            "labels, over the checkpoints. "
+            f"Interval: bootstrap of {result['tests'][0]['blocks']} squares of block_size test "
+            "pixels (would other places? It means little where a tile's pixels are scattered ones)."
+        ]
+        if seeds < 5:
+            lines += [f"{seeds} draws are too few for p to mean much: wanted seeds=5 or more."]
+    lines += ["", f"| features | found again among {result['retrieval']['pixels']} | RankMe |"]
+    lines += ["|---|---|---|"]
+    for name in FEATURES:
+        cells = [
+            " ".join(f"{value:{form}}" for value in result[key].get(name, ()))
+            for key, form in (("retrieval", ".3f"), ("rankme", ".1f"))
+        ]
+        lines.append(f"| {name} | {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
+def _write_test(test):
+    p, interval = test["p_seeds"], test["interval_blocks"]
+    cells = [str(test["label_count"]), test["model"], test["baseline"]]
+    cells += [f"{test['difference']:+.3f}", "" if p is None else f"{p:.3f}"]
+    cells += ["" if interval is None else "{:+.3f} .. {:+.3f}".format(*interval)]
+    return f"| {' | '.join(cells)} |"
+
+
+def plot(result, path):
+    """Macro-F1 against the number of labels, a line for each model, named at its end."""
+    summary = summarise(result)
+    figure = Figure(figsize=(9, 5), layout="constrained")
+    axes = figure.subplots()
+    for place, (name, by_count) in enumerate(summary.items()):
+        # beside each other, so that the bars of one count can be told apart
+        counts = np.array(list(by_count)) * 1.015 ** (place - (len(summary) - 1) / 2)
+        mean, std = np.array(list(by_count.values())).T
+        style = {"color": MODELS[name].color, "linestyle": "-" if name in OWN else "--"}
+        axes.errorbar(counts, mean, np.nan_to_num(std), marker="o", ms=4, capsize=2, **style)
+    counts = list(next(iter(summary.values())))
+    axes.set(xscale="log", xlabel="labels", ylabel="test macro-F1")
+    axes.set_title(f"{result['config']['dataset_name']}: mean and deviation over draws of labels")
+    axes.set_xticks(counts, [str(count) for count in counts])
+    axes.minorticks_off()
+    axes.grid(axis="y", color="0.9")
+    axes.spines[["top", "right"]].set_visible(False)
+    name_lines(axes, {name: by_count[counts[-1]][0] for name, by_count in summary.items()})
+    save_figure(figure, path)
+
+
+def name_lines(axes, ends):
+    """Write each model's name beside the end of its line, apart enough to be read."""
+    bottom, top = axes.get_ylim()
+    gap = (top - bottom) / 20
+    order = sorted(ends, key=ends.get)
+    heights = np.array([ends[name] for name in order])
+    for _ in range(200):  # neighbours that are too close push each other away
+        overlap = np.maximum(gap - np.diff(heights), 0) / 2
+        heights[:-1] -= overlap
+        heights[1:] += overlap
+    end = min(axes.get_xticks()[-1] * 1.03, axes.get_xlim()[1])  # right of the last points
+    for name, height in zip(order, heights, strict=True):
+        axes.annotate(
+            MODELS[name].label,
+            (end, ends[name]),
+            (1.03, height),
+            textcoords=axes.get_yaxis_transform(),  # across in shares of the axes, up in F1
+            color=MODELS[name].color,
+            va="center",
+            fontsize=9,
+            annotation_clip=False,
+            arrowprops={
+                "arrowstyle": "-",
+                "relpos": (0, 0.5),  # from the left end of the text
+                "color": MODELS[name].color,
+                "lw": 0.6,
+            },
+        )
+
+
+def find_means(rows, names):
+    """{model/score: mean over the draws} of the rows of one count of labels, for the log."""
+    return {
+        f"{name}/{key}": float(np.mean([row[key] for row in rows if row["model"] == name]))
+        for name in names
+        for key in ("macro_f1", "overall_accuracy")
+    }
+
+
+def save_result(result, output_dir):
+    """JSON, table and picture, as far as they are done."""
+    write_json(output_dir / "label_efficiency.json", result)
+    with atomic_write(output_dir / "label_efficiency.md") as part:
+        part.write_text(write_table(result))
+    plot(result, output_dir / "label_efficiency.png")

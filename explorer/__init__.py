@@ -1,0 +1,1 @@
+"""The page to explore: Python that packs it, JavaScript that runs it."""

@@ -1,0 +1,1 @@
+"""How tiles are made: items, pixels, labels, statistics, simulation."""

@@ -1,0 +1,1 @@
+"""How any script runs: errors, config, start and stop, device, files, checkpoints, log."""

@@ -1,0 +1,134 @@
+"""The config of a script: `key=value` overrides, ranges, checks."""
+
+import math
+import os
+from types import MappingProxyType
+
+from running.errors import InputError
+
+
+def override(run_config, arguments):
+    """run_config with `key=value` arguments put in; the default's type is the schema.
+
+    Raises InputError that names the key and shows the present value.
+    """
+    config = dict(run_config)
+    for argument in arguments:
+        key, equals, text = argument.partition("=")
+        if not equals or key not in config:
+            raise InputError(f"{argument}: wanted key=value with key one of {', '.join(config)}")
+        config[key] = expand_home(key, _parse(key, text, run_config[key]))
+    return config
+
+
+def _parse(key, text, default):
+    kind = type(default)
+    if kind is bool:
+        if text.lower() not in ("true", "false"):
+            raise InputError(f"{key}={text}: wanted true or false (now {str(default).lower()})")
+        return text.lower() == "true"
+    try:
+        value = kind(text)
+    except ValueError:
+        name = {int: "a whole number", float: "a number"}[kind]
+        raise InputError(f"{key}={text}: wanted {name} (now {default})") from None
+    if value != value:
+        raise InputError(f"{key}={text}: wanted a number (now {default})")
+    return value
+
+
+MAX_INT = 2**63 - 1  # of a whole number that has no other bound: what numpy and torch hold
+# Least and most value of every numeric key of the scripts; math.inf: any larger one. A script
+# whose own range differs gives it to `check`.
+RANGES = {
+    # pixels and dates
+    "sample_size": (1, 1000),
+    "min_sample_size": (1, 1000),
+    "min_valid": (1, 65535),
+    "block_size": (1, MAX_INT),
+    "label_count": (0, MAX_INT),
+    "val_pixels": (2, MAX_INT),
+    "sample_pixels": (4, MAX_INT),
+    "draws": (0, 1000),
+    "dates": (0, MAX_INT),
+    "date_share": (0, 1),
+    "start_share": (-1, 1),
+    # model
+    "latent_dim": (3, 65536),
+    "width": (1, 65536),
+    "depth": (1, 1000),
+    "day_cycles": (0, 182),
+    "hidden": (1, 65536),
+    "projector_dim": (2, 65536),
+    "dropout": (0, 0.99),
+    # loss
+    "barlow_lambda": (0, math.inf),
+    "prediction": (0, math.inf),
+    "harmonics": (1, 182),
+    "blend": (0, 1),
+    "mix_up": (0, math.inf),
+    "focal_gamma": (0, 100),
+    # optimiser
+    "batch_size": (2, MAX_INT),
+    "epochs": (1, MAX_INT),
+    "min_samples": (1, MAX_INT),
+    "max_samples": (1, MAX_INT),
+    "max_steps": (0, MAX_INT),
+    "learning_rate": (0, math.inf),
+    "backbone_learning_rate": (0, math.inf),
+    "weight_decay": (0, math.inf),
+    "warmup_steps": (0, MAX_INT),
+    "warmup_fraction": (0, 1),
+    "hold_fraction": (0, 1),
+    "clip_norm": (1e-9, math.inf),
+    "seed": (0, 2**31 - 1),
+    "split_seed": (0, 2**31 - 1),
+    "seeds": (1, 1000),
+    "most_pixels": (2, MAX_INT),
+    # running and logging
+    "num_workers": (-1, 64),
+    "log_interval": (1, MAX_INT),
+    "val_interval": (1, MAX_INT),
+    "checkpoint_interval": (1, MAX_INT),
+    # simulated tiles
+    "num_tiles": (1, 10_000),
+    "size": (16, 10_980),
+    "num_dates": (2, 73),
+    "missed_clouds": (0, 1),
+}
+CHOICES = {
+    "device": ("auto", "cpu", "cuda"),
+    "precision": ("auto", "float32", "bfloat16"),
+    "wandb_mode": ("auto", "online", "offline", "disabled"),
+}
+
+
+def check(config, **limits):
+    """Check every value of a config; returns it frozen, so that nothing changes it later.
+
+    limits: what this script takes for a key, in place of RANGES and CHOICES: a pair of numbers, or
+    the words to choose from. Raises InputError that names the key, its value and what is wanted.
+    """
+    config = {key: expand_home(key, value) for key, value in config.items()}
+    limits = RANGES | CHOICES | limits
+    for key, value in config.items():
+        if isinstance(value, bool) or (isinstance(value, str) and key not in limits):
+            continue
+        if isinstance(value, str):
+            if value not in limits[key]:
+                raise InputError(f"{key}={value}: wanted one of {', '.join(limits[key])}")
+            continue
+        least, most = limits[key]
+        # compared before anything makes a float of it, which a whole number may be too large for
+        if not (least <= value <= most and abs(value) < math.inf):
+            any_larger = most == math.inf or (most == MAX_INT and value < least)
+            upto = "or more" if any_larger else f"to {most}"
+            raise InputError(f"{key}={value}: wanted {least} {upto}")
+    return MappingProxyType(config)
+
+
+def expand_home(key, value):
+    """A value of a config; in paths (one, or several divided by commas) ~ is the home folder."""
+    if not key.endswith(("_path", "_dir")):
+        return value
+    return ",".join(os.path.expanduser(path) for path in value.split(","))

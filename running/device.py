@@ -1,0 +1,190 @@
+"""Where a script computes: the only place that decides on CUDA, precision and process groups."""
+
+import os
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+
+from running.errors import InputError
+
+
+@dataclass(frozen=True)
+class Runtime:
+    """Where a script runs. The only place that decides on CUDA, precision and process groups."""
+
+    device: torch.device
+    rank: int
+    world_size: int
+    trains_in_bf16: bool = False
+
+    @property
+    def is_main(self):
+        return self.rank == 0
+
+    @property
+    def on_gpu(self):
+        return self.device.type == "cuda"
+
+    def autocast(self, training=False):
+        """Matrix products in bf16: in training as `start_runtime` was told, else on a GPU alone."""
+        in_bf16 = self.trains_in_bf16 if training else self.on_gpu
+        return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=in_bf16)
+
+    def inference(self):
+        """No gradients; on the CPU inference mode, where backbones.py takes fused kernels."""
+        return torch.no_grad() if self.on_gpu else torch.inference_mode()
+
+    def compile(self, module):
+        """Compile the module in place on a GPU: its keys and its type stay what they are."""
+        if self.on_gpu:
+            module.compile()
+
+    def mark_dynamic(self, *tensors):
+        """Tell the compiler that numbers of pixels (N, ..) and dates (N, V, S, ..) change.
+
+        Batches differ by a pixel and views in length; it would compile anew at the second size.
+        """
+        for tensor in tensors if self.on_gpu else ():
+            torch._dynamo.maybe_mark_dynamic(tensor, (0, 2))
+
+    def distribute(self, module):
+        """The module with gradients averaged over the processes."""
+        if self.world_size == 1:
+            return module
+        return torch.nn.parallel.DistributedDataParallel(module)
+
+    def to_device(self, *tensors):
+        return [tensor.to(self.device, non_blocking=True) for tensor in tensors]
+
+    def workers(self, num_workers):
+        """Loader processes; -1: none on the CPU, whose cores train, and up to 8 for a GPU."""
+        if num_workers >= 0:
+            return num_workers
+        processes_here = int(os.environ.get("LOCAL_WORLD_SIZE", 1))  # of this node
+        return min(8, (os.cpu_count() or 1) // processes_here) if self.on_gpu else 0
+
+    def read_ahead(self, items):
+        """What an iterator yields, with `read_ahead` for a GPU.
+
+        On the CPU a second thread costs more than it hides: mapping took 1.4 times as long.
+        """
+        return read_ahead(items) if self.on_gpu else items
+
+    def copy_ahead(self, batches):
+        """Copy bands and days, the first two tensors of each batch, to a GPU while it computes.
+
+        In a thread and on a stream of their own. On the CPU the batches stay as they are.
+        """
+        if not self.on_gpu:
+            yield from batches
+            return
+        stream = torch.cuda.Stream(self.device)
+
+        def copy(batch):
+            bands, doys, *rest = batch
+            with torch.cuda.stream(stream):
+                # from pinned memory alone can a GPU copy while it computes
+                copies = self.to_device(bands.pin_memory(), doys.pin_memory())
+            return copies, rest, stream.record_event()
+
+        for copies, rest, copied in read_ahead(map(copy, batches)):
+            compute = torch.cuda.current_stream(self.device)
+            compute.wait_event(copied)
+            for part in copies:  # its memory goes to no other batch before it was used
+                part.record_stream(compute)
+            yield *copies, *rest
+
+    @property
+    def block_pixels(self):
+        """Pixels that are read at once to be mapped: so many that few batches are not full."""
+        return 1 << 16 if self.on_gpu else 1 << 15
+
+    @property
+    def batch_dates(self):
+        """Dates, over all series, that are encoded at once: enough for a GPU, or for a cache."""
+        return 1 << 20 if self.on_gpu else 1 << 12
+
+    @property
+    def pad_dates(self):
+        """Series are padded to a multiple of it: few shapes for a GPU, no padding on the CPU."""
+        return 8 if self.on_gpu else 1
+
+    def barrier(self):
+        """Wait until all processes are here."""
+        if self.world_size > 1:
+            dist.barrier()
+
+    def broadcast(self, value):
+        """The first process's value, in all of them."""
+        box = [value]
+        if self.world_size > 1:
+            dist.broadcast_object_list(box)
+        return box[0]
+
+    def max_over_processes(self, value, now=True):
+        """The largest of all processes' values; where not `now`, several processes get 0."""
+        if self.world_size == 1 or not now:
+            return value if self.world_size == 1 else 0
+        answer = torch.tensor(float(value))
+        dist.all_reduce(answer, dist.ReduceOp.MAX)
+        return int(answer)
+
+
+def start_runtime(device="auto", precision="float32"):
+    """Device, precision and, under torchrun, the process group.
+
+    device: "auto" (a GPU where there is one), "cpu" or "cuda". precision: of the matrix products in
+    training, "float32", "bfloat16" or "auto" (bfloat16 where the processor is faster with it).
+    Raises InputError for a GPU that is not there.
+    """
+    has_gpu = torch.cuda.is_available()
+    if device == "cuda" and not has_gpu:
+        raise InputError("device=cuda: found no CUDA device, wanted one (or device=cpu)")
+    use_gpu = has_gpu and device != "cpu"
+    world_size = int(os.environ.get("WORLD_SIZE", 1))
+    rank, local_rank = (int(os.environ.get(key, 0)) for key in ("RANK", "LOCAL_RANK"))
+    # oneDNN keeps a kernel for every number of rows, 0.6 MB each: 1024 of them unless told so
+    for name in ("LRU_CACHE_CAPACITY", "ONEDNN_PRIMITIVE_CACHE_CAPACITY"):
+        os.environ.setdefault(name, "512")
+    if use_gpu:
+        if local_rank >= torch.cuda.device_count():
+            raise InputError(
+                f"device={device}: found {torch.cuda.device_count()} GPUs, wanted one for each "
+                "process of torchrun (or device=cpu)"
+            )
+        torch.cuda.set_device(local_rank)
+        torch.set_float32_matmul_precision("high")  # TF32
+        torch.backends.cudnn.allow_tf32 = True
+    if world_size > 1 and not dist.is_initialized():
+        # numbers of pixels go by gloo, from CPU to CPU, also where gradients go by nccl
+        dist.init_process_group("cpu:gloo,cuda:nccl" if use_gpu else "gloo")
+    fast_in_bf16 = use_gpu or _cpu_is_fast_in_bf16()
+    return Runtime(
+        torch.device("cuda", local_rank) if use_gpu else torch.device("cpu"),
+        rank,
+        world_size,
+        trains_in_bf16=precision == "bfloat16" or (precision == "auto" and fast_in_bf16),
+    )
+
+
+def _cpu_is_fast_in_bf16():
+    """Whether this processor trains faster with products in bf16.
+
+    AMD's avx512_bf16 takes 0.6 of the time of float32 (Zen 5); Intel's, where a virtual machine
+    hides AMX, takes 1.6 of it (Emerald Rapids).
+    """
+    cpu = torch.cpu.get_capabilities()
+    is_amd = cpu.get("cpu_name", "").startswith("AMD")
+    return bool(cpu.get("amx_bf16") or (is_amd and cpu.get("avx512_bf16")))
+
+
+def read_ahead(items):
+    """Yield what an iterator yields; a thread makes the next one while this one is worked on."""
+    iterator, end = iter(items), object()
+    with ThreadPoolExecutor(1) as thread:
+        coming = thread.submit(next, iterator, end)
+        while (item := coming.result()) is not end:
+            coming = thread.submit(next, iterator, end)
+            yield item

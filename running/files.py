@@ -1,0 +1,155 @@
+"""Files that are written whole or not at all, locked folders, hashes and memory maps."""
+
+import errno
+import fcntl
+import hashlib
+import json
+import math
+import os
+import shutil
+import time
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+
+from running.errors import InputError
+
+
+def make_output_dir(path):
+    """Make the folder and see that files can be written there; else InputError."""
+    path = Path(path)
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        probe = path / f".writable-{os.getpid()}"
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise InputError(f"output_dir={path}: not writable ({error.strerror})") from None
+    return path
+
+
+@contextmanager
+def atomic_write(path):
+    """Yield a temporary path to write to; on success it replaces `path`, which is never half."""
+    path = Path(path)
+    part = path.with_name(f".{path.stem}.{os.getpid()}.part{path.suffix}")
+    try:
+        yield part
+        with open(part, "rb") as file:  # else a crash of the machine could leave it empty
+            os.fsync(file.fileno())
+        part.replace(path)
+    except OSError as error:
+        raise write_error(path, error) from None
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def remove_parts(folder, kept=()):
+    """Remove what writes that were killed have left in a folder, but for the names in `kept`."""
+    for pattern in (".*.part.*", ".writable-*"):
+        for file in Path(folder).glob(pattern):
+            if file.name not in kept:
+                file.unlink(missing_ok=True)
+
+
+def write_error(path, error, size=0):
+    """What to tell of a file that could not be written; size: bytes that it was to have."""
+    if error.errno != errno.ENOSPC:
+        reason = error.strerror or error.__cause__ or error  # GDAL tells in the cause
+        return InputError(f"{path}: could not be written ({reason})")
+    free = shutil.disk_usage(Path(path).parent).free
+    missing = f", {max(1, size - free)} bytes are missing" if size else ""
+    return InputError(f"{path}: could not be written: disk full ({free} bytes free{missing})")
+
+
+def write_json(path, content):
+    with atomic_write(path) as part:
+        part.write_text(json.dumps(content, indent=1) + "\n")
+
+
+def file_hash(path):
+    """SHA-256 of a file, as hexadecimal text."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def describe_files(folder, names):
+    """{name: [size in bytes, time of the last change in ns]} of those files that are there."""
+    stats = {name: Path(folder, name).stat() for name in names if Path(folder, name).exists()}
+    return {name: [stat.st_size, stat.st_mtime_ns] for name, stat in stats.items()}
+
+
+def open_npy(path, wanted):
+    """Memory-map a .npy file, never unpickled; InputError for anything else."""
+    try:
+        return np.load(path, mmap_mode="r", allow_pickle=False)
+    except FileNotFoundError:
+        raise InputError(f"{path}: found no such file, wanted {wanted}") from None
+    except Exception as error:  # a damaged header raises whatever Python's parser does
+        line = (str(error).splitlines() or [type(error).__name__])[0]
+        raise InputError(f"{path}: found no readable array ({line}), wanted {wanted}") from None
+
+
+def reserve(path, size):
+    """Give a file its full size on the disk; what it holds stays, and what is new is 0.
+
+    Raises InputError that names the file and the missing space; then the file is gone.
+    """
+    path = Path(path)
+    try:
+        with open(path, "ab") as file:
+            if hasattr(os, "posix_fallocate"):
+                os.posix_fallocate(file.fileno(), 0, size)
+            for start in range(file.seek(0, os.SEEK_END), size, 1 << 24):  # macOS has no fallocate
+                file.write(bytes(min(1 << 24, size - start)))
+    except OSError as error:
+        path.unlink(missing_ok=True)  # first, so that what it held counts as free
+        raise write_error(path, error, size) from None
+
+
+def create_npy(path, dtype, shape):
+    """A new .npy file of zeros, opened as a memory map to write to.
+
+    Its space is reserved: a sparse file would end the process (SIGBUS) when the disk is full.
+    Raises InputError as `reserve`.
+    """
+    dtype = np.dtype(dtype)
+    try:
+        with open(path, "wb") as file:
+            header = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False}
+            np.lib.format.write_array_header_1_0(file, {**header, "shape": tuple(shape)})
+            size = file.tell() + dtype.itemsize * math.prod(shape)
+    except OSError as error:
+        Path(path).unlink(missing_ok=True)
+        raise write_error(path, error) from None
+    reserve(path, size)
+    return np.load(path, mmap_mode="r+", allow_pickle=False)
+
+
+@contextmanager
+def lock_folder(folder, seconds=0.0):
+    """Keep other runs from writing into a folder. Raises InputError where one does already.
+
+    seconds: how long to wait for it; the loader workers of a killed run hold it for a few more.
+    """
+    handle, start = os.open(folder, os.O_RDONLY), time.monotonic()
+    try:
+        while not _is_locked(handle):
+            if time.monotonic() - start > seconds:
+                raise InputError(
+                    f"{folder}: found another run that writes there, wanted to wait until it ends"
+                )
+            time.sleep(0.1)
+        yield
+    finally:
+        os.close(handle)
+
+
+def _is_locked(handle):
+    """Take the lock of a folder; whether that worked, or the file system (a network's) has none."""
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        return error.errno != errno.EWOULDBLOCK
+    return True
