@@ -14,28 +14,10 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from running.device import is_fused_inference, use_onednn
 from running.distributed import gather
 from running.errors import InputError
 from transforms import encode_days
-
-
-def is_fused():
-    """Whether to compute with fused kernels: in inference mode, see `Runtime.inference`."""
-    if torch.compiler.is_compiling():  # which fuses by itself, and cannot trace the question
-        return False
-    return torch.is_inference_mode_enabled() and torch.backends.mkldnn.is_available()
-
-
-def dense(layer, x, activation="none"):
-    """nn.Linear and, where activation is "gelu", GELU: (.., size_in) to (.., size_out).
-
-    Fused, both are one product of oneDNN with the same weights, on an AMD processor with AVX-512
-    about twice as fast as MKL's, with which training computes; the last bits differ.
-    """
-    if not is_fused():
-        return F.gelu(layer(x)) if activation == "gelu" else layer(x)
-    product = torch.ops.mkldnn._linear_pointwise  # what torch.compile makes of a Linear
-    return product(x, layer.weight, layer.bias, activation, [], "none")
 
 
 class SimpleMLP(nn.Module):
@@ -122,17 +104,17 @@ class TransformerLayer(nn.Module):
 
     def forward(self, x, attention_mask):  # (N, S, W), (N, 1, 1, S) True for dates to leave out
         y = self.norm_attention(x)
-        query, value = dense(self.to_query_value, y).chunk(2, dim=-1)
+        query, value = self.to_query_value(y).chunk(2, dim=-1)
         query, key, value = (
             part.unflatten(-1, (self.heads, self.HEAD_DIM)).transpose(1, 2)  # (N, heads, S, 16)
-            for part in (query, dense(self.to_key, y), value)
+            for part in (query, self.to_key(y), value)
         )
         y = self.attend(query, key, value, attention_mask)
-        x = x + dense(self.from_heads, y.transpose(1, 2).flatten(2))
-        return x + dense(self.mlp[2], dense(self.mlp[0], self.norm_mlp(x), "gelu"))
+        x = x + self.from_heads(y.transpose(1, 2).flatten(2))
+        return x + self.mlp(self.norm_mlp(x))
 
     def attend(self, query, key, value, attention_mask):  # (N, heads, S, 16), mask as in forward
-        if is_fused():
+        if is_fused_inference():
             is_read = None if attention_mask is None else ~attention_mask
             return F.scaled_dot_product_attention(query, key, value, is_read)
         # written out: trains faster on the CPU than the fused kernel for series this short
@@ -165,12 +147,12 @@ class TransformerEncoder(nn.Module):
         self.norm = nn.LayerNorm(width, bias=False)
         self.score = nn.Linear(width, 1, bias=False)
         self.head = nn.Linear(width, latent_dim, bias=False)
+        use_onednn(self.embed, self.layers)  # in inference on a CPU
 
     def date_features(self, x, doys, padding_mask=None):
         """Features of each date, (N, S, date_dim)."""
-        x = dense(self.embed[2], dense(self.embed[0], x, "gelu"))
         days = encode_days(doys, self.day_features)
-        x = x + F.pad(days, (0, self.date_dim - self.day_features))
+        x = self.embed(x) + F.pad(days, (0, self.date_dim - self.day_features))
         mask = None if padding_mask is None else padding_mask[:, None, None]
         for layer in self.layers:
             x = layer(x, mask)

@@ -28,11 +28,11 @@ import torch  # noqa: E402
 from reference import PixelLoop, SequenceFirstEncoder  # noqa: E402
 
 import train  # noqa: E402
-from backbones import build_backbone, dense  # noqa: E402
+from backbones import build_backbone  # noqa: E402
 from barlow_twins import BarlowTwins, Projector  # noqa: E402
 from data import SentinelTimeSeriesDataset, iterate_batches  # noqa: E402
 from running.config import check  # noqa: E402
-from running.device import Runtime, start_runtime  # noqa: E402
+from running.device import Runtime, start_runtime, use_onednn  # noqa: E402
 from running.errors import InputError  # noqa: E402
 from running.files import make_output_dir, write_json  # noqa: E402
 from running.log import start_log  # noqa: E402
@@ -299,8 +299,9 @@ def measure_inference(config, work):
 def onednn_rate(size):
     """FLOP/s of oneDNN's product, which the encoder takes in inference, the best of several."""
     layer, x = torch.nn.Linear(size, size), torch.rand(size, size)
+    use_onednn(layer)
     with torch.inference_mode():
-        return 2 * size**3 / min(seconds(lambda: dense(layer, x)) for _ in range(8))
+        return 2 * size**3 / min(seconds(lambda: layer(x)) for _ in range(8))
 
 
 def measure_encoder(config, work):
