@@ -1,4 +1,4 @@
-"""From a place and a year to a land-cover map, as README.md tells it, on loopback."""
+"""From a place and a year to a land-cover map, as docs/prepare.md has it, on loopback."""
 
 import json
 import re
@@ -81,8 +81,8 @@ def world(tmp_path_factory):
 
 
 def commands():
-    """The commands of README.md under "From a place and a year", in order, as lists of words."""
-    text = (ROOT / "README.md").read_text().split("### From a place and a year")[1]
+    """The commands of docs/prepare.md under "From a place and a year", as lists of words."""
+    text = (ROOT / "docs/prepare.md").read_text().split("## From a place and a year")[1]
     block = re.search(r"```bash\n(.*?)```", text, re.S)[1].replace("\\\n", " ")
     return [words for line in block.splitlines() if (words := shlex.split(line, comments=True))]
 
