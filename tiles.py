@@ -444,5 +444,5 @@ def pool_statistics(tiles, weights):
 
 
 def is_georeferenced(info):
-    """Whether a tile.json or an infer.json tells where its pixels lie."""
+    """Whether the content of a tile.json or an infer.json has the place of its pixels."""
     return {"crs", "transform"} <= set(info)

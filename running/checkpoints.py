@@ -17,14 +17,14 @@ from running.log import RunLog, start_log
 # ---- files ---------------------------------------------------------------------------------------
 
 FORMAT_VERSION = 1  # of checkpoints
-CONFIG_KEYS = {"sample_size", "min_valid", "block_size", "split_seed"}  # that later scripts read
+CONFIG_KEYS = {"sample_size", "min_valid", "block_size", "split_seed"}  # later scripts read them
 
 
 def _is_statistic(value):
     return isinstance(value, torch.Tensor) and value.ndim == 1 and bool(value.isfinite().all())
 
 
-CHECKPOINT_CONTENT = {  # what every checkpoint has, and how it is told from damage
+CHECKPOINT_CONTENT = {  # what every checkpoint has, and the check of each
     "config": lambda value: isinstance(value, dict) and set(value) >= CONFIG_KEYS,
     "backbone": lambda value: isinstance(value, dict) and "name" in value,
     "backbone_state": lambda value: isinstance(value, dict),
@@ -36,7 +36,7 @@ CHECKPOINT_CONTENT = {  # what every checkpoint has, and how it is told from dam
 
 def save_checkpoint(path, kind, **content):
     """Write a checkpoint atomically. kind: "pretrained" or "classifier"."""
-    buffer = io.BytesIO()  # its size is known before the disk is asked for space
+    buffer = io.BytesIO()  # in memory first: its size is known when the disk is full
     torch.save({"format": FORMAT_VERSION, "kind": kind, **content}, buffer)
     with atomic_write(path) as part:
         try:
@@ -98,13 +98,13 @@ def inherit(config, keys, kinds=("pretrained", "classifier")):
 
 @dataclass
 class Progress:
-    """How far a training has come; part of each of its checkpoints."""
+    """The progress of a training; part of each of its checkpoints."""
 
     step: int = 0
     best_score: float = -math.inf
     best_step: int = 0
-    line: dict = field(default_factory=lambda: {"step": 0})  # the last of metrics.jsonl
-    losses: list = field(default_factory=list)  # since that line, where the trainer keeps them
+    line: dict = field(default_factory=lambda: {"step": 0})  # the last line of metrics.jsonl
+    losses: list = field(default_factory=list)  # since that line, if the trainer keeps them
 
 
 @dataclass
