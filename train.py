@@ -374,8 +374,7 @@ def print_start(run, data, length):
 def wrap_up(run, data, validate):
     """Plot the false colour, and print where the files of the run are."""
     config, output_dir, progress = run.config, run.output_dir, run.progress
-    if not (output_dir / "best.pt").exists():  # removed since it was chosen
-        run.save("best.pt")
+    run.keep_a_best()
     picture, backbone, tile = output_dir / "false_color.png", run.model.backbone, data.picture_tile
     if plot_false_color(backbone, tile, data.train, config, run.runtime, picture):
         run.log.images({"false_color": picture}, progress.step)

@@ -158,6 +158,12 @@ class Run:
         self.optimiser.load_state_dict(last["optimiser_state"])
         names = [entry.name for entry in fields(Progress)]
         self.progress = Progress(**{name: last[name] for name in names if name in last})
+        if self.progress.step and not (self.output_dir / "best.pt").exists():
+            notice(
+                f"{self.output_dir / 'best.pt'}: found no file (removed, or last.pt was copied "
+                "alone), so the best is chosen anew from here on"
+            )
+            self.progress.best_score, self.progress.best_step = -math.inf, 0
 
     def save(self, name):
         """Write last.pt or best.pt."""
@@ -167,6 +173,11 @@ class Run:
         states["optimiser_state"] = self.optimiser.state_dict()
         path = self.output_dir / name
         save_checkpoint(path, self.kind, **self.header, **states, **asdict(self.progress))
+
+    def keep_a_best(self):
+        """Save best.pt at the end of a run that has none: removed, and nothing was better since."""
+        if not (self.output_dir / "best.pt").exists():
+            self.save("best.pt")
 
     def stopped(self, status):
         """The Stopped to raise after a signal, once last.pt is saved; the log is closed."""
