@@ -20,12 +20,17 @@ FORMAT_VERSION = 1  # of checkpoints
 CONFIG_KEYS = {"sample_size", "min_valid", "block_size", "split_seed"}  # later scripts read them
 
 
+def _is_config(value):
+    keys = isinstance(value, dict) and set(value) >= CONFIG_KEYS
+    return keys and all(type(value[key]) is int and value[key] >= 0 for key in CONFIG_KEYS)
+
+
 def _is_statistic(value):
     return isinstance(value, torch.Tensor) and value.ndim == 1 and bool(value.isfinite().all())
 
 
 CHECKPOINT_CONTENT = {  # what every checkpoint has, and the check of each
-    "config": lambda value: isinstance(value, dict) and set(value) >= CONFIG_KEYS,
+    "config": _is_config,
     "backbone": lambda value: isinstance(value, dict) and "name" in value,
     "backbone_state": lambda value: isinstance(value, dict),
     "bands": lambda value: isinstance(value, list) and all(isinstance(n, str) for n in value),
