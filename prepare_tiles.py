@@ -13,7 +13,7 @@ tile that is done is not made again.
 import numpy as np
 
 from preparation import sentinel2
-from preparation.band_statistics import check_reflectance, complete_tiles, read_info
+from preparation.band_statistics import check_reflectance, complete_tiles
 from preparation.builder import build_tile, remove_begun
 from preparation.items import find_items, parse_bbox
 from preparation.labels import WORLDCOVER_URL, forget_labels, open_labels, write_labels
@@ -24,7 +24,7 @@ from running.config import check
 from running.errors import InputError
 from running.files import make_output_dir
 from running.script import run_script
-from tiles import tiles_folder
+from tiles import read_tile_json, tiles_folder
 
 run_config = {
     # where Sentinel-2 is: a STAC API, unless one of the two paths is given
@@ -52,8 +52,8 @@ run_config = {
     "class_column": "",  # of a vector file: names or codes 1 to 255
     "classes_path": "",  # JSON {"10": {"name": .., "color": ..}}; empty: made from the labels
     "splits": "",  # polygons, blocks, or a column of train, validation, test; empty: none
-    "split_block": 1600.0,  # metres along a block that keeps to one side, in EPSG:6933
-    "seed": 0,  # of the sides that are drawn
+    "split_block": 1600.0,  # metres along a block that lies in one split, in EPSG:6933
+    "seed": 0,  # of splits that are chosen at random
     # where to
     "base_path": ".",  # tiles go to <base_path>/data/<dataset_name>/processed/MGRS-*
     "dataset_name": "sentinel2",
@@ -114,7 +114,7 @@ def fetch_tiles(processed, config):
         if config["overwrite"]:
             remove_begun(folder)
         if folder.exists() and not config["overwrite"]:
-            before = read_info(folder).get("made_with", {})
+            before = read_tile_json(folder / "tile.json").get("made_with", {})
             check_same(folder, before, plan.config)
             (folder / "progress.json").unlink(missing_ok=True)  # of a run that was killed
             print(f"{folder}: done already (overwrite=true makes it again)")
@@ -128,7 +128,7 @@ def fetch_tiles(processed, config):
 
 def warn(folder):
     """Print what looks strange about a tile. Returns the warnings."""
-    info = read_info(folder)
+    info = read_tile_json(folder / "tile.json")
     warnings = check_reflectance(info.get("counts", {}))
     masks = np.load(folder / "masks.npy", mmap_mode="r", allow_pickle=False)
     step = max(1, max(masks.shape[1:]) // 512)  # of a large tile, a look at some pixels

@@ -1,7 +1,7 @@
 """labels.npy and splits.npy of a tile, from a raster or from polygons and points.
 
-Everything is decided once for all tiles of a call, on the whole label file: codes, names, colours
-and the side of each polygon, so that a class has one code, and a field one side, in all of them.
+Codes, names and colours of classes, and the split of each polygon, are decided once for all tiles
+of a call, on the whole label file: a class has one code in all tiles, and a field one split.
 
 Shapes: H x W pixels, N features (polygons or points).
 """
@@ -20,28 +20,35 @@ from rasterio.transform import array_bounds
 from rasterio.warp import Resampling, reproject, transform_bounds
 
 from maps.land_cover import WORLDCOVER, class_legend
-from preparation.band_statistics import read_info
 from preparation.items import need
 from preparation.pixels import NETWORK
 from running.errors import InputError
 from running.files import atomic_write, write_json
-from tiles import TEST, TRAIN, VALIDATION, is_class_table, is_georeferenced, scramble
+from tiles import (
+    TEST,
+    TRAIN,
+    VALIDATION,
+    is_class_table,
+    is_georeferenced,
+    read_tile_json,
+    split_blocks,
+)
 
 WORLDCOVER_URL = (  # 2021; for 2020 put v100/2020 and 2020_v100 in it
     "https://esa-worldcover.s3.eu-central-1.amazonaws.com/v200/2021/map/"
     "ESA_WorldCover_10m_2021_v200_{place}_Map.tif"
 )
 GROUND = "EPSG:6933"  # EASE-Grid 2.0: the whole Earth, equal-area, in metres
-BLOCK_PIXELS = 1 << 20  # whose side is found at a time
-SIDE_NAMES = {"train": TRAIN, "validation": VALIDATION, "val": VALIDATION, "test": TEST}
-SIDE_NAMES |= {str(side): side for side in (0, TRAIN, VALIDATION, TEST)} | {"": 0}
+BLOCK_PIXELS = 1 << 20  # pixels whose split is found at a time
+SPLIT_NAMES = {"train": TRAIN, "validation": VALIDATION, "val": VALIDATION, "test": TEST}
+SPLIT_NAMES |= {str(split): split for split in (0, TRAIN, VALIDATION, TEST)} | {"": 0}
 
 
 @dataclass
 class Labels:
     """Where labels come from. Either files (rasters; {place} is filled in) or features.
 
-    features: geopandas GeoDataFrame with the columns code and, where polygons have sides, side.
+    features: geopandas GeoDataFrame with the column code and, where polygons have one, split.
     classes: {code: {"name": .., "color": ..}}, of rasters as far as it is known.
     """
 
@@ -122,9 +129,9 @@ def _open_features(config, classes):
         raise InputError(f"labels={path}: found no feature with a class, wanted some")
     features["code"], classes = _number_classes(features[column], classes, path)
     if splits == "polygons":
-        features["side"] = draw_sides(features, config["seed"])
+        features["split"] = choose_splits(features, config["seed"])
     elif splits not in ("", "blocks"):
-        features["side"] = _read_sides(features[splits], splits)
+        features["split"] = _read_splits(features[splits], splits)
     return Labels(path, classes, features)
 
 
@@ -154,19 +161,19 @@ def _number_classes(values, classes, path):
     return names.map(known).to_numpy(np.uint8), classes
 
 
-def _read_sides(values, column):
-    sides = values.fillna("").map(lambda value: str(value).strip().lower().removesuffix(".0"))
-    unknown = sorted(set(sides) - set(SIDE_NAMES))
+def _read_splits(values, column):
+    splits = values.fillna("").map(lambda value: str(value).strip().lower().removesuffix(".0"))
+    unknown = sorted(set(splits) - set(SPLIT_NAMES))
     if unknown:
         raise InputError(f"splits={column}: found {unknown[0]}, wanted train, validation or test")
-    return sides.map(SIDE_NAMES).to_numpy(np.uint8)
+    return splits.map(SPLIT_NAMES).to_numpy(np.uint8)
 
 
-def draw_sides(features, seed):
-    """The side of each feature, (N,) uint8: in each class a fifth validates and a fifth tests.
+def choose_splits(features, seed):
+    """The split of each feature, (N,) uint8: a fifth of each class validates and a fifth tests.
 
-    Drawn from the geometry and the seed, so that the order of the file and the tile play no part,
-    and one polygon that is listed twice keeps to one side. A class of two has no validation; one
+    Chosen by the geometry and the seed: the order of the file and the tile do not matter, and one
+    polygon that is listed twice has one split. A class of two features has no validation; one
     feature alone trains.
     """
     keys = [
@@ -176,40 +183,40 @@ def draw_sides(features, seed):
     groups = defaultdict(set)
     for key, code in zip(keys, features["code"], strict=True):
         groups[code].add(key)
-    side_of = {}
+    split_of = {}
     for code in sorted(groups):
-        fresh = sorted(groups[code] - set(side_of))
+        fresh = sorted(groups[code] - set(split_of))
         fifth = max(round(len(fresh) / 5), len(fresh) >= 2)
         for place, key in enumerate(fresh):
             validates = fifth <= place < 2 * fifth and len(fresh) > 2
-            side_of[key] = TEST if place < fifth else VALIDATION if validates else TRAIN
-    return np.array([side_of[key] for key in keys], np.uint8)
+            split_of[key] = TEST if place < fifth else VALIDATION if validates else TRAIN
+    return np.array([split_of[key] for key in keys], np.uint8)
 
 
 # ---- blocks of the ground ------------------------------------------------------------------------
 
 
-def block_sides(x, y, crs, size, seed):
-    """The side of places by the square block of `size` metres they lie in: 3/5, 1/5, 1/5.
+def block_splits(x, y, crs, size, seed):
+    """The split of places by the square block of `size` metres they lie in, as `split_blocks`.
 
-    x, y: arrays of one shape, map coordinates in crs. Blocks are drawn in one projection of the
-    whole Earth, so that the same ground has the same side in every tile, of whatever zone.
+    x, y: arrays of one shape, map coordinates in crs. Blocks lie in one projection of the whole
+    Earth, so that the same ground has the same split in every tile, of whatever zone.
     """
     to_ground = need("pyproj").Transformer.from_crs(crs, GROUND, always_xy=True)
     column, row = (np.floor(part / size).astype(np.int64) for part in to_ground.transform(x, y))
-    share = scramble(scramble(scramble(np.uint64(seed), column), row), 0) / 2.0**64
-    return np.select([share < 0.2, share < 0.4], [TEST, VALIDATION], TRAIN).astype(np.uint8)
+    return split_blocks(column, row, seed)
 
 
-def _block_map(transform, shape, crs, config):
-    """`block_sides` of each pixel's middle, (H, W), some rows at a time."""
-    sides, step = np.empty(shape, np.uint8), max(1, BLOCK_PIXELS // shape[1])
+def _map_splits(transform, shape, crs, config):
+    """`block_splits` of each pixel's middle, (H, W) uint8, some rows at a time."""
+    splits, step = np.empty(shape, np.uint8), max(1, BLOCK_PIXELS // shape[1])
     columns = np.arange(shape[1]) + 0.5
     for first in range(0, shape[0], step):
         rows = np.arange(first, min(first + step, shape[0]))[:, None] + 0.5
         x, y = transform * np.broadcast_arrays(columns, rows)
-        sides[first : first + step] = block_sides(x, y, crs, config["split_block"], config["seed"])
-    return sides
+        block = block_splits(x, y, crs, config["split_block"], config["seed"])
+        splits[first : first + step] = block
+    return splits
 
 
 # ---- onto a tile ---------------------------------------------------------------------------------
@@ -222,18 +229,18 @@ def write_labels(folder, labels, config):
     none does, nothing is written (see `forget_labels`). Raises InputError for a tile without crs
     and transform.
     """
-    info = read_info(folder)
+    info = read_tile_json(folder / "tile.json")
     if not is_georeferenced(info):
         raise InputError(f"{folder / 'tile.json'}: found no crs and transform, wanted both")
     shape = np.load(folder / "masks.npy", mmap_mode="r", allow_pickle=False).shape[1:]
     transform = rasterio.Affine(*info["transform"])
-    sides = None
+    splits = None
     if labels.features is not None:
-        codes, sides = burn_features(labels.features, transform, shape, info["crs"], config)
+        codes, splits = burn_features(labels.features, transform, shape, info["crs"], config)
     else:
         codes = warp_rasters(labels.origin, transform, shape, info["crs"])
         if config["splits"]:
-            sides = _block_map(transform, shape, info["crs"], config) * (codes > 0)
+            splits = _map_splits(transform, shape, info["crs"], config) * (codes > 0)
     present = [int(code) for code in np.unique(codes) if code]
     if not present:
         print(f"{folder}: no label of {labels.origin} lies inside")
@@ -245,7 +252,7 @@ def write_labels(folder, labels, config):
         "classes": {str(code): legend[code] for code in present},
         "labels_from": {key: config[key] for key in keys},
     }
-    for name, array in (("labels", codes), ("splits", sides)):
+    for name, array in (("labels", codes), ("splits", splits)):
         if array is None:
             (folder / f"{name}.npy").unlink(missing_ok=True)
             continue
@@ -261,7 +268,7 @@ def forget_labels(folder):
 
     In one data set the labels of two files would mean two things by one code.
     """
-    info = read_info(folder)
+    info = read_tile_json(folder / "tile.json")
     if "labels_from" not in info:
         return
     for name in ("labels.npy", "splits.npy"):
@@ -272,19 +279,19 @@ def forget_labels(folder):
 
 
 def burn_features(features, transform, shape, crs, config):
-    """Codes and sides of the features that hold each pixel's middle, (H, W) uint8 each.
+    """Codes and splits of the features that hold each pixel's middle, (H, W) uint8 each.
 
-    A point fills its pixel; of overlapping features the last one counts. sides is None where no
-    split is asked for. With splits=blocks a feature lies whole on the side of its middle.
+    A point fills its pixel; of overlapping features the last one counts. Splits are None where none
+    are asked for. With splits=blocks a whole feature has the split of its middle.
     """
     here = features.to_crs(crs)
     west, south, east, north = array_bounds(*shape, transform)
     here = here.cx[west:east, south:north]
-    codes, sides = np.zeros(shape, np.uint8), None
+    codes, splits = np.zeros(shape, np.uint8), None
     if config["splits"]:
-        sides = np.zeros(shape, np.uint8)
+        splits = np.zeros(shape, np.uint8)
     if not len(here):
-        return codes, sides
+        return codes, splits
     numbers = np.zeros(shape, np.int32)
     burnt = zip(here.geometry, range(1, len(here) + 1), strict=True)
     rasterize(burnt, out=numbers, transform=transform)
@@ -294,12 +301,12 @@ def burn_features(features, transform, shape, crs, config):
     codes = np.append(np.uint8(0), here["code"].to_numpy(np.uint8))[numbers]
     if config["splits"] == "blocks":
         middle = here.representative_point()
-        side = block_sides(middle.x, middle.y, crs, config["split_block"], config["seed"])
+        split = block_splits(middle.x, middle.y, crs, config["split_block"], config["seed"])
     elif config["splits"]:
-        side = here["side"].to_numpy(np.uint8)
-    if sides is not None:
-        sides = np.append(np.uint8(0), side)[numbers]
-    return codes, sides
+        split = here["split"].to_numpy(np.uint8)
+    if splits is not None:
+        splits = np.append(np.uint8(0), split)[numbers]
+    return codes, splits
 
 
 def warp_rasters(origin, transform, shape, crs):
