@@ -47,7 +47,8 @@ run_config = {
     "clear_scl": "4,5,6,7,10,11",  # scene classes that count as clear
     "offset": "auto",  # auto: by baseline and flag of each item; applied; raw: flags are wrong
     # labels and splits, also of tiles that are done
-    "labels": "",  # worldcover, a raster, or a file of polygons or points
+    "labels": "",  # worldcover, a raster, a file of polygons or points, or a table with lon and lat
+    "labels_layer": "",  # of a file with several layers; empty: the only one
     "worldcover_url": WORLDCOVER_URL,  # {place}: of a file of 3 x 3 degrees, N48E012
     "class_column": "",  # of a vector file: names or codes 1 to 255
     "classes_path": "",  # JSON {"10": {"name": .., "color": ..}}; empty: made from the labels

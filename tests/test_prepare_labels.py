@@ -15,7 +15,8 @@ import prepare_tiles
 from maps.land_cover import WORLDCOVER
 from preparation import quick_look
 from preparation.band_statistics import check_reflectance, count_block
-from preparation.labels import block_splits, choose_splits, worldcover_places
+from preparation.features import choose_splits
+from preparation.labels import block_splits, worldcover_places
 from preparation.quick_look import plot_quick_look
 from running.errors import InputError
 from tiles import Tile
@@ -277,7 +278,7 @@ def test_worldcover_squares_have_names():
 def test_mistakes_in_labels_end_in_one_line(tiles, tmp_path, fields):
     path, _ = fields
     write_raster(tmp_path / "wide.tif", np.full((70, 70), 300, np.int32), LEFT, TOP, 10)
-    write_raster(tmp_path / "real.tif", np.ones((70, 70), np.float32), LEFT, TOP, 10)
+    write_raster(tmp_path / "real.tif", np.full((70, 70), 1.5, np.float32), LEFT, TOP, 10)
     write_raster(tmp_path / "far.tif", np.ones((70, 70), np.uint8), LEFT + 90000, TOP, 10)
     nowhere = geopandas.GeoDataFrame({"a": [1]}, geometry=[shapely.Point(1, 2)])
     nowhere.to_file(tmp_path / "nowhere.gpkg")
@@ -287,8 +288,8 @@ def test_mistakes_in_labels_end_in_one_line(tiles, tmp_path, fields):
         ({"labels": path, "class_column": "kind"}, "class_column=kind: wanted a column"),
         ({"labels": path, "class_column": "crop", "splits": "side"}, "splits=side: wanted a col"),
         ({"labels": path, "class_column": "crop", "splits": "crop"}, "splits=crop: found beet"),
-        ({"labels": str(tmp_path / "wide.tif")}, "found codes 300 to 300, wanted 0 to 255"),
-        ({"labels": str(tmp_path / "real.tif")}, "found float32, EPSG:32633, wanted whole"),
+        ({"labels": str(tmp_path / "wide.tif")}, "found code 300, wanted whole numbers 0 to 255"),
+        ({"labels": str(tmp_path / "real.tif")}, "found code 1.5, wanted whole numbers"),
         ({"labels": str(tmp_path / "far.tif")}, "found no label inside any tile"),
         ({"labels": str(tmp_path / "real.tif"), "splits": "polygons"}, "wanted blocks"),
         ({"labels": str(tmp_path / "nowhere.gpkg"), "class_column": "a"}, "no coordinate system"),
