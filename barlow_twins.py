@@ -8,8 +8,9 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from running.distributed import BatchNorm, gather
-from transforms import encode_days
+from backbones import BACKBONES, backbone_arguments, build_backbone, load_backbone
+from running.distributed import BatchGenerator, BatchNorm, gather, share
+from transforms import AUGMENTATIONS, add_mixed_view, blend_pixels, encode_days, thin_dates
 
 EPSILON = 1e-5  # of the variances, as in the reference's BatchNorm
 
@@ -133,3 +134,46 @@ def pretraining_loss(z, predicted, observed, config, mixture=None):
         parts["prediction_error"] = gather(error.flatten(1).mean(1)).mean()
         loss = loss + config["prediction"] * parts["prediction_error"]
     return loss, parts
+
+
+def build_model(config, num_bands, checkpoint=None):
+    """Backbone, projector and decoder from a config: the same weights for the same seed.
+
+    The backbone is the checkpoint's, where there is one to start from.
+    """
+    torch.manual_seed(config["seed"])
+    size = config["projector_dim"]
+    # projector first: the order of construction decides their random weights
+    projector = Projector(latent_dim=config["latent_dim"], width=size, projection_dim=size)
+    backbone, decoder = build_backbone(**backbone_arguments(config, num_bands)), None
+    if checkpoint:
+        backbone = load_backbone(checkpoint).train()
+    if config["prediction"]:
+        decoder = HarmonicDecoder(
+            latent_dim=config["latent_dim"], num_bands=num_bands, harmonics=config["harmonics"]
+        )
+    return BarlowTwins(backbone, projector, decoder)
+
+
+def training_loss(model, x, doys, config, runtime, step):
+    """The loss of a step on views x (N, 2, S, B), doys (N, 2, S).
+
+    Returns the loss, a dict of its parts, and the projections (V of (N, P)): tensors.
+    """
+    seed = config["seed"] * 1_000_003 + step  # the same numbers on any machine
+    rows, total = share(len(x))
+    # generators use 32 bits of a seed: offsets of 2^30 and 2^31 keep the three streams apart
+    generator = BatchGenerator(rows, total, seed + (1 << 31), x.device)
+    if config["blend"]:
+        x = blend_pixels(x, doys, config["blend"], seed, rows, total)
+    observed, days_observed, mixture = x, doys, None
+    if BACKBONES[config["backbone"]].any_length:
+        x, doys = thin_dates(x, doys, config["min_sample_size"], seed)
+    x, doys = AUGMENTATIONS[config["augment"]](x, doys, generator)
+    if config["mix_up"]:
+        x, doys, mixture = add_mixed_view(x, doys, seed + (1 << 30), rows, total)
+    runtime.mark_dynamic(x, doys, days_observed)
+    with runtime.autocast(training=True):
+        _, z, predicted = model(x, doys, days_observed)
+    loss, parts = pretraining_loss(z, predicted, observed, config, mixture)
+    return loss, {"loss": loss, "loss_per_dim": loss / z[0].shape[1], **parts}, z

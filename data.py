@@ -1,6 +1,6 @@
-"""The batches that training draws from Sentinel-2 tiles.
+"""Data sets of Sentinel-2 tiles and their batches.
 
-Shapes: N pixels of a batch, V views, S drawn dates, T dates, B bands.
+Shapes: N pixels of a batch, V views, S sampled dates, T dates, B bands.
 """
 
 import hashlib
@@ -25,37 +25,40 @@ from tiles import (
 )
 from transforms import clear_dates, sample_dates, standardise
 
-SHARDS = 64  # of a chunk: the most processes x workers that can share one
-BLOCK_PIXELS = 2048  # about what one read of consecutive rows holds
-CHUNK_PIXELS = 1 << 19  # most pixels that are shuffled together, over all processes
-CHUNK_BYTES = 1 << 29  # most bytes that their observations have in memory
-DRAW_PIXELS = 1 << 14  # pixels whose views are drawn at once: many, yet within the CPU's cache
+SHARDS = 64  # of a chunk: at most this number of processes x workers can share one
+BLOCK_PIXELS = 2048  # pixels of a block, which is read in one piece
+CHUNK_PIXELS = 1 << 19  # at most this many pixels are shuffled together, over all processes
+CHUNK_BYTES = 1 << 29  # at most this many bytes of their observations are in memory
+SAMPLE_PIXELS = 1 << 14  # views are sampled for this many pixels at once, within the CPU's cache
 
 
 class _PixelDataset(IterableDataset):
-    """The way from many tiles to batches, which both data sets share.
+    """From many tiles to batches: what both data sets share.
 
-    batch_size: pixels of a batch, over all processes; the batches of an epoch are equal to one
-        pixel, and never larger.
+    batch_size: pixels of a batch, over all processes; the batches of an epoch differ by at most
+        one pixel, and none is larger.
     min_valid: clear observations that a pixel needs to take part.
-    split: the split of `Tile.split_map(block_size, split_seed)` that takes part, a key of SPLITS.
-    label_count: so many of the pixels, drawn at random; 0 for all.
+    split: a key of SPLITS; the splits of `Tile.split_map(block_size, split_seed)` that take part.
+    label_count: take N of the pixels, chosen at random; 0 for all.
     seed: of the order, the views and the choice of label_count.
     mean, std: (B,) statistics to standardise with; None for those pooled over the tiles.
     rank, world_size: of the processes that share each batch.
 
-    tiles -> blocks   rows of a tile; an epoch puts the blocks of all tiles in a random order
+    tiles -> blocks   rows of a tile; each epoch puts the blocks of all tiles in a random order
     -> stream         the chosen pixels of one block after the other
-    -> chunks         of the stream, each of so many whole batches that it has CHUNK_PIXELS pixels
+    -> chunks         parts of the stream: whole batches, about CHUNK_PIXELS pixels
     -> shards         64 equal parts of a chunk, each shuffled
-    -> samples        number i of a chunk is pixel i // 64 of its shard i % 64; k samples: a batch
+    -> samples        sample i of a chunk is pixel i // 64 of its shard i % 64; k samples: a batch
+
+    For example, with 2 shards of 3 pixels, shuffled to (c a b) and (e f d), the samples are
+    c e a f b d: every batch takes equally from each shard.
 
     Every random number is seeded by seed, epoch, chunk and shard, and a process or loader worker
-    owns whole shards, so what a batch holds depends on seed, epoch and step alone.
+    owns whole shards. So the content of a batch depends on seed, epoch and step alone.
 
     Iterating gives the batches `first_step` .. `last_step` - 1 (step = epoch * steps_per_epoch + k;
-    one epoch unless `set_steps` says otherwise) as tuples of tensors, bands as they are stored; in
-    a worker of a DataLoader, that worker's part of each. `iterate_batches` makes them ready.
+    one epoch unless `set_steps` changes it) as tuples of tensors, bands as they are stored; in a
+    worker of a DataLoader, that worker's part of each. `iterate_batches` standardises them.
     """
 
     SPLITS = {
@@ -99,13 +102,13 @@ class _PixelDataset(IterableDataset):
 
     def _choose_pixels(self):
         """Find the pixels that take part. Returns the clear observations of each tile."""
-        self._chosen, clear_total, most = [], [], 0  # one bit a pixel: it stays in memory
+        self._chosen, clear_total, max_clear = [], [], 0  # one bit a pixel stays in memory
         # a tile without labels may show the ground that another one tests
         tests_nothing = not any(tile.has_labels for tile in self.tiles)
         for tile in self.tiles:
             clear = tile.clear_counts()
             clear_total.append(int(clear.sum(dtype=np.int64)))
-            most = max(most, int(clear.max()))
+            max_clear = max(max_clear, int(clear.max()))
             split = tile.split_map(self.block_size, self.split_seed)
             if tests_nothing and tile.splits is None:
                 split[split == TEST] = TRAIN
@@ -117,18 +120,18 @@ class _PixelDataset(IterableDataset):
             labelled = "labelled " if self.labelled else ""
             mend = (
                 "splits.npy, or a smaller block_size from pretraining on"
-                if most >= self.min_valid
+                if max_clear >= self.min_valid
                 else "clearer tiles"
             )
             raise InputError(
                 f"{self.tiles[0].path.parent}: found no {labelled}pixel (split={self.split}, "
                 f"block_size={self.block_size}) with at least min_valid={self.min_valid} clear "
-                f"observations; the clearest pixel has {most}; wanted {mend}"
+                f"observations; the clearest pixel has {max_clear}; wanted {mend}"
             )
         return clear_total
 
     def _sample_labels(self, label_count):
-        """Keep so many of the chosen pixels, drawn at random."""
+        """Keep label_count of the chosen pixels, at random."""
         tiles = [np.flatnonzero(self._unpack(index)) for index in range(len(self.tiles))]
         ends = np.cumsum([len(pixels) for pixels in tiles])
         if label_count > ends[-1]:
@@ -179,11 +182,11 @@ class _PixelDataset(IterableDataset):
             )
 
     def describe(self):
-        """What is drawn from, to tell other data by.
+        """Fingerprint of the data, compared on resume.
 
-        Returns {"tiles": {name: how many pixels, and a hash}, "mean", "std"}. The hash is of which
-        pixels, their labels and numbers of clear dates, the tile's days, and its statistics, which
-        stand for its bands.
+        Returns {"tiles": {name: number of pixels, and a hash}, "mean", "std"}. The hash is of the
+        pixels that take part, their labels and numbers of clear dates, the tile's days and its
+        statistics. `fingerprint_observations` has the observations themselves.
         """
         tiles = {}
         for index, tile in enumerate(self.tiles):
@@ -196,6 +199,11 @@ class _PixelDataset(IterableDataset):
                 content.update(tile.labels[mask])
             tiles[tile.path.name] = f"{mask.sum()} pixels {content.hexdigest()[:12]}"
         return {"tiles": tiles, "mean": self.mean.tolist(), "std": self.std.tolist()}
+
+    def check_unchanged(self):
+        """Raise InputError where a file of observations has changed since it was opened."""
+        for tile in self.tiles:
+            tile.check_unchanged()
 
     def set_steps(self, first, last):
         """Iterate the batches first .. last - 1 of training, over as many epochs as it takes."""
@@ -211,7 +219,7 @@ class _PixelDataset(IterableDataset):
             epoch, batch = divmod(step, self.steps_per_epoch)
             first = batch - batch % self._chunk_steps
             last = min(first + self._chunk_steps, self.steps_per_epoch)
-            # samples of the epoch at which the chunk's batches begin, and the end of the last
+            # where the chunk's batches begin in the epoch's samples, and where the last one ends
             edges = self.num_pixels * np.arange(first, last + 1) // self.steps_per_epoch
             arrays, rows = self._read_chunk(epoch, first, edges[0], edges[-1], shards)
             edges = (edges - edges[0])[batch - first :][: self.last_step - step + 1]
@@ -226,26 +234,26 @@ class _PixelDataset(IterableDataset):
                 step += 1
 
     def _trim_padding(self, arrays):
-        """A batch from the rows that it takes of a chunk's arrays."""
+        """A batch from its rows of a chunk's arrays, without needless padding."""
         return tuple(arrays)
 
     def _read_chunk(self, epoch, first, start, stop, shards):
-        """Read and draw some shards of the chunk that is `start` .. `stop` - 1 of the stream.
+        """Read some shards of a chunk, pixels `start` .. `stop` - 1 of the stream.
 
-        Returns arrays with a row for each pixel of the shards, in the order of the stream, which
-        the next chunk overwrites, and the row of each of the chunk's samples, -1 for those of other
-        shards. first: the chunk's first batch in the epoch, a seed.
+        first: the chunk's first batch in the epoch, for the seed.
+        Returns arrays with a row for each pixel of the shards, in the order of the stream (the next
+        chunk overwrites them), and the row of each sample of the chunk, -1 for other shards'.
         """
         size, longer = divmod(stop - start, SHARDS)  # the first `longer` shards have one more
         edges = start + np.arange(SHARDS + 1) * size + np.minimum(np.arange(SHARDS + 1), longer)
         origin, total = edges[shards.start], edges[shards.stop] - edges[shards.start]
         order = np.random.default_rng([self.seed, epoch]).permutation(len(self._blocks))
-        at_once = max(1, DRAW_PIXELS // max(1, size))
+        at_once = max(1, SAMPLE_PIXELS // max(1, size))
         for shard in shards[::at_once]:
             group = range(shard, min(shard + at_once, shards.stop))
             tiles, pixels = self._locate_pixels(order, edges[group.start], edges[group.stop])
-            drawn = self._draw(tiles, pixels, self._random(epoch, group, edges))
-            if not self._arrays or len(self._arrays[0]) < total:  # kept: new memory is slow
+            drawn = self._read_pixels(tiles, pixels, self._random(epoch, group, edges))
+            if not self._arrays or len(self._arrays[0]) < total:  # reused: new memory is slow
                 self._arrays = [values.new_empty(total, *values.shape[1:]) for values in drawn]
             for array, values in zip(self._arrays, drawn, strict=True):
                 array[edges[group.start] - origin : edges[group.stop] - origin] = values
@@ -257,9 +265,9 @@ class _PixelDataset(IterableDataset):
         return self._arrays, rows
 
     def _locate_pixels(self, order, place, stop):
-        """Tile and flat index in the tile of each pixel of a part of the stream: (N,), (N,).
+        """Tile (N,) and flat index in it (N,) of the pixels place .. stop - 1 of the stream.
 
-        order: of the blocks in this epoch; place, stop: the part's first pixel, and its end.
+        order: of the blocks in this epoch.
         """
         ends = np.cumsum(self._blocks[order, 3])
         tiles, pixels = [np.empty(0, np.int64)], [np.empty(0, np.int64)]
@@ -275,7 +283,7 @@ class _PixelDataset(IterableDataset):
         return np.concatenate(tiles), np.concatenate(pixels)
 
     def _random(self, epoch, shards, edges):
-        """Numbers in [0, 1) to draw the views of some shards with, (S, N, V) float32."""
+        """Random numbers in [0, 1) that choose the dates of views, (S, N, V) float32."""
         ends = edges[shards.start : shards.stop + 1] - edges[shards.start]
         random = torch.empty(self.sample_size, ends[-1], self.num_views)
         for shard, (start, stop) in zip(shards, pairwise(ends), strict=True):
@@ -285,7 +293,7 @@ class _PixelDataset(IterableDataset):
         return random
 
     def _runs(self, tiles):
-        """(tile, slice) of each run of one tile in a list of tile indices (N,); at least one."""
+        """(tile, slice) of each run of equal numbers in tile indices (N,); at least one."""
         if not len(tiles):
             yield self.tiles[0], slice(0, 0)
         starts = np.flatnonzero(np.diff(tiles, prepend=-1))
@@ -307,11 +315,16 @@ class _PixelDataset(IterableDataset):
         return [torch.cat(arrays) for arrays in zip(*parts, strict=True)]
 
 
+def fingerprint_observations(*tile_lists):
+    """{name: hash} of a sample of the observations of tiles, compared on resume."""
+    return {tile.path.name: tile.fingerprint() for tiles in tile_lists for tile in tiles}
+
+
 def iterate_batches(dataset, num_workers=0, runtime=None):
     """Yield a data set's batches, read by `num_workers` processes (0: by this one).
 
-    Bands come to the runtime's device (None: the CPU) as they are stored, in half the bytes of
-    float32, and are standardised there. Days are on the device, labels and groups on the CPU.
+    Bands are copied to the runtime's device (None: the CPU) as stored, in half the bytes of
+    float32, and standardised there. Days are on the device, labels and groups on the CPU.
     """
     batches = _read_batches(dataset, num_workers)
     mean, std = dataset.mean, dataset.std
@@ -326,7 +339,7 @@ def _read_batches(dataset, num_workers):
 
     Workers own shards, not batches: each gives its part of every batch, put together here.
     """
-    num_workers = min(num_workers, SHARDS // dataset.world_size)  # each owns a shard at least
+    num_workers = min(num_workers, SHARDS // dataset.world_size)  # each owns at least one shard
     ahead = {"prefetch_factor": 8} if num_workers else {}  # covers the time a chunk takes to read
     loader = DataLoader(
         dataset,
@@ -342,7 +355,7 @@ def _read_batches(dataset, num_workers):
 
 
 def _leave_signals_to_trainer(_):
-    """A queue or a Ctrl-C signals all processes; the trainer saves first and ends its workers."""
+    """Signals reach all processes: the trainer saves first, then ends its workers."""
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
 
@@ -355,7 +368,7 @@ class SentinelTimeSeriesDataset(_PixelDataset):
 
     split: "all"; "train", which leaves out the validation and the test split; "validation";
         "train+validation". Code 0 of a splits.npy, unused for labels, is trained on.
-    skip_bad_tiles: leave tiles out that are out of contract, and say so, in place of an error.
+    skip_bad_tiles: leave out tiles that break the contract, and say so, in place of an error.
     Keywords, order and errors as in `_PixelDataset`.
     """
 
@@ -368,7 +381,7 @@ class SentinelTimeSeriesDataset(_PixelDataset):
         self.sample_size = sample_size
         super().__init__(open_dataset(base_path, dataset_name, skip_bad_tiles), **keywords)
 
-    def _draw(self, tiles, pixels, random):
+    def _read_pixels(self, tiles, pixels, random):
         dates = sample_dates(self._read_clear(tiles, pixels), self.sample_size, random)
         return self._read_dates(tiles, pixels, dates)
 
@@ -380,13 +393,13 @@ class SentinelTimeSeriesDatasetForDownstreaming(_PixelDataset):
     """Labelled pixels of one split: series, days and label, in batches.
 
     Batches: x (N, S, B) float32, standardised; doys (N, S) int16; label (N,) uint8, the code in
-    labels.npy (0, no label, never comes out); group (N,) int64, the square block of `block_size`
+    labels.npy, never 0; group (N,) int64, the square block of `block_size`
     pixels that holds the pixel (`Tile.block_numbers`), for cross-validation in space. On a map grid
     the same ground is in one group in every tile.
 
-    sample_size: S dates drawn afresh each epoch; 0 for all clear observations in order, padded at
+    sample_size: S dates sampled anew each epoch; 0 for all clear observations in order, padded at
         the end with doy 0 to the longest series of the batch.
-    label_count: only so many of the labelled pixels, drawn at random; 0 for all.
+    label_count: take N of the labelled pixels, chosen at random; 0 for all.
     Keywords, order and errors as in `_PixelDataset`.
     """
 
@@ -411,7 +424,7 @@ class SentinelTimeSeriesDatasetForDownstreaming(_PixelDataset):
         self.sample_size = sample_size
         super().__init__(tiles, split=split, **keywords)
 
-    def _draw(self, tiles, pixels, random):
+    def _read_pixels(self, tiles, pixels, random):
         clear = self._read_clear(tiles, pixels)
         if self.sample_size:
             dates = sample_dates(clear, self.sample_size, random)[:, 0]
@@ -431,7 +444,7 @@ class SentinelTimeSeriesDatasetForDownstreaming(_PixelDataset):
         return *arrays, torch.from_numpy(labels), torch.from_numpy(groups)
 
     def _trim_padding(self, arrays):
-        if self.sample_size:  # also where no pixel of a batch is this process's
+        if self.sample_size:  # no padding; this process may have no pixel of a small batch
             return tuple(arrays)
         bands, doys, labels, groups = arrays
         longest = int((doys > 0).sum(1).max()) if len(doys) else 0

@@ -36,17 +36,17 @@ from evaluation.classifiers import fit_linear_start, read_representations
 from evaluation.scores import score_classes, write_report
 from maps.land_cover import class_legend, merge_classes
 from running.checkpoints import (
+    Run,
     inherit,
     load_checkpoint,
     one_run_at_a_time,
     read_last,
     remove_run,
-    start_run,
 )
 from running.config import MAX_INT, check
 from running.device import start_runtime
 from running.distributed import BatchGenerator, gather, share
-from running.errors import InputError, Stopped, notice
+from running.errors import InputError, notice
 from running.files import file_hash, make_output_dir
 from running.script import run_script, stop_on_signals
 from tiles import check_tile, notice_splits
@@ -379,8 +379,7 @@ def fit(run, train, validation, legend):
             run.save("last.pt")
         if stopped:
             bar.close()
-            run.log.finish()
-            raise Stopped(run.describe_stop(), stopped)
+            raise run.stopped(stopped)
     bar.close()
     stop.release()
 
@@ -436,7 +435,7 @@ def average_with_start(run, checkpoint, train, legend):
 def report_test(run, test, legend):
     """Score the best model on the test split, once. Returns the scores."""
     best = load_checkpoint(run.output_dir / "best.pt", ("classifier",))
-    for name, module in run.modules.items():
+    for name, module in run.model.named_children():
         module.load_state_dict(best[f"{name}_state"], strict=True)
     labels, predicted = predict(run.model, test, ClassIndex(legend), run.runtime)
     scores = score_classes(labels, predicted, legend)
@@ -526,14 +525,12 @@ def fine_tune(config, checkpoint, splits, legend, output_dir, runtime):
     classifier, arguments = build_classifier(config, checkpoint, train.num_bands, len(legend))
     classifier.to(runtime.device)
     optimiser = build_optimiser(classifier, config)
-    modules = {"backbone": classifier.backbone, "head": classifier.head}
     header = make_header(config, checkpoint, arguments, splits, legend)
 
     # the run, from its start or from where an earlier one of this folder stopped
     last = read_or_remove_last(output_dir, config, header["data"], runtime)
-    run = start_run(
-        "classifier", config, header, classifier, modules, optimiser, last, output_dir, runtime
-    )
+    run = Run("classifier", config, runtime, output_dir, classifier, optimiser, header)
+    run.start(last)
     if runtime.is_main:
         print(
             f"{config['dataset_name']}: {train.num_pixels} training, "

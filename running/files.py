@@ -1,5 +1,6 @@
 """Files that are written whole or not at all, locked folders, hashes and memory maps."""
 
+import contextlib
 import errno
 import fcntl
 import hashlib
@@ -7,6 +8,7 @@ import json
 import math
 import os
 import shutil
+import tempfile
 import time
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,6 +16,8 @@ from pathlib import Path
 import numpy as np
 
 from running.errors import InputError
+
+CACHE_FILES = 2000  # arrays that are kept at most
 
 
 def make_output_dir(path):
@@ -153,3 +157,50 @@ def _is_locked(handle):
     except OSError as error:
         return error.errno != errno.EWOULDBLOCK
     return True
+
+
+def read_json(path):
+    """The object in a JSON file; {} for no file, InputError for anything else."""
+    try:
+        content = json.loads(Path(path).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError, RecursionError) as error:
+        raise InputError(f"{path}: found no readable JSON ({error}), wanted an object") from None
+    if not isinstance(content, dict):
+        raise InputError(f"{path}: found {type(content).__name__}, wanted a JSON object")
+    return content
+
+
+# ---- arrays kept between runs --------------------------------------------------------------------
+
+
+def cache_folder():
+    """Where arrays are kept between runs: XDG_CACHE_HOME, ~/.cache or, without a home, /tmp."""
+    try:
+        home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    except RuntimeError:
+        home = Path(tempfile.gettempdir())
+    return home / "pixel-series"
+
+
+def cached_array(key, shape, dtype, make):
+    """The array that make() gives, from the cache folder where it was kept under this key.
+
+    key: a tuple of text and numbers; shape, dtype: of the array. Beyond CACHE_FILES arrays the
+    oldest are removed.
+    """
+    path = cache_folder() / f"{hashlib.sha256(repr([*key]).encode()).hexdigest()[:32]}.npy"
+    with contextlib.suppress(OSError, ValueError, EOFError):
+        array = np.load(path, allow_pickle=False)
+        if (array.shape, array.dtype) == (shape, dtype):
+            return array
+    array = make()
+    with contextlib.suppress(OSError, InputError):  # without a cache only time is lost
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with atomic_write(path) as part:
+            np.save(part, array)
+        files = sorted(path.parent.glob("*.npy"), key=lambda file: file.stat().st_mtime_ns)
+        for file in files[:-CACHE_FILES]:
+            file.unlink(missing_ok=True)
+    return array

@@ -179,7 +179,7 @@ def test_min_valid_that_no_pixel_meets(dataset):
 def test_no_whole_tile_in_memory(tmp_path, monkeypatch):
     """Pixels are read in parts: no read copies more than the parts that fit a cache."""
     base_path = make_dataset(tmp_path, tiles=1, shape=(10, 64, 16, 10))
-    monkeypatch.setattr(data, "DRAW_PIXELS", 64)
+    monkeypatch.setattr(data, "SAMPLE_PIXELS", 64)
     sizes, read_dates = [], Tile.read_dates
 
     def read(tile, pixels, dates):
@@ -193,7 +193,7 @@ def test_no_whole_tile_in_memory(tmp_path, monkeypatch):
 
 def test_batches_do_not_depend_on_how_many_pixels_are_drawn_at_once(dataset, monkeypatch):
     whole = batches(dataset, batch_size=50)
-    monkeypatch.setattr(data, "DRAW_PIXELS", 1)
+    monkeypatch.setattr(data, "SAMPLE_PIXELS", 1)
     for (x, doys), (x_whole, doys_whole) in zip(
         batches(dataset, batch_size=50), whole, strict=True
     ):

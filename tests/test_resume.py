@@ -1,4 +1,4 @@
-"""What a run that goes on, starts over or shares a folder may not lose or mix up."""
+"""What a run that is resumed, starts over or shares a folder may not lose or mix up."""
 
 import os
 import signal
@@ -240,7 +240,7 @@ def test_a_run_that_goes_on_in_another_precision_says_so(dataset, tmp_path, caps
     assert not content["in_bf16"]
     torch.save(content | {"in_bf16": True}, path)
     train.main({**config, "max_steps": 4})
-    assert "out: begun in bfloat16, goes on in float32" in capsys.readouterr().out
+    assert "out: begun in bfloat16, resumes in float32" in capsys.readouterr().out
 
 
 def test_a_run_of_before_blending_is_not_blended_from_the_middle_on(dataset, tmp_path):
