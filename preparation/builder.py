@@ -20,7 +20,7 @@ import numpy as np
 from tqdm import tqdm
 
 from preparation import items as sources
-from preparation import sentinel2
+from preparation import pixels, sentinel2
 from preparation.band_statistics import add_counts, count_block, statistics
 from preparation.items import ItemError
 from preparation.plan import Plan, check_same
@@ -45,7 +45,7 @@ def read_block(plan, items, rows, columns, retries, stop=None):
     found, rank = np.zeros((*shape, len(bands)), np.uint16), np.zeros(shape, np.uint8)
     for item in items:
         *_, mask_name = sentinel2.check_assets(item, bands)
-        classes = sources.read_band(item, mask_name, geobox, "nearest", retries, stop)[kept]
+        classes = pixels.read_band(item, mask_name, geobox, "nearest", retries, stop)[kept]
         try:
             here = sentinel2.rank_pixels(classes, mask_name, clear_scl)
         except (ValueError, IndexError) as error:
@@ -55,7 +55,7 @@ def read_block(plan, items, rows, columns, retries, stop=None):
             continue
         offset = sentinel2.offset_of(item, config["offset"])
         for index, name in enumerate(bands):
-            numbers = sources.read_band(item, name, geobox, config["resampling"], retries, stop)
+            numbers = pixels.read_band(item, name, geobox, config["resampling"], retries, stop)
             values = sentinel2.to_reflectance(numbers[kept], offset)
             np.copyto(found[..., index], values, where=missing)
             here[values == 0] = 0

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from preparation import items as sources
-from preparation import sentinel2
+from preparation import pixels, sentinel2
 from running.errors import InputError
 
 BLOCK = 2048  # pixels along a block's side: two internal blocks of the usual files
@@ -162,7 +162,7 @@ def first_grid(items, bands, config):
     item, *others = items
     name = next((b for b in sentinel2.NATIVE_10M if sentinel2.find_asset(item, b)), bands[0])
     try:
-        return sources.source_grid(item, name, config["retries"])
+        return pixels.source_grid(item, name, config["retries"])
     except sources.ItemError as error:
         if not (config["skip_bad_items"] and others):
             raise

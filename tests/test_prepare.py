@@ -205,9 +205,9 @@ def test_a_place_in_two_zones_is_made_of_one_tile(monkeypatch):
     """Each tile holds the bbox, and neither holds the other, whose rectangle lies askew."""
     box = geometry.box(11.95, 48.60, 12.05, 48.66, "EPSG:4326")
     grids = [GeoBox.from_geopolygon(box.to_crs(f"EPSG:{zone}"), 10) for zone in (32632, 32633)]
-    monkeypatch.setattr(prepare_tiles, "tile_grid", lambda days, config: grids.pop())
+    monkeypatch.setattr(plan, "tile_grid", lambda days, config: grids.pop())
     config = prepare_tiles.run_config | {"bbox": "11.95,48.60,12.05,48.66"}
-    assert len(prepare_tiles.make_plans({"32UQU": {}, "33UUP": {}}, config)) == 1
+    assert len(plan.make_plans({"32UQU": {}, "33UUP": {}}, config)) == 1
 
 
 # ---- other sources -------------------------------------------------------------------------------
