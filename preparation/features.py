@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from preparation.items import need
+from preparation import need
 from running.errors import InputError
 from tiles import TEST, TRAIN, VALIDATION
 

@@ -20,8 +20,8 @@ from rasterio.vrt import WarpedVRT
 from rasterio.windows import Window
 
 from maps.land_cover import WORLDCOVER, class_legend
+from preparation import need
 from preparation.features import is_vector_name, read_features
-from preparation.items import need
 from preparation.pixels import NETWORK
 from running.errors import InputError
 from running.files import atomic_write, write_json

@@ -18,6 +18,7 @@ from preparation.band_statistics import check_reflectance, count_block
 from preparation.features import choose_splits
 from preparation.labels import block_splits, worldcover_places
 from preparation.quick_look import plot_quick_look
+from preparation.sentinel2 import TESSERA_BANDS
 from running.errors import InputError
 from tiles import Tile
 
@@ -358,7 +359,7 @@ def test_tiles_of_others_get_what_they_lack(tmp_path):
     (tile,) = label(tmp_path)
     np.testing.assert_allclose(tile.band_mean, mean, rtol=1e-5)
     np.testing.assert_allclose(tile.band_std, std, rtol=1e-5)
-    assert tile.band_names == prepare_tiles.sentinel2.TESSERA_BANDS
+    assert tile.band_names == TESSERA_BANDS
     np.save(folder / "band_mean.npy", np.full(10, 7, np.float32))  # what is there stays
     assert label(tmp_path)[0].band_mean.tolist() == [7] * 10
 
