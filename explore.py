@@ -24,7 +24,7 @@ from explorer.scene import (
     embed,
     legend_of,
     map_layers,
-    median_color,
+    median_layer,
     open_scene,
     place,
     read_series,
@@ -175,7 +175,7 @@ def pack_scene(scene, projection, basis, config, blobs, allowed):
         "scales": blobs.add(scales),
     }
     layers = {"falseColor": color} | layers
-    if scene.tile and (median := median_color(scene)) is not None:
+    if scene.tile and (median := median_layer(scene)) is not None:
         layers["median"] = median
     facts["layers"] = {name: blobs.add(array) for name, array in layers.items()}
     if scene.tile and (series := read_series(scene, config, allowed)):

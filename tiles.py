@@ -33,26 +33,27 @@ class Tile:
     and band_std (B,) float32, info (the content of tile.json), band_names (B names, or empty where
     tile.json has none). bands (T, H, W, B) uint16, masks (T, H, W) uint8, labels and splits (H, W)
     uint8 or None are memory maps, opened at each access, so that memory and open files do not grow
-    with the number of tiles.
+    with the number of tiles. statistics: False for a tile that has no band_mean and band_std yet.
     Raises InputError that names the file, what was found and what was wanted.
     """
 
-    def __init__(self, path):
+    def __init__(self, path, statistics=True):
         self.path = Path(path)
         self.name = Path(os.path.realpath(self.path)).name
         self.shape = self._load("bands.npy", ("T", "H", "W", "B"), np.uint16).shape
         self._load("masks.npy", self.shape[:3], np.uint8)
         self.files = describe_files(self.path, OBSERVATIONS)
         self.doys = self._load_doys()
-        self.band_mean = self._load_statistic("band_mean.npy")
-        self.band_std = self._load_statistic("band_std.npy")
         splits = self.splits
         if splits is not None and splits.max() > TEST:
             self._fail("splits.npy", f"value {splits.max()}", "0, 1, 2 or 3")
         self.has_labels = self.labels is not None
         self.info = read_tile_json(self.path / "tile.json", self.shape)
         self.band_names = self.info.get("bands", [])
-        self._check_constant_bands()
+        if statistics:
+            self.band_mean = self._load_statistic("band_mean.npy")
+            self.band_std = self._load_statistic("band_std.npy")
+            self._check_constant_bands()
         self.title = f"{self.name} (simulated)" if self.info.get("simulated") else self.name
 
     @property

@@ -14,6 +14,7 @@ from matplotlib.figure import Figure
 from running.files import atomic_write
 from transforms import clear_dates, even_dates, even_draws, standardise
 
+BLOCK_BYTES = 1 << 26  # of bands.npy that are read at a time
 rcParams["text.parse_math"] = False  # names of classes and tiles may have a dollar sign
 
 
@@ -64,6 +65,34 @@ def save_figure(figure, path):
     """Write a matplotlib figure to a PNG."""
     with atomic_write(path) as part:
         figure.savefig(part, dpi=120)
+
+
+def median_color(tile, stride=1):
+    """Median red, green and blue over the clear dates of every stride-th row and column of a tile.
+
+    Returns (h, w, 3) float32 in the units of bands.npy, NaN where no date is clear; None where
+    tile.json does not name B04, B03 and B02. A block of rows is in memory at a time.
+    """
+    names = ("B04", "B03", "B02")
+    if not set(names) <= set(tile.band_names):
+        return None
+    chosen = [tile.band_names.index(name) for name in names]
+    dates, height, width, num_bands = tile.shape
+    color = np.empty((-(-height // stride), -(-width // stride), 3), np.float32)
+    rows = max(1, BLOCK_BYTES // (2 * dates * width * num_bands))
+    for first in range(0, len(color), rows):
+        part = np.s_[:, first * stride : (first + rows) * stride : stride, ::stride]
+        clear = tile.masks[part] == 1
+        values = np.asarray(tile.bands[part])[..., chosen]
+        values[~clear] = 65535
+        values.sort(0)  # what is not clear goes to the end
+        count = clear.sum(0)[None, ..., None]
+        lower, upper = (
+            np.take_along_axis(values, index, 0)[0].astype(np.float32)
+            for index in ((count - 1).clip(0) // 2, count // 2)
+        )
+        color[first : first + rows] = np.where(count[0] > 0, (lower + upper) / 2, np.nan)
+    return color
 
 
 # ---- representations -----------------------------------------------------------------------------
