@@ -1,4 +1,4 @@
-"""Land-cover classes: their names and colours, their areas, and drawn maps of them."""
+"""Land-cover classes: their names and colours, their areas, and plots of class maps."""
 
 import math
 import textwrap
@@ -30,10 +30,10 @@ WORLDCOVER = {  # classes of ESA WorldCover and their official colours; 0, no da
     95: {"name": "Mangroves", "color": "#00cf75"},
     100: {"name": "Moss and lichen", "color": "#fae6a0"},
 }
-FIGURE_SIZE = (8.5, 6)  # inches, of a drawn class map; higher where its legend needs more
+FIGURE_SIZE = (8.5, 6)  # inches, of a plot; higher where its legend needs more
 LEGEND_WIDTH = 36  # characters of a line of the legend
-LINE_HEIGHT = 0.22  # inches, of it
-PICTURE_PIXELS = 2000  # most pixels along a side of a class map that is drawn
+LINE_HEIGHT = 0.22  # inches, of a line of the legend
+PICTURE_PIXELS = 2000  # at most, along the longer edge of a class map in a plot
 
 
 # ---- legends -------------------------------------------------------------------------------------
@@ -42,9 +42,9 @@ PICTURE_PIXELS = 2000  # most pixels along a side of a class map that is drawn
 def merge_classes(sources, refuse=True):
     """The classes of several tile.json or infer.json in one, {"10": {"name": .., "color": ..}}.
 
-    sources: (path, content) of each; the first that tells of a class counts. Another name for one
-    code raises InputError that names both files (or, without `refuse`, prints it); another colour
-    is printed.
+    sources: (path, content) of each; the first that has a class counts. Another name for a code
+    raises InputError that names both files (with refuse=False it is printed); another colour is
+    printed.
     """
     merged, origin = {}, {}
     for path, info in sources:
@@ -65,10 +65,10 @@ def merge_classes(sources, refuse=True):
 
 
 def class_legend(codes, classes):
-    """{code: {"name", "color"}} of class codes, in order; 0 is no class.
+    """{code: {"name", "color"}} of class codes, in ascending order; 0 is no class.
 
-    classes: {"10": {"name": .., "color": ..}} as in tile.json, or empty. A name or colour that it
-    lacks comes from WorldCover where `classes` is empty, else it is made up.
+    classes: {"10": {"name": .., "color": ..}} as in tile.json. Where it is empty, names and colours
+    are WorldCover's. A name or colour that is still missing is made up.
     """
     legend = {}
     for index, code in enumerate(sorted(int(code) for code in codes if int(code) > 0)):
@@ -78,7 +78,7 @@ def class_legend(codes, classes):
 
 
 def _made_up_color(index):
-    """Twenty well-known colours; after these hues a golden ratio apart, which never meet."""
+    """Twenty well-known colours, then hues a golden ratio apart, of which no two are equal."""
     if index < 20:
         return to_hex(matplotlib.colormaps["tab20"](index))
     hue = index * (5**0.5 - 1) / 2 % 1
@@ -153,11 +153,10 @@ def _area_south_of(latitude):
 # ---- pictures ------------------------------------------------------------------------------------
 
 
-def draw_class_map(figure, class_map, legend, title=""):
-    """Draw a map of class codes (H, W) with its legend; 0 is no data and transparent.
+def fill_figure(figure, class_map, legend, title=""):
+    """Plot a map of class codes (H, W) with its legend; 0 is no data and transparent.
 
-    A large map is drawn with every second, third, .. pixel: a picture of all would need more memory
-    than a screen can show.
+    Of a large map only every second, third, .. pixel is plotted, to save memory.
     """
     pixels = count_classes(class_map).sum(0)
     step = -(-max(class_map.shape) // PICTURE_PIXELS)
@@ -182,7 +181,7 @@ def draw_class_map(figure, class_map, legend, title=""):
 
 
 def plot_class_map(class_map, legend, path, title=""):
-    """`draw_class_map` to a PNG."""
+    """Plot a map of class codes (H, W) with its legend to a PNG."""
     figure = Figure(figsize=FIGURE_SIZE, layout="constrained")
-    draw_class_map(figure, class_map, legend, title)
+    fill_figure(figure, class_map, legend, title)
     save_figure(figure, path)

@@ -1,7 +1,6 @@
 """explore.py: what it puts into a page, how large that gets, and what it refuses."""
 
 import re
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,6 +10,7 @@ from rasterio.warp import transform as reproject
 
 import explore
 from explorer.page import FOLDER, PAGE_MODULES, WORKER_MODULES
+from maps import reader
 from maps.writer import quantise
 from running.errors import InputError
 
@@ -86,9 +86,9 @@ def test_a_full_tile_is_thinned_before_it_is_read(tmp_path):
     left = explore.choose_stride(scenes, config)
     assert scenes[0].stride == 7  # 16 + 32 bytes a pixel
     assert left >= 0
-    block = next(scenes[0].blocks())
-    assert block.nbytes <= explore.BLOCK_BYTES
-    with pytest.raises(InputError, match="wanted so much, or stride=7"):
+    _, block = next(scenes[0].blocks(7))
+    assert block.nbytes <= reader.BLOCK_BYTES
+    with pytest.raises(InputError, match="wanted that much, or stride=7"):
         explore.choose_stride(scenes, {**config, "stride": 2})
 
 
@@ -97,7 +97,7 @@ def test_places_agree_with_rasterio(crs):
     """On a full tile, in the middle of every cell, where interpolation is farthest off."""
     a, b, c, d, e, f = transform = [10, 0, 199980, 0, -10, 5900040]
     info = {"crs": crs, "transform": transform}
-    grid = explore.place(explore.Scene(Path("map"), (10980, 10980, 3), info, None))["grid"]
+    grid = explore.describe_place(info, (10980, 10980))["grid"]
     shape = grid["rows"], grid["columns"]
     corners = (np.array(grid[key]).reshape(shape) for key in ("lon", "lat"))
     lon, lat = ((one[1:, 1:] + one[1:, :-1] + one[:-1, 1:] + one[:-1, :-1]) / 4 for one in corners)

@@ -146,7 +146,7 @@ def test_damaged_checkpoints(workplace, tmp_path, name):
 def test_damaged_bases(tmp_path):
     path = tmp_path / "basis.npz"
     pixels = np.random.default_rng(0).normal(size=(50, 6)).astype(np.float32)
-    false_color.save_basis(false_color.fit_basis(pixels), "a hash", path)
+    false_color.save_basis(false_color.fit_basis(pixels), {"checkpoint_sha256": "a hash"}, path)
     content = path.read_bytes()
 
     @fuzz("basis", EDITS.filter(bool), CUT)

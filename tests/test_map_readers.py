@@ -25,7 +25,7 @@ from maps.land_cover import (
     PICTURE_PIXELS,
     class_areas,
     class_legend,
-    draw_class_map,
+    fill_figure,
     merge_classes,
     row_hectares,
 )
@@ -53,10 +53,9 @@ def test_a_basis_without_npz_is_found_again(place, tmp_path):
         assert [path.name for path in tmp_path.glob("basis*")] == ["basis.v1.npz"]
     time_of_fit = (tmp_path / "basis.v1.npz").stat().st_mtime_ns
     run(
-        create_false_color_map,
-        checkpoint_path=place / "classifier.pt",
-        tile_path=place / "MGRS-A",
-        output_dir=tmp_path / "picture",
+        explore,
+        representation_path=folder / "representation_map.npy",
+        output_dir=tmp_path / "page",
         basis_path=tmp_path / "basis.v1",
     )
     assert (tmp_path / "basis.v1.npz").stat().st_mtime_ns == time_of_fit
@@ -91,21 +90,21 @@ def test_two_pictures_never_go_to_one_folder(place, tmp_path):
     assert len(run(create_false_color_map, representation_path=",".join(paths))) == 2
 
 
-def test_a_picture_does_not_go_beside_maps_of_another_tile_or_checkpoint(
-    place, tmp_path, monkeypatch
-):
-    monkeypatch.chdir(tmp_path)
-    map_tile(place, "")
+def test_a_picture_does_not_go_beside_maps_of_another_tile_or_checkpoint(place, tmp_path):
+    (folder,) = map_tile(place, tmp_path / "out")
     other = make_tile(tmp_path / "2022/MGRS-A", seed=1)
-    for checkpoint, tile, key in [
-        ("classifier", other, "tile_path"),
-        ("other/classifier", place / "MGRS-A", "checkpoint_sha256"),
+    for name, checkpoint, tile, key in [
+        ("tile", "classifier", other, "tile_path"),
+        ("checkpoint", "other/classifier", place / "MGRS-A", "checkpoint_sha256"),
     ]:
-        keywords = {"checkpoint_path": place / f"{checkpoint}.pt", "tile_path": tile}
+        map_tile(place, tmp_path / name, checkpoint, tile_path=tile)
+        path = tmp_path / name / "representation_map.npy"
+        keywords = {"representation_path": path, "output_dir": folder}
         refused(f"found a map with another {key}", run, create_false_color_map, **keywords)
-    keywords["checkpoint_path"] = place / "classifier.pt"
+    map_tile(place, tmp_path / "int8", representation_format="int8")
+    keywords["representation_path"] = tmp_path / "int8/representation_map.npy"
     run(create_false_color_map, **keywords)
-    assert (tmp_path / "outputs/MGRS-A/false_color.png").exists()
+    assert (folder / "false_color.png").exists()
 
 
 def test_damaged_bases_are_refused(place, tmp_path):
@@ -121,7 +120,7 @@ def test_damaged_bases_are_refused(place, tmp_path):
     refused("basis.npz: found no basis", run, create_false_color_map, basis_path=basis, **keywords)
     rng = random.Random(0)
     for _ in range(2000):
-        damaged = bytearray(whole[: rng.choice([len(whole), rng.randrange(len(whole))])])
+        damaged = bytearray(whole[: rng.choice([len(whole), rng.randrange(1, len(whole))])])
         for _ in range(rng.randrange(1, 4)):
             damaged[rng.randrange(len(damaged))] = rng.randrange(256)
         basis.write_bytes(damaged)
@@ -240,7 +239,7 @@ def test_a_legend_of_many_long_names_is_drawn_whole(tmp_path):
     names = {str(code): {"name": f"crop {code} at $_$ " + "a ton " * 10} for code in range(1, 61)}
     class_map = np.arange(60, dtype=np.uint8).reshape(6, 10) + 1
     figure = Figure(figsize=FIGURE_SIZE, layout="constrained")
-    draw_class_map(figure, class_map, class_legend(range(1, 61), names), "$_")
+    fill_figure(figure, class_map, class_legend(range(1, 61), names), "$_")
     figure.savefig(tmp_path / "map.png")
     box = figure.legends[0].get_window_extent()
     assert len(figure.legends[0].get_texts()) == 60
@@ -318,7 +317,7 @@ def test_a_large_class_map_is_drawn_in_little_memory(tmp_path):
     class_map = read_map(large_map(tmp_path / "map.npy"))
     legend = class_legend([40, 95], {})
     figure = Figure()
-    assert peak_bytes(draw_class_map, figure, class_map, legend) < 8 * class_map.size
+    assert peak_bytes(fill_figure, figure, class_map, legend) < 8 * class_map.size
     (image,) = figure.axes[0].images
     assert max(image.get_size()) <= PICTURE_PIXELS
     texts = [text.get_text() for text in figure.legends[0].get_texts()]

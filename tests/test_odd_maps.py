@@ -16,8 +16,9 @@ import label_efficiency
 import make_demo_data
 import train_classification_maddy
 from maps.false_color import fit_basis, save_basis
+from maps.products import remove_products
 from maps.reader import scales_path
-from maps.writer import remove_products
+from preparation import simulated
 from running.config import check
 from running.errors import notice
 from tiles import read_tile_json
@@ -56,16 +57,16 @@ def test_maps_of_two_checkpoints_are_refused(representations, tmp_path, script, 
     assert line.startswith(str(other))
     save_map(tmp_path / "b", random_map((*SHAPE, 6)))
     script(representation_path=both)
-    assert f"{other}: not known whether it is of the checkpoint" in capsys.readouterr().out
+    assert f"{other}: not known whether it is of the same checkpoint" in capsys.readouterr().out
 
 
 def test_a_basis_of_another_checkpoint_is_refused(representations, tmp_path):
     basis = tmp_path / "basis.npz"
-    save_basis(fit_basis(random_map().reshape(-1, 6)), "b" * 64, basis)
+    save_basis(fit_basis(random_map().reshape(-1, 6)), {"checkpoint_sha256": "b" * 64}, basis)
     keywords = {"representation_path": representations, "basis_path": basis}
     for script in (make_page, draw):
         refused("basis.npz: found a basis of checkpoint bbbb", script, **keywords)
-    save_basis(fit_basis(random_map().reshape(-1, 6)), "a" * 64, basis)
+    save_basis(fit_basis(random_map().reshape(-1, 6)), {"checkpoint_sha256": "a" * 64}, basis)
     assert make_page(**keywords).exists()
 
 
@@ -187,7 +188,7 @@ def test_a_page_smaller_than_the_program_in_it_is_refused(representations):
     keywords = {"representation_path": representations}
     refused("max_mb=1: wanted 4 or more", make_page, max_mb=1, **keywords)
     config = {**explore.run_config, "representation_path": str(representations), "max_mb": 1.0}
-    refused("wanted so much$", explore.choose_stride, explore.open_scenes(config), config)
+    refused("wanted that much$", explore.choose_stride, explore.open_scenes(config), config)
 
 
 # ---- labels that were asked for ------------------------------------------------------------------
@@ -229,17 +230,17 @@ def test_the_folder_of_a_training_is_refused(representations, tmp_path, name):
 def test_two_that_simulate_at_once_make_one_data_set(tmp_path, monkeypatch, capsys):
     """The second comes to an end first; its tiles stay, and nothing else does."""
     small = {"base_path": tmp_path, "size": 16, "num_tiles": 1, "num_dates": 3}
-    write_tile, getpid = make_demo_data.write_tile, os.getpid
+    write_tile, getpid = simulated.write_tile, os.getpid
 
     def meanwhile(*arguments):
         write_tile(*arguments)
         with monkeypatch.context() as patch:
-            patch.setattr(make_demo_data, "write_tile", write_tile)
+            patch.setattr(simulated, "write_tile", write_tile)
             patch.setattr(os, "getpid", lambda: getpid() + 1)
             run(make_demo_data, **small, seed=1)
 
     with monkeypatch.context() as patch:
-        patch.setattr(make_demo_data, "write_tile", meanwhile)
+        patch.setattr(simulated, "write_tile", meanwhile)
         folder = run(make_demo_data, **small)
     assert "another process has made it meanwhile" in capsys.readouterr().out
     assert os.listdir(tmp_path / "data") == ["simulated"]
