@@ -118,11 +118,8 @@ class _PixelDataset(IterableDataset):
             self._chosen.append(np.packbits(chosen, axis=1))
         if not any(chosen.any() for chosen in self._chosen):
             labelled = "labelled " if self.labelled else ""
-            mend = (
-                "splits.npy, or a smaller block_size from pretraining on"
-                if max_clear >= self.min_valid
-                else "clearer tiles"
-            )
+            few = max_clear < self.min_valid
+            mend = "clearer tiles" if few else "splits.npy, or a smaller block_size from the start"
             raise InputError(
                 f"{self.tiles[0].path.parent}: found no {labelled}pixel (split={self.split}, "
                 f"block_size={self.block_size}) with at least min_valid={self.min_valid} clear "
@@ -315,11 +312,6 @@ class _PixelDataset(IterableDataset):
         return [torch.cat(arrays) for arrays in zip(*parts, strict=True)]
 
 
-def fingerprint_observations(*tile_lists):
-    """{name: hash} of a sample of the observations of tiles, compared on resume."""
-    return {tile.path.name: tile.fingerprint() for tiles in tile_lists for tile in tiles}
-
-
 def iterate_batches(dataset, num_workers=0, runtime=None):
     """Yield a data set's batches, read by `num_workers` processes (0: by this one).
 
@@ -351,7 +343,21 @@ def _read_batches(dataset, num_workers):
     parts = iter(loader)
     for first in parts:
         rest = [next(parts) for _ in range(num_workers - 1)]
-        yield dataset.merge([first, *rest]) if rest else first
+        yield _join([first, *rest]) if rest else first
+
+
+def _join(parts):
+    """A batch from its parts; series are padded with doy 0 to the longest."""
+    batch = []
+    for arrays in zip(*parts, strict=True):
+        if arrays[0].ndim > 1:
+            longest = max(part.shape[1] for part in arrays)
+            arrays = [
+                F.pad(part, (0, 0) * (part.ndim - 2) + (0, longest - part.shape[1]))
+                for part in arrays
+            ]
+        batch.append(torch.cat(arrays))
+    return tuple(batch)
 
 
 def _leave_signals_to_trainer(_):
@@ -384,9 +390,6 @@ class SentinelTimeSeriesDataset(_PixelDataset):
     def _read_pixels(self, tiles, pixels, random):
         dates = sample_dates(self._read_clear(tiles, pixels), self.sample_size, random)
         return self._read_dates(tiles, pixels, dates)
-
-    def merge(self, parts):
-        return tuple(torch.cat(arrays) for arrays in zip(*parts, strict=True))
 
 
 class SentinelTimeSeriesDatasetForDownstreaming(_PixelDataset):
@@ -449,10 +452,3 @@ class SentinelTimeSeriesDatasetForDownstreaming(_PixelDataset):
         bands, doys, labels, groups = arrays
         longest = int((doys > 0).sum(1).max()) if len(doys) else 0
         return bands[:, :longest], doys[:, :longest], labels, groups
-
-    def merge(self, parts):
-        bands, doys, labels, groups = zip(*parts, strict=True)
-        longest = max(part.shape[1] for part in doys)
-        bands = [F.pad(part, (0, 0, 0, longest - part.shape[1])) for part in bands]
-        doys = [F.pad(part, (0, longest - part.shape[1])) for part in doys]
-        return torch.cat(bands), torch.cat(doys), torch.cat(labels), torch.cat(groups)

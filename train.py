@@ -29,7 +29,6 @@ from barlow_twins import LOSSES, build_model, cross_correlation, normalise, trai
 from data import (
     SentinelTimeSeriesDataset,
     SentinelTimeSeriesDatasetForDownstreaming,
-    fingerprint_observations,
     iterate_batches,
 )
 from evaluation.validation import Validation
@@ -353,7 +352,10 @@ def make_header(config, checkpoint, data, validate):
             "training": train_set.describe(),
             "validation": data.validation.describe(),
             "probe": validate.probe.describe() if validate.probe else "none",
-            "observations": fingerprint_observations(train_set.tiles, data.validation.tiles),
+            "observations": {
+                tile.path.name: tile.fingerprint()
+                for tile in (*train_set.tiles, *data.validation.tiles)
+            },
             # a checkpoint is known by its content, not by its path
             "checkpoint_sha256": file_hash(path) if checkpoint else None,
         },

@@ -134,7 +134,7 @@ def test_batches_are_a_function_of_seed_epoch_and_step(dataset, monkeypatch):
         )
         part.set_steps(0, last)
         ranks.append(list(iterate_batches(part, 2)))
-    together = [whole.merge(parts) for parts in zip(*ranks, strict=True)]
+    together = [data._join(parts) for parts in zip(*ranks, strict=True)]
     equal(together, wanted)
 
 
