@@ -19,11 +19,13 @@ from tiles import (
     TRAIN,
     VALIDATION,
     find_band_names,
+    merge_classes,
     open_dataset,
     pool_statistics,
     tiles_folder,
 )
 from transforms import clear_dates, sample_dates, standardise
+from utils import keep_classes
 
 SHARDS = 64  # of a chunk: the most processes x workers that can share one
 BLOCK_PIXELS = 2048  # about what one read of consecutive rows holds
@@ -58,13 +60,8 @@ class _PixelDataset(IterableDataset):
     a worker of a DataLoader, that worker's part of each. `iterate_batches` makes them ready.
     """
 
-    SPLITS = {
-        "all": (0, TRAIN, VALIDATION, TEST),
-        "train": (TRAIN,),
-        "validation": (VALIDATION,),
-        "test": (TEST,),
-        "train+validation": (0, TRAIN, VALIDATION),
-    }
+    SPLITS = {"train": (TRAIN,), "validation": (VALIDATION,), "test": (TEST,)}
+    SPLITS |= {"all": (0, TRAIN, VALIDATION, TEST), "train+validation": (0, TRAIN, VALIDATION)}
 
     def __init__(
         self,
@@ -100,6 +97,7 @@ class _PixelDataset(IterableDataset):
     def _choose_pixels(self):
         """Find the pixels that take part. Returns the clear observations of each tile."""
         self._chosen, clear_total, most = [], [], 0  # one bit a pixel: it stays in memory
+        self.split_hashes = {}  # of the split map of each tile
         # a tile without labels may show the ground that another one tests
         tests_nothing = not any(tile.has_labels for tile in self.tiles)
         for tile in self.tiles:
@@ -109,50 +107,45 @@ class _PixelDataset(IterableDataset):
             split = tile.split_map(self.block_size, self.split_seed)
             if tests_nothing and tile.splits is None:
                 split[split == TEST] = TRAIN
+            self.split_hashes[tile.path.name] = hashlib.sha256(split).hexdigest()[:12]
             chosen = (clear >= self.min_valid) & np.isin(split, self.SPLITS[self.split])
             if self.labelled:
                 chosen &= np.asarray(tile.labels) > 0
             self._chosen.append(np.packbits(chosen, axis=1))
         if not any(chosen.any() for chosen in self._chosen):
-            labelled = "labelled " if self.labelled else ""
-            mend = (
-                "splits.npy, or a smaller block_size from pretraining on"
-                if most >= self.min_valid
-                else "clearer tiles"
-            )
+            mend = "splits.npy, or a smaller block_size from pretraining on"
             raise InputError(
-                f"{self.tiles[0].path.parent}: found no {labelled}pixel (split={self.split}, "
-                f"block_size={self.block_size}) with at least min_valid={self.min_valid} clear "
-                f"observations; the clearest pixel has {most}; wanted {mend}"
+                f"{self.tiles[0].path.parent}: found no {'labelled ' * self.labelled}pixel "
+                f"(split={self.split}, block_size={self.block_size}) with at least "
+                f"min_valid={self.min_valid} clear observations; the clearest pixel has {most}; "
+                f"wanted {mend if most >= self.min_valid else 'clearer tiles'}"
             )
         return clear_total
 
-    def _sample_labels(self, label_count):
-        """Keep so many of the chosen pixels, drawn at random."""
-        tiles = [np.flatnonzero(self._unpack(index)) for index in range(len(self.tiles))]
-        ends = np.cumsum([len(pixels) for pixels in tiles])
+    def _sample_labels(self, label_count, every_class=False):
+        """Keep label_count of the chosen pixels, at random; every_class: see `keep_classes`."""
+        ends = np.cumsum([np.bitwise_count(chosen).sum(dtype=int) for chosen in self._chosen])
+        rng, is_kept = np.random.default_rng(self.seed), np.zeros(ends[-1], bool)
         if label_count > ends[-1]:
-            raise InputError(
-                f"{self.tiles[0].path.parent}: found {ends[-1]} labelled pixels "
-                f"(split={self.split}), wanted label_count={label_count}"
-            )
-        kept = np.random.default_rng(self.seed).choice(ends[-1], label_count, replace=False)
-        for index, pixels in enumerate(tiles):
-            start = ends[index] - len(pixels)
-            here = kept[(kept >= start) & (kept < ends[index])]
-            chosen = np.zeros(self.tiles[index].shape[1:3], bool)
-            chosen.flat[pixels[here - start]] = True
+            found = f"{self.tiles[0].path.parent}: found {ends[-1]} labelled pixels"
+            raise InputError(f"{found} (split={self.split}), wanted label_count={label_count}")
+        kept = rng.choice(ends[-1], label_count, replace=False)
+        if every_class:
+            kept = keep_classes(kept, self.read_labels(), rng)
+        is_kept[kept] = True
+        for index, part in enumerate(np.split(is_kept, ends[:-1])):
+            chosen = self.pixel_mask(index)
+            chosen[chosen.copy()] = part
             self._chosen[index] = np.packbits(chosen, axis=1)
 
     def _plan_epoch(self, batch_size):
         """List the blocks that hold the chosen pixels, and count the batches of an epoch."""
-        blocks = []
-        for index, tile in enumerate(self.tiles):
-            for first, last in tile.row_ranges(BLOCK_PIXELS):
-                count = int(np.bitwise_count(self._chosen[index][first:last]).sum())
-                if count:
-                    blocks.append((index, first, last, count))
-        self._blocks = np.array(blocks)
+        blocks = [
+            (index, first, last, np.bitwise_count(self._chosen[index][first:last]).sum(dtype=int))
+            for index, tile in enumerate(self.tiles)
+            for first, last in tile.row_ranges(BLOCK_PIXELS)
+        ]
+        self._blocks = np.array([block for block in blocks if block[3]])
         self.num_pixels = int(self._blocks[:, 3].sum())
         self.longest = max(tile.shape[0] for tile in self.tiles)
         self.steps_per_epoch = -(-self.num_pixels // batch_size)
@@ -386,8 +379,8 @@ class SentinelTimeSeriesDatasetForDownstreaming(_PixelDataset):
 
     sample_size: S dates drawn afresh each epoch; 0 for all clear observations in order, padded at
         the end with doy 0 to the longest series of the batch.
-    label_count: only so many of the labelled pixels, drawn at random; 0 for all.
-    Keywords, order and errors as in `_PixelDataset`.
+    label_count: only N of the labelled pixels, chosen at random; 0 for all.
+    Keywords, order and errors as in `_PixelDataset`; two names of one code raise InputError, too.
     """
 
     labelled, num_views = True, 1
@@ -408,8 +401,20 @@ class SentinelTimeSeriesDatasetForDownstreaming(_PixelDataset):
         if not tiles:
             folder = tiles_folder(base_path, dataset_name)
             raise InputError(f"{folder}: found no labels.npy, wanted at least one labelled tile")
+        self.classes = merge_classes([(tile.path / "tile.json", tile.info) for tile in tiles])
         self.sample_size = sample_size
         super().__init__(tiles, split=split, **keywords)
+
+    def read_labels(self):
+        """Codes of the pixels that take part, (N,) uint8, tile by tile."""
+        labels = [tile.labels[self.pixel_mask(index)] for index, tile in enumerate(self.tiles)]
+        return np.concatenate(labels)
+
+    def keep_at_most(self, max_pixels):
+        """Of more pixels keep max_pixels, chosen at random so that every class stays."""
+        if self.num_pixels > max_pixels:
+            self._sample_labels(max_pixels, every_class=True)
+            self._plan_epoch(self.batch_size)
 
     def _draw(self, tiles, pixels, random):
         clear = self._read_clear(tiles, pixels)

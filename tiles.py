@@ -453,6 +453,37 @@ def notice_splits(tiles):
         )
 
 
+def merge_classes(sources, refuse=True):
+    """The classes of several tile.json or infer.json in one, {"10": {"name": .., "color": ..}}.
+
+    sources: (path, content) of each; the first one that names a class counts. Another name for a
+    code raises InputError that names both files (or, without `refuse`, prints it); another colour,
+    and with `refuse` a source without classes beside others that have them, is printed.
+    """
+    merged, origin = {}, {}
+    for path, info in sources:
+        for code, entry in info.get("classes", {}).items():
+            first = merged.setdefault(code, entry)
+            origin.setdefault(code, path)
+            for key in ("name", "color"):
+                if entry.get(key, first.get(key)) == first.get(key, entry.get(key)):
+                    continue
+                line = (
+                    f"{path}: found {key} {entry[key]!r} for class {code}, wanted {first[key]!r} "
+                    f"as in {origin[code]}"
+                )
+                if key == "name" and refuse:
+                    raise InputError(line)
+                notice(f"{line}, which is used")
+    unnamed = [path for path, info in sources if not info.get("classes")]
+    if refuse and merged and unnamed:
+        notice(
+            f"{unnamed[0]}: found no classes (so in {len(unnamed)} of {len(sources)} files); the "
+            "codes are taken to mean the same as in the others"
+        )
+    return merged
+
+
 def find_band_names(tiles):
     """The band names of the first tile that has any; else an empty list."""
     return next((tile.band_names for tile in tiles if tile.band_names), [])

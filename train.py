@@ -12,7 +12,6 @@ give both the same embedding, with decorrelated dimensions.
 Started again with the same output_dir it goes on from last.pt as if it had never stopped.
 """
 
-import contextlib
 import math
 import os
 import time
@@ -39,6 +38,7 @@ from data import (
     SentinelTimeSeriesDatasetForDownstreaming,
     iterate_batches,
 )
+from evaluation.seen_pixels import record_splits
 from evaluation.validation import Validation
 from maps.false_color import apply_basis, fit_basis
 from preparation.simulated import simulate_dataset
@@ -46,7 +46,7 @@ from running.checkpoints import inherit, one_run_at_a_time, read_last, start_run
 from running.config import MAX_INT, check
 from running.device import start_runtime
 from running.distributed import BatchGenerator, share
-from running.errors import InputError, Stopped
+from running.errors import InputError, Stopped, notice
 from running.files import atomic_write, file_hash, make_output_dir
 from running.log import RecentSteps
 from running.script import run_script, stop_on_signals
@@ -162,11 +162,13 @@ def open_data(config, runtime, checkpoint=None):
         for tile in val_set.tiles:
             if os.path.realpath(tile.path) in train_paths:
                 raise InputError(f"val_dataset_name={name}: {tile.path} is a training tile")
-    labelled = None
-    with contextlib.suppress(InputError):  # no labels among the validation pixels: no probe
+    try:
         labelled = SentinelTimeSeriesDatasetForDownstreaming(
             base_path, name, batch_size=config["val_pixels"], **keywords
         )
+    except InputError as error:  # no labels among the validation pixels, or of different classes
+        notice(f"{error}; without a probe, the loss chooses best.pt")
+        labelled = None
     picture = Tile(config["test_tile_path"]) if config["test_tile_path"] else train_set.tiles[0]
     for tile in (*val_set.tiles, picture):
         origin = train_set.tiles[0].path.parent
@@ -394,6 +396,7 @@ def make_header(config, checkpoint, data):
         "mean": train_set.mean,
         "std": train_set.std,
         "classes": picture_tile.info.get("classes", {}),
+        "splits": record_splits(train_set, checkpoint),
         "data": {
             "training": train_set.describe(),
             "validation": val_set.describe(),

@@ -9,7 +9,7 @@ import math
 import numpy as np
 import torch
 
-from running.distributed import gather
+from running.distributed import BatchGenerator, gather, share
 
 DAYS = 365.25  # of a year
 NO_RANK = 1 << 14  # larger than any rank: marks a date that is not drawn
@@ -145,18 +145,20 @@ def even_draws(x, doys, num_drawn, num_views):
     return x[pixel, rank], doys[pixel, rank]
 
 
-def drop_dates(doys, random, least):
+def drop_dates(doys, least, seed, longest):
     """Days of random subsets of the observations: those left out get 0, the day of padding.
 
-    Each stays with a probability that is drawn for its pixel between `least` and 1; one always.
-    doys: (N, S), 0 for padding; random: (N, 1 + S) in [0, 1), the first column draws the share.
-    Returns (N, S).
+    Each stays with a probability that is random for its pixel, between `least` and 1; one always.
+    doys: (N, S), 0 for padding. longest: most dates S of any batch, for which random numbers are
+    made: so they depend on the seed alone. Returns (N, S).
     """
+    generator = BatchGenerator(*share(len(doys)), seed, doys.device)
+    random = generator.uniform(1 + longest)[:, : 1 + doys.shape[1]]
     if not doys.numel():  # a process that holds no pixel of a small batch
         return doys
-    share = least + (1 - least) * random[:, :1]
+    stays = least + (1 - least) * random[:, :1]
     random = random[:, 1:].masked_fill(doys == 0, 2.0)
-    return doys * (random <= share.maximum(random.amin(1, keepdim=True)))
+    return doys * (random <= stays.maximum(random.amin(1, keepdim=True)))
 
 
 def gap_fill(x, doys, days):

@@ -248,6 +248,35 @@ def remove_run(output_dir, kind):
         path.unlink(missing_ok=True)
 
 
+def find_last(output_dir, kind, config, data, defaults, free_keys, runtime):
+    """`read_last`, but None where the best.pt that last.pt speaks of is gone: the run starts anew.
+
+    With overwrite=true, a run that cannot be resumed is removed, and gives None, too.
+    """
+    best, mend = output_dir / "best.pt", "another output_dir or overwrite=true"
+    try:
+        last = read_last(output_dir, kind, config, data, defaults, free_keys, mend)
+        has_best = last and last.get("best_score", -math.inf) > -math.inf
+        if not has_best or _kind_of(best):
+            return last
+        notice(f"{best}: found no whole checkpoint, only last.pt; so the run starts anew")
+        return None
+    except InputError:
+        if not config["overwrite"]:
+            raise
+    path = config["checkpoint_path"]
+    if path and output_dir.samefile(Path(path).parent) and _kind_of(path) == kind:
+        raise InputError(
+            f"output_dir={output_dir}: holds checkpoint_path, which overwrite=true would remove; "
+            "wanted another output_dir"
+        )
+    runtime.barrier()  # all processes have looked
+    if runtime.is_main:
+        remove_run(output_dir, kind)
+    runtime.barrier()
+    return None
+
+
 def _kind_of(path):
     """The kind of a checkpoint; None where there is none, or none that can be read."""
     try:
