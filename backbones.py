@@ -323,12 +323,14 @@ class Classifier(nn.Module):
 def focal_loss(logits, target, gamma, weight=None):
     """Focal Loss (Lin et al. 2017), in float32: cross-entropy times (1 - p)^gamma; gamma 0: plain.
 
-    logits: (N, C); target: (N,) class numbers; weight: (C,) of the classes, or None.
+    logits: (N, C); target: (N,) class numbers; weight: (C,) of the classes, or None. Gradients are
+    finite for every gamma, 0 for a pixel whose p is 1.
     """
     loss = F.cross_entropy(logits.float(), target, weight=weight, reduction="none")
     if gamma:
         probability = logits.float().softmax(1).gather(1, target[:, None])[:, 0]
-        loss = (1 - probability) ** gamma * loss
+        # a power below 1 has an infinite slope at 0, which times the loss of 0 would be NaN
+        loss = (1 - probability).clamp(min=torch.finfo(torch.float32).tiny) ** gamma * loss
     return loss.mean() if weight is None else loss.sum() / weight[target].sum()
 
 

@@ -40,7 +40,8 @@ from running.files import (
 )
 from running.log import refuse_training_folder, start_log
 from running.script import run_script, stop_on_signals
-from tiles import Tile, check_tile, is_georeferenced
+from tile_json import is_georeferenced
+from tiles import Tile, check_tile
 from utils import extract_representations
 
 run_config = {

@@ -12,7 +12,6 @@ give both the same embedding, with decorrelated dimensions.
 Started again with the same output_dir it resumes from last.pt as if it had never stopped.
 """
 
-import contextlib
 import math
 import os
 import time
@@ -31,13 +30,14 @@ from data import (
     SentinelTimeSeriesDatasetForDownstreaming,
     iterate_batches,
 )
+from evaluation.seen_pixels import record_splits
 from evaluation.validation import Validation
 from maps.false_color import apply_basis, fit_basis
 from preparation.simulated import simulate_dataset
 from running.checkpoints import Run, inherit, one_run_at_a_time, read_last
 from running.config import MAX_INT, check
 from running.device import start_runtime
-from running.errors import InputError
+from running.errors import InputError, notice
 from running.files import atomic_write, file_hash, make_output_dir
 from running.log import RecentSteps
 from running.script import run_script, stop_on_signals
@@ -149,19 +149,21 @@ def open_data(config, runtime, checkpoint=None):
     keys = ("min_valid", "block_size", "split_seed", "seed", "skip_bad_tiles")
     keywords = {key: config[key] for key in keys}
     views = {key: config[key] for key in ("sample_size", "batch_size")}
-    views |= {"rank": runtime.rank, "world_size": runtime.world_size}
-    statistics = {key: checkpoint[key] for key in ("mean", "std")} if checkpoint else {}
+    views["process"] = runtime.rank, runtime.world_size
+    keywords["statistics"] = (checkpoint["mean"], checkpoint["std"]) if checkpoint else None
     train_set = SentinelTimeSeriesDataset(
-        base_path, config["dataset_name"], split="train", **views, **keywords, **statistics
+        base_path, config["dataset_name"], split="train", **views, **keywords
     )
-    keywords |= {"mean": train_set.mean, "std": train_set.std}
+    keywords["statistics"] = train_set.mean, train_set.std
     keywords["split"] = "train+validation" if config["val_dataset_name"] else "validation"
     val_set = SentinelTimeSeriesDataset(base_path, name, **views, **keywords)
     labelled = None
-    with contextlib.suppress(InputError):  # no labels among the validation pixels: no probe
+    try:
         labelled = SentinelTimeSeriesDatasetForDownstreaming(
             base_path, name, batch_size=config["val_pixels"], **keywords
         )
+    except InputError as error:  # no labels among the validation pixels, or of different classes
+        notice(f"{error}; without a probe, the loss chooses best.pt")
     tile = Tile(config["test_tile_path"]) if config["test_tile_path"] else train_set.tiles[0]
     check_data(config, train_set, val_set, tile, checkpoint)
     return Data(train_set, val_set, labelled, tile)
@@ -348,6 +350,7 @@ def make_header(config, checkpoint, data, validate):
         "mean": train_set.mean,
         "std": train_set.std,
         "classes": data.picture_tile.info.get("classes", {}),
+        "splits": record_splits(train_set, checkpoint),
         "data": {
             "training": train_set.describe(),
             "validation": data.validation.describe(),

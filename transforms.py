@@ -9,7 +9,7 @@ import math
 import numpy as np
 import torch
 
-from running.distributed import gather
+from running.distributed import BatchGenerator, gather, share
 
 DAYS = 365.25  # of a year
 NO_RANK = 1 << 14  # larger than any rank: marks a date that is not sampled
@@ -150,19 +150,21 @@ def even_draws(x, doys, num_sampled, num_views):
     return x[pixel, rank], doys[pixel, rank]
 
 
-def drop_dates(doys, random, min_share):
+def drop_dates(doys, min_share, seed, longest):
     """Days of random subsets of the observations: those left out get 0, the day of padding.
 
     A pixel keeps each observation with a probability of its own, random in min_share .. 1, and at
     least one observation.
-    doys: (N, S), 0 for padding; random: (N, 1 + S) in [0, 1), the first column is for the share.
-    Returns (N, S).
+    doys: (N, S), 0 for padding; longest: the largest S of any batch, for which random numbers are
+    made, so that they depend on the seed alone. Returns (N, S).
     """
+    generator = BatchGenerator(*share(len(doys)), seed, doys.device)
+    random = generator.uniform(1 + longest)[:, : 1 + doys.shape[1]]
     if not doys.numel():  # a process may have no pixel of a small batch
         return doys
-    share = min_share + (1 - min_share) * random[:, :1]
+    stays = min_share + (1 - min_share) * random[:, :1]
     random = random[:, 1:].masked_fill(doys == 0, 2.0)
-    return doys * (random <= share.maximum(random.amin(1, keepdim=True)))
+    return doys * (random <= stays.maximum(random.amin(1, keepdim=True)))
 
 
 def gap_fill(x, doys, days):

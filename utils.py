@@ -48,6 +48,25 @@ def retrieval(a, b, rows=1024):
     return found / len(a)
 
 
+def keep_classes(rows, labels, rng, floor=5):
+    """Rows that were chosen of all labels, some exchanged so that every class stays.
+
+    Each class keeps `floor` rows, or all that it has, or as many as the number of rows allows; rows
+    of the class with the most make room. Where no class is below that, nothing is exchanged.
+    rows: (n,) indices into labels (N,), whole numbers from 0 on. Returns (n,).
+    """
+    rows, (codes, counts) = rows.copy(), np.unique(labels, return_counts=True)
+    found, floor = labels[rows], max(1, min(floor, len(rows) // len(codes)))
+    for code, count in zip(codes, counts, strict=True):
+        missing = min(floor, count) - (found == code).sum()
+        if missing > 0:
+            others = np.setdiff1d(np.flatnonzero(labels == code), rows)
+            for row in rng.choice(others, missing, replace=False):
+                place = np.flatnonzero(found == np.bincount(found).argmax())[0]
+                rows[place], found[place] = row, code
+    return rows
+
+
 # ---- pictures ------------------------------------------------------------------------------------
 
 

@@ -17,7 +17,8 @@ from maps.land_cover import WORLDCOVER, class_legend, row_hectares
 from maps.reader import RepresentationMap, Watch, check_same_place, read_codes, read_map
 from maps.writer import quantise
 from running.errors import InputError
-from tiles import Tile, is_georeferenced
+from tile_json import is_georeferenced
+from tiles import Tile
 from utils import median_color
 
 BANDS = ("B02", "B03", "B04", "B08", "B11", "B12")  # blue, green, red, NIR, two of SWIR

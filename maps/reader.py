@@ -6,7 +6,7 @@ import numpy as np
 
 from running.errors import InputError, notice
 from running.files import describe_files, open_npy
-from tiles import is_georeferenced, read_tile_json
+from tile_json import is_georeferenced, read_tile_json
 
 BLOCK_BYTES = 1 << 26  # of a representation map as float32, in memory at a time
 BLOCK_PIXELS = 1 << 22  # of a map (H, W), in memory at a time

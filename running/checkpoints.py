@@ -163,7 +163,7 @@ class Run:
         self.optimiser.load_state_dict(last["optimiser_state"])
         names = [entry.name for entry in fields(Progress)]
         self.progress = Progress(**{name: last[name] for name in names if name in last})
-        if self.progress.step and not (self.output_dir / "best.pt").exists():
+        if self.progress.best_score > -math.inf and not (self.output_dir / "best.pt").exists():
             notice(
                 f"{self.output_dir / 'best.pt'}: found no file (removed, or last.pt was copied "
                 "alone), so the best is chosen anew from here on"
@@ -250,6 +250,30 @@ def remove_run(output_dir, kind):
         (output_dir / name).unlink(missing_ok=True)
     for path in checkpoints:
         path.unlink(missing_ok=True)
+
+
+def find_last(output_dir, kind, config, data, defaults, free_keys, runtime):
+    """`read_last`; with overwrite=true a run that cannot be resumed is removed, which gives None.
+
+    Raises InputError also where overwrite=true would remove the checkpoint to start from.
+    """
+    mend = "another output_dir or overwrite=true"
+    try:
+        return read_last(output_dir, kind, config, data, defaults, free_keys, mend)
+    except InputError:
+        if not config["overwrite"]:
+            raise
+    path = config["checkpoint_path"]
+    if path and output_dir.samefile(Path(path).parent) and _kind_of(path) == kind:
+        raise InputError(
+            f"output_dir={output_dir}: holds checkpoint_path, which overwrite=true would remove; "
+            "wanted another output_dir"
+        )
+    runtime.barrier()  # all processes have looked
+    if runtime.is_main:
+        remove_run(output_dir, kind)
+    runtime.barrier()
+    return None
 
 
 def _kind_of(path):

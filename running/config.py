@@ -52,7 +52,6 @@ RANGES = {
     "draws": (0, 1000),
     "dates": (0, MAX_INT),
     "date_share": (0, 1),
-    "start_share": (-1, 1),
     # model
     "latent_dim": (3, 65536),
     "width": (1, 65536),
@@ -75,10 +74,8 @@ RANGES = {
     "max_samples": (1, MAX_INT),
     "max_steps": (0, MAX_INT),
     "learning_rate": (0, math.inf),
-    "backbone_learning_rate": (0, math.inf),
     "weight_decay": (0, math.inf),
     "warmup_steps": (0, MAX_INT),
-    "warmup_fraction": (0, 1),
     "hold_fraction": (0, 1),
     "clip_norm": (1e-9, math.inf),
     "seed": (0, 2**31 - 1),

@@ -415,11 +415,11 @@ def test_a_layout_of_three_validation_blocks_trains(tmp_path):
 
 
 def test_more_workers_than_shards_are_not_started(dataset):
-    data = SentinelTimeSeriesDataset(dataset, "toy", rank=0, world_size=40, batch_size=64)
+    data = SentinelTimeSeriesDataset(dataset, "toy", process=(0, 40), batch_size=64)
     assert SHARDS // 40 == 1
     assert len(list(iterate_batches(data, num_workers=5))) == data.steps_per_epoch
     with pytest.raises(InputError, match="65 processes: a batch is shared by at most 64"):
-        SentinelTimeSeriesDataset(dataset, "toy", world_size=65)
+        SentinelTimeSeriesDataset(dataset, "toy", process=(0, 65))
 
 
 def test_batches_of_one_pixel_are_refused(dataset, workplace, tmp_path):
