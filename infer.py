@@ -40,7 +40,7 @@ from running.files import (
 )
 from running.log import refuse_training_folder, start_log
 from running.script import run_script, stop_on_signals
-from tiles import Tile, check_tile, is_georeferenced
+from tiles import TILE_JSON, Tile, check_tile, is_class_table, is_georeferenced
 from utils import extract_representations
 
 run_config = {
@@ -180,16 +180,38 @@ def load_model(config, runtime):
         sha256 = file_hash(path)
     classifies = config["classify"] != "false" and checkpoint["kind"] == "classifier"
     module = load_classifier(checkpoint) if classifies else load_backbone(checkpoint)
-    classes = checkpoint.get("classes") if classifies else {}
-    if classifies and (
-        not isinstance(classes, dict) or len(classes) != checkpoint["head"]["num_classes"]
-    ):
-        raise InputError(
-            f"{path}: found classes {classes}, wanted {checkpoint['head']['num_classes']}, as its "
-            "head has"
-        )
+    check_header(path, checkpoint, checkpoint["head"]["num_classes"] if classifies else 0)
+    classes = checkpoint["classes"] if classifies else {}
     min_valid = config["min_valid"] or checkpoint["config"]["min_valid"]
     return Model(checkpoint, sha256, module.to(runtime.device), classes, min_valid)
+
+
+def check_header(path, checkpoint, num_classes):
+    """Raise InputError where a checkpoint that can be loaded cannot be mapped with.
+
+    num_classes: of its head, 0 where it does not classify.
+    """
+    bands, min_valid = checkpoint["backbone"]["num_bands"], checkpoint["config"]["min_valid"]
+    classes = checkpoint.get("classes") if num_classes else {}
+    lengths = {len(checkpoint[key]) for key in ("mean", "std", "bands")} - {0}
+    if lengths != {bands}:
+        found, wanted = (
+            f"bands, mean and std of {sorted(lengths)} bands",
+            f"{bands} as its backbone",
+        )
+    elif type(min_valid) is not int or not 1 <= min_valid <= 65535:
+        found, wanted = f"min_valid {min_valid!r:.80}", "a whole number from 1 to 65535"
+    elif not _is_class_table(classes) or len(classes) != num_classes:
+        found, wanted = f"classes {classes!r:.200}", f"{num_classes}: {TILE_JSON['classes'][1]}"
+    else:
+        return
+    raise InputError(f"{path}: found {found}, wanted {wanted}")
+
+
+def _is_class_table(classes):
+    """`is_class_table`, of what may come from a file that is not JSON."""
+    codes = classes if isinstance(classes, dict) else [0]
+    return all(isinstance(one, str) and one.isascii() for one in codes) and is_class_table(classes)
 
 
 def describe_source(tile):
