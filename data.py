@@ -188,7 +188,7 @@ class _PixelDataset(IterableDataset):
     def check_unchanged(self):
         """Raise InputError where a file of observations has changed since it was opened."""
         for tile in self.tiles:
-            tile.check_unchanged()
+            tile.watch.check()
 
     def set_steps(self, first, last):
         """Iterate the batches first .. last - 1 of training, over as many epochs as it takes."""

@@ -24,13 +24,14 @@ from backbones import load_backbone, load_classifier
 from maps.geotiff import write_geotiff, write_representation_tif
 from maps.land_cover import class_legend, plot_class_map
 from maps.products import empty_maps, made_products, map_arrays, remove_products
-from maps.reader import Watch, read_provenance
+from maps.reader import read_provenance
 from maps.writer import MapWriter, quantise
 from running.checkpoints import load_checkpoint
 from running.config import check
 from running.device import start_runtime
 from running.errors import InputError, Stopped, notice
 from running.files import (
+    Watch,
     describe_files,
     file_hash,
     lock_folder,
@@ -40,8 +41,8 @@ from running.files import (
 )
 from running.log import refuse_training_folder, start_log
 from running.script import run_script, stop_on_signals
-from tile_json import is_georeferenced
-from tiles import Tile, check_tile
+from tile_json import TILE_JSON, is_class_table, is_georeferenced
+from tiles import OBSERVATIONS, Tile, check_tile
 from utils import extract_representations
 
 run_config = {
@@ -65,7 +66,6 @@ run_config = {
 
 FORMATS = ("float32", "float16", "int8")  # of representations on the disk
 # what a map depends on; labels, splits and class names in tile.json may come later
-TILE_FILES = ("bands.npy", "masks.npy", "doys.npy")
 
 
 # ---- what is to be mapped ------------------------------------------------------------------------
@@ -121,10 +121,9 @@ def skipping(config, bad, say=print):
 
 @dataclass
 class Job:
-    """A tile to map. watch: of the files that its maps depend on, from before it was opened."""
+    """A tile to map."""
 
     tile: Tile
-    watch: Watch
     output_dir: Path
 
 
@@ -133,7 +132,6 @@ def open_tiles(config, checkpoint, bad):
     folders, jobs = find_tiles(config["tile_path"]), []
     for folder, output_dir in zip(folders, output_folders(config, folders), strict=True):
         with skipping(config, bad, notice):
-            watch = Watch(folder, TILE_FILES)
             tile = Tile(folder)
             check_tile(tile, checkpoint, config["checkpoint_path"])
             if config["representation_tif"] and not is_georeferenced(tile.info):
@@ -141,7 +139,7 @@ def open_tiles(config, checkpoint, bad):
                     f"{folder / 'tile.json'}: found no crs and transform, wanted both for "
                     "representation_tif=true"
                 )
-            jobs.append(Job(tile, watch, output_dir))
+            jobs.append(Job(tile, output_dir))
     if not jobs:
         raise InputError(f"{config['tile_path']}: found {len(bad)} bad tiles and no good one")
     return jobs
@@ -181,23 +179,45 @@ def load_model(config, runtime):
         sha256 = file_hash(path)
     classifies = config["classify"] != "false" and checkpoint["kind"] == "classifier"
     module = load_classifier(checkpoint) if classifies else load_backbone(checkpoint)
-    classes = checkpoint.get("classes") if classifies else {}
-    if classifies and (
-        not isinstance(classes, dict) or len(classes) != checkpoint["head"]["num_classes"]
-    ):
-        raise InputError(
-            f"{path}: found classes {classes}, wanted {checkpoint['head']['num_classes']}, as its "
-            "head has"
-        )
+    check_header(path, checkpoint, checkpoint["head"]["num_classes"] if classifies else 0)
+    classes = checkpoint["classes"] if classifies else {}
     min_valid = config["min_valid"] or checkpoint["config"]["min_valid"]
     return Model(checkpoint, sha256, module.to(runtime.device), classes, min_valid)
+
+
+def check_header(path, checkpoint, num_classes):
+    """Raise InputError where a checkpoint that can be loaded cannot be mapped with.
+
+    num_classes: of its head, 0 where it does not classify.
+    """
+    bands, min_valid = checkpoint["backbone"]["num_bands"], checkpoint["config"]["min_valid"]
+    classes = checkpoint.get("classes") if num_classes else {}
+    lengths = {len(checkpoint[key]) for key in ("mean", "std", "bands")} - {0}
+    if lengths != {bands}:
+        found, wanted = (
+            f"bands, mean and std of {sorted(lengths)} bands",
+            f"{bands} as its backbone",
+        )
+    elif type(min_valid) is not int or not 1 <= min_valid <= 65535:
+        found, wanted = f"min_valid {min_valid!r:.80}", "a whole number from 1 to 65535"
+    elif not _is_class_table(classes) or len(classes) != num_classes:
+        found, wanted = f"classes {classes!r:.200}", f"{num_classes}: {TILE_JSON['classes'][1]}"
+    else:
+        return
+    raise InputError(f"{path}: found {found}, wanted {wanted}")
+
+
+def _is_class_table(classes):
+    """`is_class_table`, of what may come from a file that is not JSON."""
+    codes = classes if isinstance(classes, dict) else [0]
+    return all(isinstance(one, str) and one.isascii() for one in codes) and is_class_table(classes)
 
 
 def describe_source(tile):
     """Which tile is mapped, for infer.json: its real path, its place, sizes and times of files."""
     path = os.path.realpath(tile.path)
     place = {key: tile.info[key] for key in ("crs", "transform") if key in tile.info}
-    return {"tile_path": path, "tile_files": describe_files(path, TILE_FILES), **place}
+    return {"tile_path": path, "tile_files": describe_files(path, OBSERVATIONS), **place}
 
 
 def is_done(output_dir, made_by, overwrite):
@@ -274,7 +294,7 @@ def map_tile(job, model, config, runtime, made_by, stop):
     height, width = shape = tile.shape[1:3]
     # the bytes of a map depend on how its pixels are put into batches
     batches = [runtime.device.type, runtime.block_pixels, runtime.batch_dates, runtime.pad_dates]
-    made_from = made_by | {"batches": batches, "files": job.watch.before}
+    made_from = made_by | {"batches": batches, "files": tile.watch.before}
     room = 8 * height * width  # the pictures that follow are smaller
     if config["representation_tif"]:  # written twice, see maps/geotiff.py
         room += model.size * room
@@ -286,11 +306,11 @@ def map_tile(job, model, config, runtime, made_by, stop):
         total=height, initial=writer.rows, desc=tile.name, unit="row", disable=not runtime.is_main
     )
     blocks = map_blocks(tile, model, config, runtime, made_by, first_row=writer.rows)
-    with bar, job.watch:
+    with bar, tile.watch:
         # a GPU computes the next block while one is written
         for rows, maps in runtime.read_ahead(blocks):
             writer.write(rows, maps)
-            job.watch.check()
+            tile.watch.check()
             bar.update(rows[1] - bar.n)
             raise_if_stopped(stop, f"{tile.name} after row {rows[1]} of {height}")
     finish(writer, tile, class_legend(model.classes, model.classes), output_dir, made_by)

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from running.errors import InputError, notice
-from running.files import cached_array, describe_files, open_npy
+from running.files import Watch, cached_array, open_npy
 from tile_json import read_tile_json
 
 TRAIN, VALIDATION, TEST = 1, 2, 3  # codes of splits.npy; 0: no labels used, pretraining only
@@ -31,16 +31,17 @@ class Tile:
     and band_std (B,) float32, info (the content of tile.json), band_names (B names, or empty where
     tile.json has none). bands (T, H, W, B) uint16, masks (T, H, W) uint8, labels and splits (H, W)
     uint8 or None are memory maps, opened at each access, so that memory and open files do not grow
-    with the number of tiles. statistics: False for a tile that has no band_mean and band_std yet.
+    with the number of tiles. watch: of the files of observations, which a long run checks.
+    statistics: False for a tile that has no band_mean and band_std yet.
     Raises InputError that names the file, what was found and what was wanted.
     """
 
     def __init__(self, path, statistics=True):
         self.path = Path(path)
+        self.watch = Watch(self.path, OBSERVATIONS)
         self.name = Path(os.path.realpath(self.path)).name
         self.shape = self._load("bands.npy", ("T", "H", "W", "B"), np.uint16).shape
         self._load("masks.npy", self.shape[:3], np.uint8)
-        self.files = describe_files(self.path, OBSERVATIONS)
         self.doys = self._load_doys()
         splits = self.splits
         if splits is not None and splits.max() > TEST:
@@ -139,17 +140,6 @@ class Tile:
                 self._fail("masks.npy", f"value {block.max()}", "0 (not clear) or 1 (clear)")
             block.sum(0, dtype=np.uint16, out=counts[first:last])
         return counts
-
-    def check_unchanged(self):
-        """Raise InputError where a file of observations has changed since the tile was opened.
-
-        Each read opens the files anew, so the values may be partly of one, partly of the other.
-        """
-        now = describe_files(self.path, OBSERVATIONS)
-        if changed := [name for name in OBSERVATIONS if now.get(name) != self.files[name]]:
-            self._fail(
-                changed[0], "that it has changed during this run", "files that stay as they are"
-            )
 
     def fingerprint(self):
         """Hash of a sample of the observations: on each date 64 neighbouring pixels in 4 places."""

@@ -14,9 +14,10 @@ from rasterio.warp import transform as reproject
 
 from maps.false_color import apply_basis
 from maps.land_cover import WORLDCOVER, class_legend, row_hectares
-from maps.reader import RepresentationMap, Watch, check_same_place, read_codes, read_map
+from maps.reader import RepresentationMap, check_same_place, read_codes, read_map
 from maps.writer import quantise
 from running.errors import InputError
+from running.files import Watch
 from tile_json import is_georeferenced
 from tiles import Tile
 from utils import median_color
@@ -25,6 +26,7 @@ BANDS = ("B02", "B03", "B04", "B08", "B11", "B12")  # blue, green, red, NIR, two
 # for classes without one: Okabe and Ito's, then Tol's, safe for the colour-blind; as in colors.js
 COLORS = ("#0072b2", "#e69f00", "#009e73", "#cc79a7", "#56b4e9", "#d55e00", "#f0e442", "#882255")
 COLORS += ("#44aa99", "#999933", "#332288", "#dddddd")
+HECTARE_SPREAD = 0.1  # relative difference of rows; where it is larger, the page counts pixels
 BLOCK_BYTES = 1 << 26  # of a tile in memory at a time
 # what the page holds of a map beside its representations, and of its tile
 MAP_FILES = ("classification_map.npy", "confidence.npy", "valid_count.npy")
@@ -167,8 +169,8 @@ def read_series(scene, config, allowed):
 def describe_place(info, shape):
     """Where the pixels of a map (H, W) are: crs, transform, unit, hectares, and a geographic grid.
 
-    info: with crs and transform, as in tile.json; without them {}. hectares: of a pixel, the mean
-    over the rows.
+    info: with crs and transform, as in tile.json; without them {}. hectares: of a pixel, where all
+    rows have nearly the same.
     """
     if not is_georeferenced(info):
         return {}
@@ -176,7 +178,8 @@ def describe_place(info, shape):
     a, b, c, d, e, f = transform = [float(number) for number in info["transform"]]
     unit = crs.linear_units if crs.is_projected else "degree" if crs.is_geographic else ""
     facts = {"crs": str(info["crs"]), "transform": transform, "unit": unit}
-    if (hectares := row_hectares(info, shape[0])) is not None:
+    hectares = row_hectares(info, *shape)
+    if hectares is not None and np.ptp(hectares) < HECTARE_SPREAD * hectares.mean():
         facts["hectares"] = float(hectares.mean())
     row, column = np.meshgrid(
         *(np.linspace(0, size, min(65, 2 + size // 128)) for size in shape), indexing="ij"

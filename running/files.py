@@ -95,6 +95,40 @@ def open_npy(path, wanted):
         raise InputError(f"{path}: found no readable array ({line}), wanted {wanted}") from None
 
 
+class Watch:
+    """Files that are read block by block and must stay the same until the end.
+
+    A context manager: whatever is raised inside, InputError names a file that has changed.
+    """
+
+    def __init__(self, folder, names):
+        self.folder, self.names = Path(folder), names
+        self.before = self._describe()
+
+    def _describe(self):
+        """Size, time and number of each file: a file that is renamed to its name has another."""
+        paths = {name: self.folder / name for name in self.names}
+        stats = {name: path.stat() for name, path in paths.items() if path.exists()}
+        return {name: (s.st_size, s.st_mtime_ns, s.st_ino) for name, s in stats.items()}
+
+    def check(self):
+        """Raise InputError where a file was written, replaced, added or removed since."""
+        now = self._describe()
+        for name in self.names:
+            if now.get(name) != self.before.get(name):
+                raise InputError(
+                    f"{self.folder / name}: found that it changed while it was read, wanted the "
+                    "same file to the end; run the same command again"
+                )
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, kind, *_):
+        if kind is None or issubclass(kind, Exception):
+            self.check()
+
+
 def reserve(path, size):
     """Reserve the full size of a file on the disk; its content stays, new bytes are 0.
 

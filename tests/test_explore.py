@@ -109,6 +109,14 @@ def test_places_agree_with_rasterio(crs):
     assert 111_320 * np.hypot(east, lat - true_lat).max() < 0.5
 
 
+def test_the_page_has_hectares_of_the_ground_where_all_rows_have_the_same():
+    """Regression: where a projection keeps no areas, hectares were those of its plane."""
+    info = {"crs": "EPSG:4087", "transform": [10, 0, 4e5, 0, -10, 6.7e6]}
+    assert explore.describe_place(info, (1000, 1000))["hectares"] == pytest.approx(0.005, rel=0.02)
+    world = {"crs": "EPSG:4326", "transform": [1, 0, -180, 0, -1, 90]}
+    assert "hectares" not in explore.describe_place(world, (180, 360))
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [

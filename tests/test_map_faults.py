@@ -282,6 +282,98 @@ def test_signals_end_the_script_with_their_status(place, tmp_path, number, statu
     assert len(list(out.glob(".*.part.npy"))) == 4
 
 
+# ---- a tile that changes while it is mapped ------------------------------------------------------
+
+
+def change_while_mapping(tile, name, how):
+    """Patch MapWriter.write to change a file of the tile after the first block."""
+    write = infer.MapWriter.write
+
+    def write_and_change(writer, rows, blocks):
+        write(writer, rows, blocks)
+        if rows[0] == 0:
+            array = np.load(tile / f"{name}.npy")
+            before = (tile / f"{name}.npy").stat()
+            if how == "in place":
+                np.save(tile / f"{name}.npy", array[::-1])
+            elif how == "removed":
+                (tile / f"{name}.npy").unlink()
+            else:  # "renamed", or with the time of the old one, as an archive is unpacked
+                np.save(tile / "new.npy", array[::-1] if name == "bands" else 0 * array)
+                if how == "same time":
+                    os.utime(tile / "new.npy", ns=(before.st_atime_ns, before.st_mtime_ns))
+                (tile / "new.npy").replace(tile / f"{name}.npy")
+
+    return write_and_change
+
+
+@pytest.mark.parametrize(
+    ("name", "how"),
+    [
+        ("bands", "renamed"),
+        ("bands", "same time"),
+        ("bands", "in place"),
+        ("masks", "renamed"),
+        ("masks", "removed"),
+        ("doys", "removed"),
+    ],
+)
+def test_a_tile_that_changes_while_it_is_mapped_is_refused(place, tmp_path, monkeypatch, name, how):
+    """Regression: half of the map was of each tile, or masks without a clear date a traceback."""
+    monkeypatch.setattr(Runtime, "block_pixels", 64)
+    tile, out = tmp_path / "MGRS-A", tmp_path / "out"
+    shutil.copytree(place / "MGRS-A", tile)
+    with monkeypatch.context() as patch:
+        patch.setattr(infer.MapWriter, "write", change_while_mapping(tile, name, how))
+        line = refused(
+            "found that it changed while it was read", map_tile, place, out, tile_path=tile
+        )
+    assert line.startswith(str(tile / f"{name}.npy"))
+    assert all(file.startswith(".") or file == "metrics.jsonl" for file in files(out))
+    if how == "removed":
+        return
+    map_tile(place, out, tile_path=tile)
+    map_tile(place, tmp_path / "fresh", tile_path=tile)
+    for file, content in files(tmp_path / "fresh").items():
+        assert files(out)[file] == content, file
+
+
+def test_a_change_after_the_last_block_or_before_the_first_counts(place, tmp_path, monkeypatch):
+    """From the moment when the tile is opened to the end of its last block."""
+    tile = tmp_path / "MGRS-A"
+    shutil.copytree(place / "MGRS-A", tile)
+    for name, owner in (("clear_counts", infer.Tile), ("write", infer.MapWriter)):
+        original = getattr(owner, name)
+
+        def changed(*arguments, original=original):
+            result = original(*arguments)
+            np.save(tile / "masks.npy", np.load(tile / "masks.npy"))
+            return result
+
+        with monkeypatch.context() as patch:
+            patch.setattr(owner, name, changed)
+            keywords = {"tile_path": tile}
+            refused(
+                "masks.npy: found that it changed", map_tile, place, tmp_path / name, **keywords
+            )
+        assert not (tmp_path / name / "infer.json").exists()
+
+
+def test_a_checkpoint_that_is_replaced_while_it_is_read_is_refused(place, tmp_path, monkeypatch):
+    """A training that still runs writes best.pt anew: infer.json named another's hash."""
+    shutil.copy(place / "classifier.pt", tmp_path / "best.pt")
+    load = infer.load_checkpoint
+
+    def load_and_replace(*arguments):
+        content = load(*arguments)
+        shutil.copy(place / "other/classifier.pt", tmp_path / "best.pt")
+        return content
+
+    monkeypatch.setattr(infer, "load_checkpoint", load_and_replace)
+    keywords = {"checkpoint_path": tmp_path / "best.pt", "tile_path": place / "MGRS-A"}
+    refused("best.pt: found that it changed while it was read", run, infer, **keywords)
+
+
 # ---- 22 and 23: damaged input, and the user's own mistakes ---------------------------------------
 
 
@@ -329,6 +421,55 @@ def test_a_checkpoint_of_nan_is_refused(place, tmp_path):
         torch.save(content, tmp_path / "nan.pt")
         keywords = {"checkpoint_path": tmp_path / "nan.pt", "tile_path": place / "MGRS-A"}
         refused(f"{kind} that cannot be built: its weights are not finite", run, infer, **keywords)
+
+
+def name_classes(*codes, **entry):
+    return {code: {"name": "Wheat", **entry} for code in codes}
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (
+            {"classes": name_classes("40", "300")},
+            "found classes {'40': .* wanted 2: codes 1 to 255",
+        ),
+        ({"classes": name_classes("40", "abc")}, "wanted 2: codes 1 to 255"),
+        ({"classes": name_classes("0", "40")}, "wanted 2: codes 1 to 255"),
+        ({"classes": name_classes("40", "-1")}, "wanted 2: codes 1 to 255"),
+        ({"classes": name_classes("40", "040")}, "wanted 2: codes 1 to 255"),
+        ({"classes": name_classes(40, 95)}, "wanted 2: codes 1 to 255"),
+        ({"classes": name_classes("40", "\u0664")}, "wanted 2: codes 1 to 255"),
+        ({"classes": name_classes("40")}, "wanted 2: codes 1 to 255"),
+        ({"classes": name_classes("40", "95", color="no\ncolour")}, "wanted 2: codes 1 to 255"),
+        ({"classes": name_classes("40", "95", color=7)}, "wanted 2: codes 1 to 255"),
+        ({"classes": name_classes("40", "95", name=7)}, "wanted 2: codes 1 to 255"),
+        ({"classes": [40, 95]}, "wanted 2: codes 1 to 255"),
+        ({"classes": None}, "wanted 2: codes 1 to 255"),
+        ({"min_valid": "ten"}, "found min_valid 'ten', wanted a whole number from 1 to 65535"),
+        ({"min_valid": 2.5}, "found min_valid 2.5, wanted"),
+        ({"min_valid": 0}, "found min_valid 0, wanted"),
+        ({"mean": torch.ones(3)}, r"of \[3, 4\] bands, wanted 4 as its backbone"),
+        (
+            {"bands": ["B02"], "mean": torch.ones(1), "std": torch.ones(1)},
+            r"of \[1\] bands, wanted 4",
+        ),
+    ],
+)
+def test_a_checkpoint_with_an_odd_header_is_refused(place, tmp_path, content, message):
+    """Regression: tracebacks, codes that overflow, and a class with the code of "no data"."""
+    checkpoint = torch.load(place / "classifier.pt", weights_only=True)
+    if "min_valid" in content:
+        checkpoint["config"] |= content
+    else:
+        checkpoint |= content
+    torch.save(checkpoint, tmp_path / "odd.pt")
+    keywords = {"checkpoint_path": tmp_path / "odd.pt", "tile_path": place / "MGRS-A"}
+    line = refused(message, run, infer, **keywords)
+    assert line.startswith(str(tmp_path / "odd.pt"))
+    if "classes" in content:  # which have no part in its representations
+        output_dir = tmp_path / "representations"
+        assert run(infer, classify="false", output_dir=output_dir, **keywords)
 
 
 def three_tiles(tmp_path):

@@ -11,6 +11,7 @@ import pytest
 import rasterio
 from map_helpers import GEO, make_place, make_tile, map_tile, refused, run
 from matplotlib.figure import Figure
+from rasterio.warp import transform as reproject
 
 import create_false_color_map
 import explore
@@ -166,10 +167,60 @@ def test_hectares_follow_the_unit_of_the_crs():
     # Mercator stretches both sides by 2 at 60 degrees north (on the sphere)
     mercator = hectares("EPSG:3857", 10, 0, 0, 0, -10, 8399738)
     assert mercator == pytest.approx([0.0025] * 4, rel=0.01)
-    # a local grid, and a rotated one in degrees: pixels are counted
+    # a local grid, and another planet: pixels are counted
     assert hectares('LOCAL_CS["site",UNIT["metre",1]]', 1, 0, 0, 0, -1, 0) is None
-    assert hectares("EPSG:4326", 1, 0.1, 0, 0.1, -1, 0) is None
+    assert hectares(MARS, 10, 0, 1e5, 0, -10, 1e6) is None
     assert row_hectares({}, 4) is None
+
+
+MARS = """PROJCS["Mars",GEOGCS["Mars",DATUM["Mars",SPHEROID["Mars",3396190,169.89]],
+PRIMEM["Reference_Meridian",0],UNIT["degree",0.0174532925199433]],
+PROJECTION["Equirectangular"],UNIT["metre",1]]"""
+
+
+def equal_area(crs, transform, row, column):
+    """Hectares of a pixel by its outline in an equal-area projection, EPSG:6933."""
+    steps = np.linspace(0, 1, 21)[:-1]
+    across = np.concatenate([steps, np.ones(20), 1 - steps, np.zeros(20)]) + column
+    down = np.concatenate([np.zeros(20), steps, np.ones(20), 1 - steps]) + row
+    a, b, c, d, e, f = transform
+    x, y = reproject(crs, "EPSG:6933", a * across + b * down + c, d * across + e * down + f)
+    return abs(np.dot(x, np.roll(y, -1)) - np.dot(np.roll(x, -1), y)) / 2e4
+
+
+@pytest.mark.parametrize(
+    ("crs", "transform"),
+    [
+        ("EPSG:4087", [10, 0, 4e5, 0, -10, 6.7e6]),
+        ("EPSG:32662", [10, 0, 4e5, 0, -10, 6.7e6]),
+        ("ESRI:54030", [10, 0, 4e5, 0, -10, 6.2e6]),
+        ("ESRI:54009", [10, 0, 4e5, 0, -10, 6.2e6]),  # keeps areas of the sphere
+        ("EPSG:3857", [10, 0, 4e5, 0, -10, 8399738]),
+        ("EPSG:3413", [10, 0, -1e6, 0, -10, -4e6]),
+        ("EPSG:4326", [1e-4, 2e-5, 3, 2e-5, -1e-4, 51]),  # turned
+        ("EPSG:3035", [10, 0, 4e6, 0, -10, 3e6]),
+        ("EPSG:32631", [10, 0, 5e5, 0, -10, 54e5]),
+    ],
+)
+def test_hectares_are_those_of_an_equal_area_projection(crs, transform):
+    """Regression: in projections that keep no areas they were off by a factor of up to two."""
+    found = row_hectares({"crs": crs, "transform": transform}, 1000, 1000)
+    for row in (0, 500, 999):
+        wanted = np.mean([equal_area(crs, transform, row, column) for column in (0, 500, 999)])
+        assert found[row] == pytest.approx(wanted, rel=3e-3)
+
+
+def test_hectares_of_a_map_of_the_world(tmp_path):
+    """Outside of the globe there are no pixels; the whole of it has the area of the ellipsoid."""
+    info = {"crs": "ESRI:54030", "transform": [1e5, 0, -171e5, 0, -1e5, 87e5]}
+    latitude = np.linspace(90, -90, 1001)
+    x, y = reproject("EPSG:4326", "ESRI:54030", np.full(1001, 179.9999), latitude)
+    pixels = 2 * np.interp(-(87e5 - 1e5 * (np.arange(174) + 0.5)), -np.array(y), x, 0, 0) / 1e5
+    hectares = row_hectares(info, 174, 342)
+    assert (pixels * hectares).sum() == pytest.approx(51_006_562_172.4, rel=0.01)
+    # areas that differ within a row, of a conic projection over a continent: pixels are counted
+    lambert = {"crs": "EPSG:3034", "transform": [1000, 0, 2e6, 0, -1000, 5e6]}
+    assert row_hectares(lambert, 4000, 4000) is None
 
 
 def test_hectares_of_a_map_in_degrees(place, tmp_path, capsys):

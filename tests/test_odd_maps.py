@@ -7,7 +7,7 @@ import os
 import numpy as np
 import pytest
 from browser import make_page, random_map, save_map
-from helpers import run
+from helpers import make_tile, run
 from map_helpers import refused
 
 import create_false_color_map
@@ -15,6 +15,7 @@ import explore
 import label_efficiency
 import make_demo_data
 import train_classification_maddy
+from maps import reader
 from maps.false_color import fit_basis, save_basis
 from maps.products import remove_products
 from maps.reader import scales_path
@@ -70,6 +71,41 @@ def test_a_basis_of_another_checkpoint_is_refused(representations, tmp_path):
     assert make_page(**keywords).exists()
 
 
+@pytest.mark.parametrize(
+    "keys",
+    [{"dates": 0}, {"draws": 4}, {"representation_format": "int8"}, {"dates": 0, "draws": 1}],
+)
+def test_maps_of_other_keys_of_infer_are_said(tmp_path, keys, capsys):
+    """Regression: maps of another `dates`, `draws` or format of one checkpoint counted as equal."""
+    made_by = {"checkpoint_sha256": "a" * 64, "dates": 24, "draws": 0}
+    made_by |= {"representation_format": "float32"}
+    one = save_map(tmp_path / "a", random_map((*SHAPE, 6)), **made_by)
+    same = save_map(tmp_path / "b", random_map((*SHAPE, 6)), **made_by)
+    other = save_map(tmp_path / "c", random_map((*SHAPE, 6)), **made_by | keys)
+    basis = tmp_path / "basis.npz"
+    for script in (draw, make_page):
+        script(representation_path=f"{one},{same}", basis_path=basis)
+        assert "found a" not in capsys.readouterr().out
+        notice.cache_clear()
+        script(representation_path=f"{one},{other}")
+        (line,) = [line for line in capsys.readouterr().out.splitlines() if "found a map" in line]
+        assert line.startswith(f"{other}: found a map of ")
+        key = list(keys)[-1]
+        assert f"{key}={keys[key]}" in line
+        assert f"{key}={made_by[key]} as {one}" in line
+        script(representation_path=other, basis_path=basis)
+        assert f"{basis}: found a basis of" in capsys.readouterr().out
+
+
+def test_where_dates_are_averaged_over_draws_their_number_does_not_count(tmp_path, capsys):
+    maps = [
+        save_map(tmp_path / str(dates), random_map(), checkpoint_sha256="a", draws=4, dates=dates)
+        for dates in (24, 0)
+    ]
+    draw(representation_path=f"{maps[0]},{maps[1]}")
+    assert "found a map" not in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("script", [make_page, draw])
 def test_fewer_than_three_dimensions_are_refused(tmp_path, script):
     path = save_map(tmp_path, random_map((*SHAPE, 2)))
@@ -80,6 +116,62 @@ def test_the_page_of_an_earlier_map_is_removed(representations):
     page = make_page(representation_path=representations)
     remove_products(page.parent)
     assert not page.exists()
+
+
+# ---- files that change while they are read -------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "out/representation_map.npy",
+        "out/infer.json",
+        "out/classification_map.npy",
+        "MGRS-0/bands.npy",
+        "MGRS-0/masks.npy",
+        "MGRS-0/labels.npy",
+        "MGRS-0/tile.json",
+    ],
+)
+def test_a_page_of_files_that_change_is_not_written(tmp_path, monkeypatch, name):
+    """Regression: half of the page was of the old map or tile, half of the new one."""
+    tile = make_tile(tmp_path / "MGRS-0", (6, *SHAPE, 4))
+    path = save_map(tmp_path / "out", random_map((*SHAPE, 6)), tile_path=str(tile))
+    np.save(path.parent / "classification_map.npy", np.ones(SHAPE, np.uint8))
+    map_layers = explore.map_layers
+
+    def change_and_read(scene):
+        (tmp_path / "new").write_bytes((tmp_path / name).read_bytes())
+        (tmp_path / "new").replace(tmp_path / name)
+        return map_layers(scene)
+
+    make_page(representation_path=path).unlink()
+    with monkeypatch.context() as patch:
+        patch.setattr(explore, "map_layers", change_and_read)
+        message = f"{name}: found that it changed while it was read, wanted the same"
+        refused(message, make_page, representation_path=path)
+    assert not (path.parent / "explore.html").exists()
+    assert make_page(representation_path=path).exists()
+
+
+@pytest.mark.parametrize("script", [make_page, draw, train_head])
+def test_a_map_that_is_made_anew_while_it_is_read_is_refused(tmp_path, monkeypatch, script):
+    monkeypatch.setattr(reader, "BLOCK_BYTES", 4 * 30 * 6 * 5)  # of five rows
+    path = save_map(tmp_path / "out", random_map((*SHAPE, 6)))
+    opened, blocks = reader.open_representations, []
+
+    def open_and_replace(one):
+        arrays = opened(one)
+        blocks.append(one)
+        if len(blocks) == 3:
+            save_map(tmp_path / "new", random_map((*SHAPE, 6), seed=1)).replace(path)
+        return arrays
+
+    monkeypatch.setattr(reader, "open_representations", open_and_replace)
+    keywords = {} if script is train_head else {"representation_path": path}
+    arguments = [path] if script is train_head else []
+    refused("representation_map.npy: found that it changed", script, *arguments, **keywords)
+    assert {file.name for file in path.parent.iterdir()} <= {path.name, "infer.json", "labels.npy"}
 
 
 # ---- odd arrays ----------------------------------------------------------------------------------

@@ -335,7 +335,7 @@ def test_bands_that_are_replaced_during_a_training_end_it(dataset, tmp_path, mon
         return step_of(*arguments)
 
     monkeypatch.setattr(train, "train_step", replacing)
-    with pytest.raises(InputError, match="bands.npy: found that it has changed during this run"):
+    with pytest.raises(InputError, match="bands.npy: found that it changed while it was read"):
         train.main(tiny(dataset, tmp_path / "out", max_steps=8, checkpoint_interval=4))
     assert load_checkpoint(tmp_path / "out/last.pt")["step"] == 4, "what was safe stays"
 
