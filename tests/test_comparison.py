@@ -82,6 +82,10 @@ def test_folds_hold_every_class_in_every_part(monkeypatch):
     monkeypatch.setattr(module, "SEARCH_LABELS", 30)
     train, test = find_label_folds(np.repeat([1, 2], 400))[0]
     assert len(train) + len(test) == 30
+    labels = np.repeat([1, 2, 3], [4000, 4000, 8])
+    for train, test in find_label_folds(labels):
+        assert len(train) + len(test) == 30
+        assert set(labels[train]) == set(labels[test]) == {1, 2, 3}, "a rare class is not lost"
 
 
 def test_a_difference_that_every_draw_shows_is_told_from_one_by_chance():
