@@ -249,9 +249,9 @@ def remove_run(output_dir, kind):
 
 
 def find_last(output_dir, kind, config, data, defaults, free_keys, runtime):
-    """`read_last`, but None where the best.pt that last.pt speaks of is gone: the run starts anew.
+    """`read_last`, but a run that cannot be resumed is removed, and gives None, in two cases.
 
-    With overwrite=true, a run that cannot be resumed is removed, and gives None, too.
+    These are a best.pt that is lost, and with overwrite=true a run that `read_last` refuses.
     """
     best, mend = output_dir / "best.pt", "another output_dir or overwrite=true"
     try:
@@ -260,7 +260,6 @@ def find_last(output_dir, kind, config, data, defaults, free_keys, runtime):
         if not has_best or _kind_of(best):
             return last
         notice(f"{best}: found no whole checkpoint, only last.pt; so the run starts anew")
-        return None
     except InputError:
         if not config["overwrite"]:
             raise

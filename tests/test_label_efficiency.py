@@ -116,7 +116,7 @@ def test_networks_see_the_labels_and_test_pixels_of_the_others(workplace, tmp_pa
 
 
 def test_sigterm_ends_the_training_of_a_network_too(workplace, tmp_path):
-    """It went on alone, with all its memory, and its folder stayed."""
+    """Regression: the network kept training alone, with all its memory, and its folder stayed."""
     out = tmp_path / "out"
     config = {"checkpoint_path": workplace / "pretrained/best.pt", "base_path": workplace}
     config |= {"dataset_name": "toy", "output_dir": out, "models": "scratch", "seeds": 50}
@@ -135,8 +135,8 @@ def test_sigterm_ends_the_training_of_a_network_too(workplace, tmp_path):
     assert not Path(f"/proc/{child}").exists()
 
 
-def test_draws_of_all_labels_are_no_draws(workplace, tmp_path):
-    """The same labels and encoder three times gave a spread of 0, and a p of next to nothing."""
+def test_label_draws_of_all_labels_are_one_draw(workplace, tmp_path):
+    """Regression: the same labels and encoder three times gave a spread of 0 and a tiny p."""
     keywords = {"models": "discriminant,harmonic_discriminant", "seeds": 3}
     result = score(workplace, tmp_path, label_counts="30,0", **keywords)
     few, everything = result["tests"]
@@ -147,14 +147,14 @@ def test_draws_of_all_labels_are_no_draws(workplace, tmp_path):
     assert re.fullmatch(r"\| embedding .*? \| 0\.\d+ ± 0\.\d+ \| [01]\.\d+ \|", row)
 
 
-def test_one_count_is_drawn_with_the_names_of_its_lines(workplace, tmp_path):
+def test_one_count_is_plotted_with_the_names_of_its_lines(workplace, tmp_path):
     with warnings.catch_warnings():
         warnings.simplefilter("error")  # there was no room for the axes
         score(workplace, tmp_path, label_counts="20", seeds=1)
 
 
-def test_a_run_that_was_ended_goes_on(workplace, tmp_path, monkeypatch):
-    """An error in the last of twelve trainings lost them all."""
+def test_a_run_that_was_stopped_resumes(workplace, tmp_path, monkeypatch):
+    """Regression: an error in the last of twelve trainings lost them all."""
     keywords = {"models": "discriminant,harmonic,neighbours", "label_counts": "20,60"}
     whole = score(workplace, tmp_path / "whole", **keywords)
     fit, fitted = label_efficiency.fit_classifier, []
@@ -263,14 +263,14 @@ def test_mistakes_end_in_one_line(workplace, tmp_path, keywords, message):
 
 
 def test_two_in_one_folder_are_refused(workplace, tmp_path):
-    """One removed the network that the other was training."""
+    """Regression: one run removed the network that the other was training."""
     (tmp_path / "out").mkdir()
     with lock_folder(tmp_path / "out"), pytest.raises(InputError, match="found another run"):
         score(workplace, tmp_path / "out", label_counts="20")
 
 
 def test_an_encoder_that_has_learned_from_labels_is_refused(workplace, tmp_path):
-    """Of a classifier trained on all labels, "50 labels" scored what 1663 had taught."""
+    """Regression: with a classifier's encoder, "50 labels" scored what 1663 had taught."""
     with pytest.raises(InputError, match="best.pt: .*classifier.* wanted .*pretrained"):
         score(workplace, tmp_path / "out", checkpoint_path=workplace / "classifier/best.pt")
 
@@ -283,7 +283,7 @@ def test_checkpoints_of_other_data_are_refused(workplace, tmp_path):
 
 
 def test_two_names_of_one_code_are_refused(workplace, tmp_path):
-    """Regression: tiles whose codes mean different crops were mixed, without a word."""
+    """Regression: tiles whose codes mean different crops were mixed silently."""
     base_path = make_dataset(tmp_path, shape=(20, 24, 16, 10), clear=0.8)
     for number, name in enumerate(("Maize", "Wheat")):
         path = tile_of(base_path, number) / "tile.json"
@@ -309,7 +309,7 @@ def test_classes_that_the_cap_has_lost_are_named(workplace, tmp_path, capsys):
         assert re.search(rf"{cut}; found no pixel of classes \[10\] among these", out)
 
 
-def test_test_pixels_that_the_encoder_may_have_seen_are_spoken_of(workplace, tmp_path, capsys):
+def test_test_pixels_that_the_encoder_may_have_seen_are_declared(workplace, tmp_path, capsys):
     """Regression: splits.npy came after pretraining, which had trained on what is tested."""
     base_path = make_dataset(tmp_path, shape=(20, 24, 16, 10), clear=0.8, **GEOREFERENCE)
     keywords = {"base_path": base_path, "label_counts": "20", "models": "harmonic", "seeds": 1}

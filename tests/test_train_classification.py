@@ -103,7 +103,7 @@ def test_the_test_split_is_scored_once_and_chooses_nothing(workplace, tmp_path, 
 
 
 def test_an_early_epoch_is_not_the_best(workplace, tmp_path, monkeypatch):
-    """At the full rate scores jump: on real tiles the highest were early, and worse on the test."""
+    """Regression: at the full rate scores jump; the highest were early, and worse on the test."""
     scored = iter([0.5, 0.9, 0.8, 0.7, 0.4, 0.6, 0.5, 0.0])  # of the start, six epochs, the test
     score = train_classification.score_classes
     monkeypatch.setattr(
@@ -116,8 +116,8 @@ def test_an_early_epoch_is_not_the_best(workplace, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("freeze_backbone", [False, True])
-def test_who_has_few_labels_needs_no_others(workplace, tmp_path, freeze_backbone):
-    """A thousand validation labels chose the epoch of a model that was told to use 40."""
+def test_with_label_count_no_other_labels_are_used(workplace, tmp_path, freeze_backbone):
+    """Regression: a thousand validation labels chose the epoch of a model with label_count=40."""
     scores = []
     for name in ("as they are", "swapped"):
         base_path = make_dataset(tmp_path / name, shape=(20, 24, 16, 10), clear=0.8)
@@ -133,8 +133,8 @@ def test_who_has_few_labels_needs_no_others(workplace, tmp_path, freeze_backbone
     assert "validation_macro_f1" not in scores[0]
 
 
-def test_labels_that_a_classifier_has_seen_are_spoken_of(workplace, tmp_path, capsys):
-    """Fifty labels and an encoder of a classifier of all of them scored .79 in place of .75."""
+def test_an_encoder_of_a_classifier_is_declared(workplace, tmp_path, capsys):
+    """Regression: 50 labels, and an encoder that had learned from all, scored .79 for .75."""
     keywords = {"checkpoint_path": workplace / "classifier/best.pt", "epochs": 1}
     fine_tune(workplace, tmp_path / "all", **keywords)
     assert "found a classifier" not in capsys.readouterr().out
@@ -143,7 +143,7 @@ def test_labels_that_a_classifier_has_seen_are_spoken_of(workplace, tmp_path, ca
 
 
 def test_a_frozen_encoder_and_a_linear_head_are_not_trained(workplace, tmp_path):
-    """Trained on by steps, the head only got worse."""
+    """Regression: trained on by steps, the head only got worse."""
     scores = fine_tune(workplace, tmp_path / "out", freeze_backbone=True)
     assert scores["best_epoch"] == 0
     assert [line["step"] for line in lines(tmp_path / "out")] == [0, 1], "the start, the test"
@@ -182,7 +182,7 @@ def test_a_finished_run_is_not_overwritten(workplace):
 
 
 def test_the_result_of_few_labels_is_a_mean_of_start_and_end(workplace, tmp_path, monkeypatch):
-    """Fine-tuning 100 labels of real tiles to the end was worse than not to train at all."""
+    """Regression: fine-tuning 100 labels to the end was worse than not to train at all."""
     keywords, parts = {"label_count": 40, "epochs": 2}, {}
     average, at_the_end = train_classification.average_with_start, {}
 
@@ -222,7 +222,7 @@ def test_two_names_of_one_code_are_refused(workplace, tmp_path):
 
 
 def test_a_rare_class_is_not_lost_by_the_cap_of_the_start(workplace, tmp_path, monkeypatch):
-    """Regression: a class beside the first 10,000 labels was never predicted, without a word."""
+    """Regression: a class outside the first 10,000 labels was never predicted, silently."""
     base_path = make_dataset(tmp_path, shape=(20, 24, 16, 10), clear=0.8, **GEOREFERENCE)
     tile = tile_of(base_path)
     train_pixels = np.argwhere(Tile(tile).split_map(4) == TRAIN)
@@ -256,7 +256,7 @@ def test_classes_without_a_training_label_are_named(workplace, tmp_path, capsys)
     assert "training labels: found none of class 10 Tree cover, so" in capsys.readouterr().out
 
 
-def test_test_pixels_that_the_encoder_may_have_seen_are_spoken_of(workplace, tmp_path, capsys):
+def test_test_pixels_that_the_encoder_may_have_seen_are_declared(workplace, tmp_path, capsys):
     """Regression: splits.npy came after pretraining, which had trained on what is tested."""
     notice.cache_clear()
     base_path = make_dataset(tmp_path, shape=(20, 24, 16, 10), clear=0.8, **GEOREFERENCE)

@@ -90,7 +90,7 @@ class Encoder(torch.nn.Module):
 
 
 def mean_summer(x, doys):
-    """Mean of a band in summer, which tells the two classes of make_tile apart; and a constant."""
+    """Mean of a band in summer, which differs in the two classes of make_tile; and a constant."""
     summer = ((doys > 120) & (doys < 280)).float()
     value = (x[..., 4] * summer).sum(1) / summer.sum(1).clamp(min=1)
     return torch.stack([value, torch.ones_like(value)], 1)
@@ -100,7 +100,7 @@ def noise(x, doys):
     return torch.randn(len(x), 2, generator=torch.Generator().manual_seed(0))
 
 
-def test_the_probe_scores_what_representations_tell_of_the_classes(dataset):
+def test_the_probe_scores_what_representations_know_of_the_classes(dataset):
     probe, runtime = LinearProbe.open(open_labelled(dataset)), start_runtime("cpu")
     assert set(probe.labels.tolist()) == {40, 95}
     assert probe.score(Encoder(mean_summer), runtime) > 0.95
