@@ -32,7 +32,8 @@ def test_the_setting_follows_the_data():
     assert fit_classifier("k nearest neighbours", place, stripes)[1] <= 3
 
 
-def test_the_setting_is_the_best_over_the_folds():
+def test_the_setting_is_the_best_over_the_folds(monkeypatch):
+    monkeypatch.setattr(comparison, "REPEATS", 1)
     x, labels = noisy_classes(40, noise=0.5, features=5)
     model, setting, values = classifiers(0)["logistic regression"]
     scores = [
@@ -60,7 +61,8 @@ def test_the_setting_is_the_best_over_the_folds():
         ([1] * 30 + [2] * 3 + [3], True),
     ],
 )
-def test_rare_classes_neither_warn_nor_are_lost(name, labels, is_chosen):
+def test_rare_classes_neither_warn_nor_are_lost(name, labels, is_chosen, monkeypatch):
+    monkeypatch.setattr(comparison, "SEARCH_TREES", 10)
     labels = np.array(labels)
     x = labels[:, None] + np.random.default_rng(0).normal(0, 0.01, (len(labels), 3))
     with warnings.catch_warnings():
@@ -131,8 +133,9 @@ def test_equal_models_differ_by_nothing_and_one_block_tells_nothing():
     assert block_bootstrap(labels, np.zeros(1200, int), ours, ours) is None
 
 
-def test_both_models_are_scored_on_the_classes_that_a_resample_has():
+def test_both_models_are_scored_on_the_classes_that_a_resample_has(monkeypatch):
     """One that never predicted a missing class was spared it, one that did got a zero for it."""
+    monkeypatch.setattr(comparison, "BOOTSTRAPS", 200)
     labels, groups = np.repeat([1, 2], 60), np.tile(np.arange(6), 20)
     labels[groups == 0] = np.resize([1, 2, 5], 20)
     theirs = np.where(np.arange(120) % 10 == 0, 3 - labels.clip(1, 2), labels)[None]
