@@ -8,8 +8,9 @@ from sklearn.metrics import f1_score
 from sklearn.model_selection import cross_val_score
 
 from evaluation import classifiers as module
+from evaluation import differences
 from evaluation.classifiers import classifiers, find_label_folds, fit_classifier
-from evaluation.differences import BOOTSTRAPS, block_bootstrap, paired_p
+from evaluation.differences import block_bootstrap, paired_p
 from evaluation.scores import macro_f1
 
 NAMES = list(classifiers(0))
@@ -33,7 +34,8 @@ def test_the_setting_follows_the_data():
     assert fit_classifier("k nearest neighbours", place, stripes)[1] <= 3
 
 
-def test_the_setting_is_the_best_over_the_folds():
+def test_the_setting_is_the_best_over_the_folds(monkeypatch):
+    monkeypatch.setattr(module, "REPEATS", 1)
     x, labels = noisy_classes(40, noise=0.5, features=5)
     model, setting, values = classifiers(0)["logistic regression"]
     scores = [
@@ -61,7 +63,8 @@ def test_the_setting_is_the_best_over_the_folds():
         ([1] * 30 + [2] * 3 + [3], True),
     ],
 )
-def test_rare_classes_neither_warn_nor_are_lost(name, labels, is_chosen):
+def test_rare_classes_neither_warn_nor_are_lost(name, labels, is_chosen, monkeypatch):
+    monkeypatch.setattr(module, "SEARCH_TREES", 10)
     labels = np.array(labels)
     x = labels[:, None] + np.random.default_rng(0).normal(0, 0.01, (len(labels), 3))
     with warnings.catch_warnings():
@@ -136,18 +139,19 @@ def test_equal_models_differ_by_nothing_and_one_block_has_no_interval():
     assert block_bootstrap(labels, np.zeros(1200, int), ours, ours) is None
 
 
-def test_both_models_are_scored_on_the_classes_that_a_resample_has():
+def test_both_models_are_scored_on_the_classes_that_a_resample_has(monkeypatch):
     """Regression: a model that predicted a class without labels got a zero that others did not."""
+    monkeypatch.setattr(differences, "BOOTSTRAPS", 200)
     labels, groups = np.repeat([1, 2], 60), np.tile(np.arange(6), 20)
     labels[groups == 0] = np.resize([1, 2, 5], 20)
     theirs = np.where(np.arange(120) % 10 == 0, 3 - labels.clip(1, 2), labels)[None]
     ours = theirs.copy()
     ours[0, np.arange(6) + 60] = 5  # a pixel of each block
-    rng, differences = np.random.default_rng(0), []
-    for _ in range(BOOTSTRAPS):
+    rng, found = np.random.default_rng(0), []
+    for _ in range(200):
         times = np.bincount(rng.integers(6, size=6), minlength=6)
         rows = np.repeat(np.arange(120), times[groups])
         f1 = [macro_f1(labels[rows], model[0, rows]) for model in (ours, theirs)]
-        differences.append(f1[0] - f1[1])
-    wanted = np.percentile(differences, [2.5, 97.5])
+        found.append(f1[0] - f1[1])
+    wanted = np.percentile(found, [2.5, 97.5])
     np.testing.assert_allclose(block_bootstrap(labels, groups, ours, theirs), wanted, atol=1e-6)

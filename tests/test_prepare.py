@@ -7,6 +7,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from datetime import date
 from types import SimpleNamespace
 
@@ -244,6 +245,7 @@ def test_a_kill_and_a_second_run_give_the_same_bytes(world, tmp_path, made):
         if progress.exists() and len(json.loads(progress.read_text())["done"]) >= 3:
             first.send_signal(signal.SIGKILL)
             break
+        time.sleep(0.01)
     first.communicate()
     world.server.delay = 0
     assert first.returncode == -signal.SIGKILL and not (processed / "MGRS-33UUP").exists()
