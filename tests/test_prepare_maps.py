@@ -1,4 +1,4 @@
-"""From a place and a year to a land-cover map, as README.md tells it, on loopback."""
+"""From a place and a year to a land-cover map, with the commands of the docs, on loopback."""
 
 import json
 import re
