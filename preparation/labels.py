@@ -291,8 +291,7 @@ def _warp_raster(source, file, transform, shape, crs):
     """Codes of an open raster on a tile's grid; 0 where it has nodata, a mask, or no pixel."""
     find_transform(source.crs, crs, f"labels={file}")
     grid = {"crs": crs, "transform": transform, "height": shape[0], "width": shape[1]}
-    # the view starts as 0 and gets what an alpha band, added or the source's own, calls valid
-    grid |= {"add_alpha": ColorInterp.alpha not in source.colorinterp, "init_dest_nodata": False}
+    # where the source has a mask, or no pixel, the view is 0, or the source's nodata
     codes, rows = np.zeros(shape, np.uint8), max(1, BLOCK_PIXELS // shape[1])
     with WarpedVRT(source, resampling=Resampling.nearest, **grid) as view:
         for first in range(0, shape[0], rows):
