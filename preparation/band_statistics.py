@@ -65,11 +65,11 @@ def statistics(counted):
 
 
 def check_reflectance(counts):
-    """Warnings about a tile from its sums by date; an empty list where nothing is strange.
+    """Warnings about a tile whose reflectance looks strange; an empty list where it does not.
 
-    counts: {date: sums of `count_block`}. Looks at the clear pixels' blue reflectance: floored at 1
-    in many pixels, the offset was subtracted twice; never below 0.1, it was perhaps not subtracted
-    at all; above 0.3 in many, the mask takes cloud, or snow, for clear.
+    counts: {date: sums of `count_block`}. Of the clear pixels' blue reflectance: where many values
+    are the floor of 1, the offset was perhaps subtracted twice; where none is below 0.1, perhaps
+    not at all; where many are above 0.3, the mask takes cloud or snow for clear.
     """
     looks = {
         "the offset may have been subtracted twice": lambda c: c["floored"] > 0.1 * c["count"],

@@ -13,6 +13,7 @@ from rasterio.warp import transform as transform_places
 from stac_server import FileServer
 
 import prepare_tiles
+import utils
 from maps.land_cover import WORLDCOVER
 from preparation import band_statistics, quick_look
 from preparation.band_statistics import check_reflectance, complete_tiles, count_block
@@ -144,11 +145,11 @@ def test_no_field_lies_in_two_splits(tiles, tmp_path, fields):
         if splits == "use":
             wanted = {"wheat": 1, "maize": 2, "beet": 3}
             assert all(wanted[name] == split for (_, name), split in split_of.items())
-    drawn = [
+    chosen = [
         np.array(label(tmp_path, **keys | {"splits": "polygons", "seed": seed})[0].splits)
         for seed in (0, 0, 1)
     ]
-    assert (drawn[0] == drawn[1]).all() and (drawn[0] != drawn[2]).any()
+    assert (chosen[0] == chosen[1]).all() and (chosen[0] != chosen[2]).any()
     none = label(tmp_path, **keys | {"splits": ""})
     assert none[0].splits is None
 
@@ -223,7 +224,7 @@ def test_the_same_ground_has_the_same_split_in_two_zones():
 
 
 def test_of_five_blocks_from_west_to_east_one_validates_and_one_tests():
-    """Regression: blocks were drawn one by one, so that a small tile could lack a split."""
+    """Regression: each block was chosen by itself, so that a small tile could lack a split."""
     x, y = np.meshgrid(1600 * np.arange(100) + 800.0, 1600 * np.arange(30) + 5e6)
     splits = block_splits(x, y, "EPSG:6933", 1600.0, 0).reshape(30, 20, 5)
     assert (np.sort(splits, axis=2) == [1, 1, 1, 2, 3]).all()
@@ -325,6 +326,7 @@ def test_the_picture_shows_the_median_of_the_clear_dates(tiles, monkeypatch):
     np.testing.assert_allclose(plot_quick_look(folder), wanted)
     assert (folder / "quick_look.png").stat().st_size > 10_000
     monkeypatch.setattr(quick_look, "MAX_PIXELS", 20)
+    monkeypatch.setattr(utils, "BLOCK_BYTES", 1)  # a row at a time
     np.testing.assert_allclose(plot_quick_look(folder), wanted[::3, ::3])
 
 
@@ -334,12 +336,12 @@ def counts(blue, mask=None):
     return count_block(bands, mask, 0)
 
 
-def test_strange_reflectances_are_told():
+def test_strange_reflectances_are_reported():
     good, bright = counts(400), counts(4000)
     assert check_reflectance({"2021-01-01": good}) == []
     few = np.zeros((20, 20), np.uint8)
     few[0, :5] = 1
-    assert check_reflectance({"2021-01-01": counts(1, few)}) == []  # too few to tell
+    assert check_reflectance({"2021-01-01": counts(1, few)}) == []  # too few pixels to judge
     for value, message in ((1, "subtracted twice"), (1400, "may not have been subtracted")):
         (text,) = check_reflectance({"2021-01-01": good, "2021-02-01": counts(value)})
         assert message in text and text.endswith("on 1 of 2 dates: 2021-02-01")
@@ -347,7 +349,7 @@ def test_strange_reflectances_are_told():
     assert any("calls bright pixels clear" in text for text in texts)
 
 
-def test_few_dates_are_told(tiles, tmp_path, capsys):
+def test_few_dates_are_reported(tiles, tmp_path, capsys):
     label(tmp_path)
     assert "clear dates or fewer, wanted 10 to 20" in capsys.readouterr().out
 
