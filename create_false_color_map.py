@@ -23,7 +23,7 @@ from running.errors import InputError
 from running.files import atomic_write, make_output_dir
 from running.log import start_log
 from running.script import refuse_torchrun, run_script
-from tiles import is_georeferenced
+from tile_json import is_georeferenced
 
 run_config = {
     "representation_path": "",  # representation_map.npy of infer.py; several divided by commas

@@ -27,7 +27,7 @@ from explorer.scene import (
     embed,
     legends_of,
     map_layers,
-    median_color,
+    median_layer,
     read_series,
 )
 from maps.false_color import find_basis, sample_representations
@@ -171,7 +171,7 @@ def pack_scene(scene, projection, basis, config, blobs, allowed):
         "scales": blobs.add(scales),
     }
     layers = {"falseColor": color} | layers
-    if scene.tile and (median := median_color(scene)) is not None:
+    if scene.tile and (median := median_layer(scene)) is not None:
         layers["median"] = median
     facts["layers"] = {name: blobs.add(array) for name, array in layers.items()}
     if scene.tile and (series := read_series(scene, config, allowed)):

@@ -24,13 +24,14 @@ from backbones import load_backbone, load_classifier
 from maps.geotiff import write_geotiff, write_representation_tif
 from maps.land_cover import class_legend, plot_class_map
 from maps.products import empty_maps, made_products, map_arrays, remove_products
-from maps.reader import Watch, read_provenance
+from maps.reader import read_provenance
 from maps.writer import MapWriter, quantise
 from running.checkpoints import load_checkpoint
 from running.config import check
 from running.device import start_runtime
 from running.errors import InputError, Stopped, notice
 from running.files import (
+    Watch,
     describe_files,
     file_hash,
     lock_folder,
@@ -40,7 +41,8 @@ from running.files import (
 )
 from running.log import refuse_training_folder, start_log
 from running.script import run_script, stop_on_signals
-from tiles import TILE_JSON, Tile, check_tile, is_class_table, is_georeferenced
+from tile_json import TILE_JSON, is_class_table, is_georeferenced
+from tiles import OBSERVATIONS, Tile, check_tile
 from utils import extract_representations
 
 run_config = {
@@ -64,7 +66,6 @@ run_config = {
 
 FORMATS = ("float32", "float16", "int8")  # of representations on the disk
 # what a map depends on; labels, splits and class names in tile.json may come later
-TILE_FILES = ("bands.npy", "masks.npy", "doys.npy")
 
 
 # ---- what is to be mapped ------------------------------------------------------------------------
@@ -120,10 +121,9 @@ def skipping(config, bad, say=print):
 
 @dataclass
 class Job:
-    """A tile to map. watch: of the files that its maps depend on, from before it was opened."""
+    """A tile to map."""
 
     tile: Tile
-    watch: Watch
     output_dir: Path
 
 
@@ -132,7 +132,6 @@ def open_tiles(config, checkpoint, bad):
     folders, jobs = find_tiles(config["tile_path"]), []
     for folder, output_dir in zip(folders, output_folders(config, folders), strict=True):
         with skipping(config, bad, notice):
-            watch = Watch(folder, TILE_FILES)
             tile = Tile(folder)
             check_tile(tile, checkpoint, config["checkpoint_path"])
             if config["representation_tif"] and not is_georeferenced(tile.info):
@@ -140,7 +139,7 @@ def open_tiles(config, checkpoint, bad):
                     f"{folder / 'tile.json'}: found no crs and transform, wanted both for "
                     "representation_tif=true"
                 )
-            jobs.append(Job(tile, watch, output_dir))
+            jobs.append(Job(tile, output_dir))
     if not jobs:
         raise InputError(f"{config['tile_path']}: found {len(bad)} bad tiles and no good one")
     return jobs
@@ -218,7 +217,7 @@ def describe_source(tile):
     """Which tile is mapped, for infer.json: its real path, its place, sizes and times of files."""
     path = os.path.realpath(tile.path)
     place = {key: tile.info[key] for key in ("crs", "transform") if key in tile.info}
-    return {"tile_path": path, "tile_files": describe_files(path, TILE_FILES), **place}
+    return {"tile_path": path, "tile_files": describe_files(path, OBSERVATIONS), **place}
 
 
 def is_done(output_dir, made_by, overwrite):
@@ -295,7 +294,7 @@ def map_tile(job, model, config, runtime, made_by, stop):
     height, width = shape = tile.shape[1:3]
     # the bytes of a map depend on how its pixels are put into batches
     batches = [runtime.device.type, runtime.block_pixels, runtime.batch_dates, runtime.pad_dates]
-    made_from = made_by | {"batches": batches, "files": job.watch.before}
+    made_from = made_by | {"batches": batches, "files": tile.watch.before}
     room = 8 * height * width  # the pictures that follow are smaller
     if config["representation_tif"]:  # written twice, see maps/geotiff.py
         room += model.size * room
@@ -307,11 +306,11 @@ def map_tile(job, model, config, runtime, made_by, stop):
         total=height, initial=writer.rows, desc=tile.name, unit="row", disable=not runtime.is_main
     )
     blocks = map_blocks(tile, model, config, runtime, made_by, first_row=writer.rows)
-    with bar, job.watch:
+    with bar, tile.watch:
         # a GPU computes the next block while one is written
         for rows, maps in runtime.read_ahead(blocks):
             writer.write(rows, maps)
-            job.watch.check()
+            tile.watch.check()
             bar.update(rows[1] - bar.n)
             raise_if_stopped(stop, f"{tile.name} after row {rows[1]} of {height}")
     finish(writer, tile, class_legend(model.classes, model.classes), output_dir, made_by)

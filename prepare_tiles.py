@@ -6,24 +6,25 @@
     python prepare_tiles.py statistics_only=true dataset_name=theirs labels=fields.gpkg \\
         class_column=crop splits=polygons
 
-Needs `pip install -r requirements-prepare.txt`. A run that was stopped goes on where it ended; a
-tile that is done is not made again.
+Needs `pip install -r requirements-prepare.txt`. A stopped run resumes where it ended; a finished
+tile is not made again.
 """
 
 import numpy as np
 
-from preparation import sentinel2
-from preparation.band_statistics import check_reflectance, complete_tiles, read_info
+from preparation.band_statistics import check_reflectance, complete_tiles
 from preparation.builder import build_tile, remove_begun
-from preparation.items import find_items, parse_bbox
+from preparation.items import find_items
 from preparation.labels import WORLDCOVER_URL, forget_labels, open_labels, write_labels
 from preparation.pixels import set_up_reading
-from preparation.plan import check_same, choose_items, make_plans
+from preparation.place import parse_tile
+from preparation.plan import check_same, choose_items, make_plans, parse_request
 from preparation.quick_look import plot_quick_look
 from running.config import check
 from running.errors import InputError
 from running.files import make_output_dir
 from running.script import run_script
+from tile_json import read_tile_json
 from tiles import tiles_folder
 
 run_config = {
@@ -32,36 +33,37 @@ run_config = {
     "collection": "sentinel-2-l2a",  # of level 2A, in that catalogue
     "items_path": "",  # a saved ItemCollection (JSON) in place of a search
     "local_path": "",  # a folder of GeoTIFFs, one a date, or of .SAFE folders
-    "local_bands": "",  # names of a GeoTIFF's bands (B02,..,SCL or MASK); empty: it tells them
+    "local_bands": "",  # band names of the GeoTIFFs (B02,..,SCL or MASK); empty: as they declare
     # which part of it
     "mgrs_tile": "",  # like 33UUP; empty: the tiles that cover bbox
     "bbox": "",  # west,south,east,north in degrees; empty: the whole of mgrs_tile
     "year": "2021",  # or the first of any 12 months: 2020-10
-    "max_cloud_cover": 80.0,  # per cent of a scene, as the catalogue tells it
+    "max_cloud_cover": 80.0,  # per cent of a scene, as the catalogue reports it
     "skip_items": "",  # ids to leave out, with commas between
     # what to make of it
     "bands": "tessera",  # tessera (10), ancestor (11, with B09), or a list: B02,B03,B04
     "resolution": 0.0,  # metres of a pixel; 0: as the 10 m bands
-    "stride": 1,  # keep every so many-th row and column
+    "stride": 1,  # N keeps every N-th row and column
     "resampling": "nearest",  # of bands with other pixels: nearest, bilinear, cubic, average
     "clear_scl": "4,5,6,7,10,11",  # scene classes that count as clear
-    "offset": "auto",  # auto: by baseline and flag of each item; applied; raw: flags are wrong
-    # labels and splits, also of tiles that are done
-    "labels": "",  # worldcover, a raster, or a file of polygons or points
+    "offset": "auto",  # auto: as each item declares; where that is wrong: applied, or raw
+    # labels and splits, also of finished tiles
+    "labels": "",  # worldcover, a raster, a file of polygons or points, or a table with lon and lat
+    "labels_layer": "",  # of a file with several layers; empty: the only one
     "worldcover_url": WORLDCOVER_URL,  # {place}: of a file of 3 x 3 degrees, N48E012
     "class_column": "",  # of a vector file: names or codes 1 to 255
     "classes_path": "",  # JSON {"10": {"name": .., "color": ..}}; empty: made from the labels
     "splits": "",  # polygons, blocks, or a column of train, validation, test; empty: none
-    "split_block": 1600.0,  # metres along a block that keeps to one side, in EPSG:6933
-    "seed": 0,  # of the sides that are drawn
+    "split_block": 1600.0,  # metres: width of the square blocks of one split, in EPSG:6933
+    "seed": 0,  # of the random splits
     # where to
-    "base_path": ".",  # tiles go to <base_path>/data/<dataset_name>/processed/MGRS-*
+    "base_path": ".",  # tiles are written to <base_path>/data/<dataset_name>/processed/MGRS-*
     "dataset_name": "sentinel2",
-    "overwrite": False,  # make tiles again that are done or begun
+    "overwrite": False,  # make tiles again that are finished or begun
     # running
     "threads": 4,  # dates that are fetched at a time; each takes about 0.3 GB of memory
     "retries": 5,  # of a read or a search after an error, 1, 2, 4 .. seconds apart
-    "skip_bad_items": False,  # go on without an item that cannot be read; else stop there
+    "skip_bad_items": False,  # leave out an item that cannot be used; else the run ends there
     "statistics_only": False,  # fetch nothing: add what the tiles of dataset_name lack
 }
 
@@ -69,10 +71,9 @@ FEW_DATES = 10  # clear observations; embeddings get much worse below 10 to 20 (
 
 
 def check_config(config):
-    """The config, checked and frozen; InputError for what is wrong, before anything is fetched."""
-    tile = config["mgrs_tile"].strip().upper().removeprefix("MGRS-")
+    """(config, checked and frozen; Request). InputError for what is wrong, before any work."""
     config = check(
-        config | {"mgrs_tile": tile},
+        config | {"mgrs_tile": parse_tile(config["mgrs_tile"])},
         stride=(1, 1000),
         threads=(1, 256),
         retries=(0, 20),
@@ -82,56 +83,41 @@ def check_config(config):
         offset=("auto", "applied", "raw"),
         resampling=("nearest", "bilinear", "cubic", "average"),
     )
-    sentinel2.parse_bands(config["bands"])
-    sentinel2.parse_clear_scl(config["clear_scl"])
-    sentinel2.year_window(config["year"])
-    parse_bbox(config["bbox"])
+    request = parse_request(config)
     if config["local_path"] and config["items_path"]:
         raise InputError("local_path and items_path: found both, wanted one of them")
     place = config["mgrs_tile"] or config["bbox"] or config["local_path"] or config["items_path"]
     if not place and not config["statistics_only"]:
         raise InputError("mgrs_tile: found none, wanted a tile like 33UUP, or bbox=..")
-    return config
+    return config, request
 
 
-# ---- choosing items ------------------------------------------------------------------------------
-
-
-# ---- the steps -----------------------------------------------------------------------------------
-
-
-def fetch_tiles(processed, config):
-    """Make the tiles that are not done. Returns the folders of all of them."""
+def fetch_tiles(processed, request):
+    """Make the tiles that are not finished. Returns the folders of all of them."""
     set_up_reading()
-    window = sentinel2.year_window(config["year"])
-    chosen = choose_items(find_items(config, window), config)
-    plans = make_plans(chosen, config)
-    if not plans:
-        raise InputError(f"bbox={config['bbox']}: found no pixel of the items' tiles inside")
-    folders = []
+    plans = make_plans(choose_items(find_items(request), request), request)
     for plan in plans:
         folder = processed / plan.name
-        if config["overwrite"]:
+        if request.overwrite:
             remove_begun(folder)
-        if folder.exists() and not config["overwrite"]:
-            before = read_info(folder).get("made_with", {})
-            check_same(folder, before, plan.config)
+        if folder.exists() and not request.overwrite:
+            before = read_tile_json(folder / "tile.json").get("made_with", {})
+            check_same(folder, before, request.made_with)
             (folder / "progress.json").unlink(missing_ok=True)  # of a run that was killed
             print(f"{folder}: done already (overwrite=true makes it again)")
         else:
-            build_tile(plan, folder, config)
+            build_tile(plan, folder)
             shape = " x ".join(map(str, plan.shape))
             print(f"{folder}: {shape} (dates, rows, columns, bands)")
-        folders.append(folder)
-    return folders
+    return [processed / plan.name for plan in plans]
 
 
 def warn(folder):
     """Print what looks strange about a tile. Returns the warnings."""
-    info = read_info(folder)
+    info = read_tile_json(folder / "tile.json")
     warnings = check_reflectance(info.get("counts", {}))
     masks = np.load(folder / "masks.npy", mmap_mode="r", allow_pickle=False)
-    step = max(1, max(masks.shape[1:]) // 512)  # of a large tile, a look at some pixels
+    step = max(1, max(masks.shape[1:]) // 512)  # of a large tile, every step-th row and column
     clear = np.sum([mask[::step, ::step] for mask in masks], axis=0)
     if np.median(clear) < FEW_DATES:
         warnings.append(
@@ -145,7 +131,7 @@ def warn(folder):
 
 def main(config):
     """Make the tiles, or add to those there are. Returns their folders."""
-    config = check_config(config)
+    config, request = check_config(config)
     labels = open_labels(config)
 
     # bands, masks, days and statistics
@@ -154,7 +140,7 @@ def main(config):
         folders = complete_tiles(processed, config)
     else:
         make_output_dir(processed)
-        folders = fetch_tiles(processed, config)
+        folders = fetch_tiles(processed, request)
 
     # labels, splits and a look
     if labels:

@@ -17,7 +17,6 @@ from maps.land_cover import (
     class_legend,
     count_classes,
     fill_figure,
-    merge_classes,
     plot_class_map,
 )
 from maps.reader import find_labels, read_codes, read_map, read_provenance, row_blocks
@@ -27,6 +26,7 @@ from running.errors import InputError
 from running.files import make_output_dir, write_json
 from running.log import start_log
 from running.script import refuse_torchrun, run_script
+from tile_json import merge_classes
 
 run_config = {
     "map_path": "outputs/MGRS-SIM1/classification_map.npy",  # of infer.py

@@ -30,16 +30,16 @@ from preparation import sentinel2  # noqa: E402
 from preparation.builder import build_tile  # noqa: E402
 from preparation.items import find_items  # noqa: E402
 from preparation.pixels import NETWORK, set_up_reading  # noqa: E402
-from preparation.plan import BLOCK  # noqa: E402
+from preparation.plan import BLOCK, choose_items, make_plans, parse_request  # noqa: E402
 from running.config import check  # noqa: E402
 from running.script import run_script  # noqa: E402
 
 run_config = {
-    "sizes": "1024,2048,4096",  # pixels along a side of the tiles
+    "sizes": "1024,2048,4096",  # pixels along an edge of the tiles
     "rate_size": 2048,  # of the tile whose rate is measured
     "dates": 6,
     "threads": 2,
-    "rounds": 5,  # of both sides in turn; the median counts
+    "rounds": 5,  # of both ways in turn; the median counts
     "output": "bench_prepare.json",
     "scenes": "",  # set by the benchmark itself: measure one tile of this folder and print it
 }
@@ -51,13 +51,13 @@ def make_scene(folder, size):
     rng = np.random.default_rng(0)
     for band in [*sentinel2.TESSERA_BANDS, "SCL"]:
         pixel = PIXEL.get(band, 20)
-        side = size * 10 // pixel
-        smooth = gaussian_filter(rng.normal(size=(side // 8, side // 8)), 4).repeat(8, 0)
+        edge = size * 10 // pixel
+        smooth = gaussian_filter(rng.normal(size=(edge // 8, edge // 8)), 4).repeat(8, 0)
         smooth = smooth.repeat(8, 1) / smooth.std()
         array = 3000 + 600 * smooth + rng.normal(0, 60, smooth.shape)
         if band == "SCL":
             array = np.where(smooth > 0.5, 9, 4)
-        profile = {"driver": "COG", "count": 1, "height": side, "width": side, "nodata": 0}
+        profile = {"driver": "COG", "count": 1, "height": edge, "width": edge, "nodata": 0}
         profile |= {"dtype": "uint8" if band == "SCL" else "uint16", "crs": "EPSG:32633"}
         profile |= {"transform": rasterio.Affine(pixel, 0, 300000, 0, -pixel, 5400000)}
         profile |= {"compress": "deflate", "blocksize": 1024 if pixel == 10 else 512}
@@ -66,14 +66,14 @@ def make_scene(folder, size):
 
 
 def make_items(folder, dates):
-    """A saved search of so many dates, all of which show the one scene."""
+    """A saved search of `dates` dates, all of which show the one scene."""
     features = []
     for number in range(dates):
         name = f"S2A_33UUP_2021{number // 28 + 1:02d}{number % 28 + 1:02d}_0_L2A"
-        told = {"datetime": f"{name[10:14]}-{name[14:16]}-{name[16:18]}T10:00:00Z"}
-        told |= {"grid:code": "MGRS-33UUP", "s2:processing_baseline": "05.00"}
+        known = {"datetime": f"{name[10:14]}-{name[14:16]}-{name[16:18]}T10:00:00Z"}
+        known |= {"grid:code": "MGRS-33UUP", "s2:processing_baseline": "05.00"}
         assets = {p.stem: {"href": str(p.resolve())} for p in sorted(folder.glob("*.tif"))}
-        feature = {"type": "Feature", "stac_version": "1.0.0", "id": name, "properties": told}
+        feature = {"type": "Feature", "stac_version": "1.0.0", "id": name, "properties": known}
         feature |= {"geometry": None, "links": [], "assets": assets}
         features.append(feature)
     content = {"type": "FeatureCollection", "features": features}
@@ -126,19 +126,18 @@ def prepare(folder, threads):
     """Make the tile of a folder's items. Returns `clocks` of the tile alone."""
     config = prepare_tiles.run_config | {"items_path": str(folder / "items.json")}
     config |= {"base_path": str(folder), "mgrs_tile": "33UUP", "threads": threads}
-    window = sentinel2.year_window(config["year"])
+    request = parse_request(config)
     set_up_reading()
-    chosen = prepare_tiles.choose_items(find_items(config, window), config)
-    (plan,) = prepare_tiles.make_plans(chosen, config)
+    (plan,) = make_plans(choose_items(find_items(request), request), request)
     start = clocks()
-    build_tile(plan, folder / plan.name, config)
+    build_tile(plan, folder / plan.name)
     seconds = clocks() - start
     shutil.rmtree(folder / plan.name)
     return seconds
 
 
 def peak_memory():
-    """Most memory in GB that this process has had; getrusage would tell of its parent's too."""
+    """Peak memory of this process in GB; getrusage would count its parent's too."""
     lines = Path("/proc/self/status").read_text().splitlines()
     (line,) = (line for line in lines if line.startswith("VmHWM"))
     return int(line.split()[1]) * 1024 / 1e9
@@ -166,8 +165,8 @@ def main(config):
             folder.mkdir()
             make_scene(folder, size)
             make_items(folder, config["dates"])
-            told = measure_memory(folder, config["threads"])
-            figures["memory"].append({"size": size, "dates": config["dates"]} | told)
+            measured = measure_memory(folder, config["threads"])
+            figures["memory"].append({"size": size, "dates": config["dates"]} | measured)
             print(figures["memory"][-1], flush=True)
             if size == config["rate_size"]:
                 figures["rate"] = measure_rate(folder, size, config)
@@ -178,19 +177,19 @@ def main(config):
 
 
 def measure_rate(folder, size, config):
-    """Megapixels (of all bands of a date) a second of both sides, and their ratio by round.
+    """Megapixels (of all bands of a date) a second of both ways, and their ratio by round.
 
-    cpu_ratio compares the time that both sides compute: it does not see what others do meanwhile.
+    cpu_ratio compares the time that both compute: other work on the machine does not change it.
     """
     megapixels = config["dates"] * size * size / 1e6
-    sides = (plain_copy, config["dates"]), (prepare,)
+    ways = (plain_copy, config["dates"]), (prepare,)
     plain_copy(folder, config["dates"], config["threads"])  # warms the disk's cache
     seconds = np.array(
         [
-            [side(folder, *keys, config["threads"]) for side, *keys in sides]
+            [way(folder, *keys, config["threads"]) for way, *keys in ways]
             for _ in range(config["rounds"])
         ]
-    )  # (rounds, sides, clocks)
+    )  # (rounds, ways, clocks)
     rates = megapixels / seconds
     ratios = rates[:, 1] / rates[:, 0]
     copied, prepared = np.median(rates[:, :, 0], 0).round(2).tolist()

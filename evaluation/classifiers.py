@@ -1,12 +1,11 @@
-"""Classifiers of features, their settings cross-validated, and the linear start of a head.
+"""Classifiers of features, whose settings are chosen by cross-validation.
 
-Shapes: N pixels, F features, D dimensions of a representation, C classes.
+Shapes: N pixels, F features.
 """
 
 import warnings
 
 import numpy as np
-import torch
 from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 from sklearn.dummy import DummyClassifier
 from sklearn.ensemble import RandomForestClassifier
@@ -18,15 +17,12 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from threadpoolctl import threadpool_limits
 
-from utils import encode_series
+from utils import keep_classes
 
 FOLDS = 5
 REPEATS = 4  # of the folds where labels are few, since one partition of 50 chooses by chance
 SEARCH_LABELS = 2000  # of more labels so many, drawn at random, choose the setting
 SEARCH_TREES = 100  # of a forest while its leaf size is chosen
-MAX_LABELS = 10_000  # that it is fitted to: more hardly change it, and take long
-BATCHNORM_EPS = 1e-5  # of BatchNorm, which standardises with sqrt(variance + BATCHNORM_EPS)
-UNSEEN_CLASS_LOGIT = -10.0  # of a class without a label; the highest logit is never below 0
 
 
 def classifiers(seed):
@@ -100,7 +96,8 @@ def find_label_folds(labels, seed=0):
     part. A class with a single label cannot be, and is left out. [] for fewer than two classes.
     Of few labels several partitions are made, up to 200 labels in all or REPEATS.
     """
-    rows = np.random.default_rng(seed).permutation(len(labels))[:SEARCH_LABELS]
+    rng = np.random.default_rng(seed)
+    rows = keep_classes(rng.permutation(len(labels))[:SEARCH_LABELS], labels, rng, FOLDS)
     codes, counts = np.unique(labels[rows], return_counts=True)
     several = counts > 1
     if several.sum() < 2:
@@ -109,43 +106,3 @@ def find_label_folds(labels, seed=0):
     number, repeats = min(FOLDS, counts[several].min()), max(1, min(REPEATS, 200 // len(rows)))
     splitter = RepeatedStratifiedKFold(n_splits=number, n_repeats=repeats, random_state=seed)
     return [(rows[train], rows[test]) for train, test in splitter.split(rows, labels[rows])]
-
-
-# ---- the start of a head -------------------------------------------------------------------------
-
-
-def read_representations(backbone, batches, runtime):
-    """Representations (N, D) and labels (N,) of the first MAX_LABELS pixels, numpy.
-
-    batches: as a labelled data set of all clear observations gives them.
-    """
-    parts, count = [], 0
-    for x, doys, labels, _ in batches:
-        parts.append((encode_series(backbone, x, doys, runtime)[0], labels))
-        count += len(labels)
-        if count >= MAX_LABELS:
-            break
-    return [torch.cat(arrays)[:MAX_LABELS].numpy() for arrays in zip(*parts, strict=True)]
-
-
-def fit_linear_start(y, labels, num_classes, seed=0):
-    """What a head's `start_from` takes, from representations y (N, D) and classes labels (N,).
-
-    The model is discriminant analysis as in `fit_classifier`.
-    Returns float32 tensors: mean and variance (D,) of the representations, weights (C, D) and
-    biases (C,) of the classes, which give the probabilities that scikit-learn's model gives.
-    """
-    model, _ = fit_classifier("discriminant analysis", y, labels, seed)
-    mean, var = y.mean(0), y.var(0)
-    weight, bias = np.zeros((num_classes, y.shape[1])), np.full(num_classes, UNSEEN_CLASS_LOGIT)
-    if isinstance(model, DummyClassifier):  # nothing to tell apart: one class everywhere
-        bias[np.unique(labels)] = 0.0
-    else:
-        weights, biases = model.coef_, model.intercept_ + model.coef_ @ mean
-        if len(model.classes_) == 2:  # scikit-learn gives the second class's logit less the first's
-            weights, biases = np.outer([-0.5, 0.5], weights), np.outer([-0.5, 0.5], biases)[:, 0]
-        # what all classes share changes no probability, but may lie below UNSEEN_CLASS_LOGIT
-        weights, biases = weights - weights.mean(0), biases - biases.mean()
-        weight[model.classes_] = weights * np.sqrt(var + BATCHNORM_EPS)
-        bias[model.classes_] = biases
-    return [torch.from_numpy(np.float32(part)) for part in (mean, var, weight, bias)]

@@ -14,10 +14,13 @@ from rasterio.warp import transform as reproject
 
 from maps.false_color import apply_basis
 from maps.land_cover import WORLDCOVER, class_legend, row_hectares
-from maps.reader import RepresentationMap, Watch, check_same_place, read_codes, read_map
+from maps.reader import RepresentationMap, check_same_place, read_codes, read_map
 from maps.writer import quantise
 from running.errors import InputError
-from tiles import Tile, is_georeferenced
+from running.files import Watch
+from tile_json import is_georeferenced
+from tiles import Tile
+from utils import median_color
 
 BANDS = ("B02", "B03", "B04", "B08", "B11", "B12")  # blue, green, red, NIR, two of SWIR
 # for classes without one: Okabe and Ito's, then Tol's, safe for the colour-blind; as in colors.js
@@ -108,29 +111,17 @@ def row_ranges(scene, step):
         yield first, min(first + rows, scene.shape[0])
 
 
-def median_color(scene):
+def median_layer(scene):
     """Median red, green and blue over the clear dates, (H, W, 3) uint8; None without such bands.
 
-    Stretched between the percentiles 2 and 98 of each band; 0 where no date is clear.
+    Stretched between the percentiles 2 and 98 of each band to 1 .. 255; 0 where no date is clear.
     """
-    names = scene.tile.band_names
-    if not {"B02", "B03", "B04"} <= set(names):
+    median = median_color(scene.tile, scene.stride)
+    if median is None or not np.isfinite(median).any():
         return None
-    bands, medians = [names.index(name) for name in ("B04", "B03", "B02")], []
-    for first, last in row_ranges(scene, scene.stride):
-        part = slice(None), slice(first, last, scene.stride), slice(None, None, scene.stride)
-        clear = np.asarray(scene.tile.masks[part]) > 0
-        values = np.where(clear[..., None], scene.tile.bands[part][..., bands], np.uint16(65535))
-        values.sort(0)  # what is not clear goes to the end
-        middle = ((clear.sum(0) - 1).clip(0) // 2)[None, ..., None]
-        medians.append(np.take_along_axis(values, middle, 0)[0] * clear.any(0)[..., None])
-    median = np.concatenate(medians).astype(np.float32)
-    seen = median.any(-1)
-    if not seen.any():
-        return None
-    low, high = np.percentile(median[seen], (2, 98), axis=0)
+    low, high = np.nanpercentile(median.reshape(-1, 3), (2, 98), axis=0)
     color = ((median - low) / np.maximum(high - low, 1)).clip(0, 1) * 254 + 1
-    return (color.round() * seen[..., None]).astype(np.uint8)
+    return np.nan_to_num(color.round()).astype(np.uint8)
 
 
 def series_bands(tile, wanted):

@@ -13,8 +13,7 @@ from rasterio.crs import CRS
 from rasterio.warp import transform as transform_points
 
 from maps.reader import row_blocks
-from running.errors import InputError, notice
-from tiles import is_georeferenced
+from tile_json import is_georeferenced
 from utils import save_figure
 
 WORLDCOVER = {  # classes of ESA WorldCover and their official colours; 0, no data, is no class
@@ -39,31 +38,6 @@ PICTURE_PIXELS = 2000  # at most, along the longer edge of a class map in a plot
 
 
 # ---- legends -------------------------------------------------------------------------------------
-
-
-def merge_classes(sources, refuse=True):
-    """The classes of several tile.json or infer.json in one, {"10": {"name": .., "color": ..}}.
-
-    sources: (path, content) of each; the first that has a class counts. Another name for a code
-    raises InputError that names both files (with refuse=False it is printed); another colour is
-    printed.
-    """
-    merged, origin = {}, {}
-    for path, info in sources:
-        for code, entry in info.get("classes", {}).items():
-            first = merged.setdefault(code, entry)
-            origin.setdefault(code, path)
-            for key in ("name", "color"):
-                if entry.get(key, first.get(key)) == first.get(key, entry.get(key)):
-                    continue
-                line = (
-                    f"{path}: found {key} {entry[key]!r} for class {code}, wanted {first[key]!r} "
-                    f"as in {origin[code]}"
-                )
-                if key == "name" and refuse:
-                    raise InputError(line)
-                notice(f"{line}, which is used")
-    return merged
 
 
 def class_legend(codes, classes):

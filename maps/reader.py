@@ -5,46 +5,12 @@ from pathlib import Path
 import numpy as np
 
 from running.errors import InputError, notice
-from running.files import describe_files, open_npy
-from tiles import is_georeferenced, read_tile_json
+from running.files import Watch, describe_files, open_npy
+from tile_json import is_georeferenced, read_tile_json
 
 BLOCK_BYTES = 1 << 26  # of a representation map as float32, in memory at a time
 BLOCK_PIXELS = 1 << 22  # of a map (H, W), in memory at a time
 KINDS = {"iu": "integers", "f": "floating-point numbers"}  # of a map's type, and the words for it
-
-
-class Watch:
-    """Files that are read block by block and must stay the same until the end.
-
-    A context manager: whatever is raised inside, InputError names a file that has changed.
-    """
-
-    def __init__(self, folder, names):
-        self.folder, self.names = Path(folder), names
-        self.before = self._describe()
-
-    def _describe(self):
-        """Size, time and number of each file: a file that is renamed to its name has another."""
-        paths = {name: self.folder / name for name in self.names}
-        stats = {name: path.stat() for name, path in paths.items() if path.exists()}
-        return {name: (s.st_size, s.st_mtime_ns, s.st_ino) for name, s in stats.items()}
-
-    def check(self):
-        """Raise InputError where a file was written, replaced, added or removed since."""
-        now = self._describe()
-        for name in self.names:
-            if now.get(name) != self.before.get(name):
-                raise InputError(
-                    f"{self.folder / name}: found that it changed while it was read, wanted the "
-                    "same file to the end; run the same command again"
-                )
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, kind, *_):
-        if kind is None or issubclass(kind, Exception):
-            self.check()
 
 
 # ---- maps (H, W) ---------------------------------------------------------------------------------

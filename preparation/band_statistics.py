@@ -3,8 +3,6 @@
 Shapes: h x w pixels of a block, B bands.
 """
 
-import json
-
 import numpy as np
 from tqdm import tqdm
 
@@ -92,17 +90,6 @@ def check_reflectance(counts):
 # ---- tiles of others -----------------------------------------------------------------------------
 
 
-def read_info(folder):
-    """The content of a tile's tile.json; an empty dict where there is none."""
-    file = folder / "tile.json"
-    try:
-        return json.loads(file.read_text())
-    except FileNotFoundError:
-        return {}
-    except (OSError, ValueError) as error:
-        raise InputError(f"{file}: found no readable JSON ({error}), wanted an object") from None
-
-
 def complete_tiles(processed, config):
     """Add what the tiles in a folder lack: band_mean.npy, band_std.npy, and tile.json with bands.
 
@@ -112,47 +99,28 @@ def complete_tiles(processed, config):
     folders = sorted(file.parent for file in processed.glob("MGRS-*/bands.npy"))
     if not folders:
         raise InputError(f"{processed}: found no MGRS-*/bands.npy, wanted a tile to complete")
+    names = sentinel2.parse_bands(config["bands"])
     for folder in folders:
+        tile = Tile(folder, statistics=False)
         if not all((folder / name).exists() for name in ("band_mean.npy", "band_std.npy")):
-            _add_statistics(folder)
-        names = sentinel2.parse_bands(config["bands"])
-        num_bands = _open(folder / "bands.npy", 4, np.uint16).shape[3]
-        if not (folder / "tile.json").exists() and len(names) == num_bands:
+            _add_statistics(tile)
+        if not (folder / "tile.json").exists() and len(names) == tile.shape[3]:
             write_json(folder / "tile.json", {"bands": names})
             print(f"{folder / 'tile.json'}: names the bands as bands={config['bands']} says")
-        Tile(folder)  # checks all of it
+        Tile(folder)  # checks the statistics, too
     return folders
 
 
-def _open(file, ndim, dtype):
-    try:
-        array = np.load(file, mmap_mode="r", allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
-        raise InputError(f"{file}: found no readable array ({error}), wanted one") from None
-    if array.ndim != ndim or array.dtype != dtype:
-        raise InputError(
-            f"{file}: found {array.dtype} {array.shape}, wanted {np.dtype(dtype)} in {ndim} axes"
-        )
-    return array
-
-
-def _add_statistics(folder):
-    bands = _open(folder / "bands.npy", 4, np.uint16)
-    masks = _open(folder / "masks.npy", 3, np.uint8)
-    if bands.shape[:3] != masks.shape:
-        raise InputError(f"{folder}: found bands {bands.shape} and masks {masks.shape}, wanted one")
-    num_dates, height, width, _ = bands.shape
+def _add_statistics(tile):
+    num_dates, height, width, _ = tile.shape
     counted, step = {}, max(1, (1 << 22) // width)
-    for index in tqdm(range(num_dates), folder.name, unit="date"):
+    for index in tqdm(range(num_dates), tile.name, unit="date"):
         for row in range(0, height, step):
-            block = index, slice(row, row + step)  # opened anew: earlier pages are let go
-            bands = _open(folder / "bands.npy", 4, np.uint16)[block]
-            counted = add_counts(
-                counted, count_block(bands, _open(folder / "masks.npy", 3, np.uint8)[block], -1)
-            )
+            block = index, slice(row, row + step)
+            counted = add_counts(counted, count_block(tile.bands[block], tile.masks[block], -1))
     if not counted["count"]:
-        raise InputError(f"{folder / 'masks.npy'}: found no clear observation, wanted some")
+        raise InputError(f"{tile.path / 'masks.npy'}: found no clear observation, wanted some")
     for name, values in zip(("band_mean", "band_std"), statistics(counted), strict=True):
-        with atomic_write(folder / f"{name}.npy") as part:
+        with atomic_write(tile.path / f"{name}.npy") as part:
             np.save(part, values)
-    print(f"{folder}: band_mean.npy, band_std.npy over {counted['count']} clear observations")
+    print(f"{tile.path}: band_mean.npy, band_std.npy over {counted['count']} clear observations")

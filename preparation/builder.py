@@ -2,8 +2,8 @@
 
 A tile is made in the hidden folder `.<name>.part` and renamed when it is whole. There,
 `progress.json` lists the dates that are on the disk, with their statistics, and `items.json` the
-items that the tile is made of, so that a second run goes on where the first one ended and gives
-the same bytes, whatever the catalogue has become meanwhile.
+items that the tile is made of, so that a second run resumes where the first one ended and gives
+the same bytes, however the catalogue has changed meanwhile.
 
 Shapes: H x W pixels, T dates, B bands.
 """
@@ -19,43 +19,45 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from preparation import items as sources
-from preparation import sentinel2
+from preparation import need, pixels, sentinel2
 from preparation.band_statistics import add_counts, count_block, statistics
-from preparation.items import ItemError
+from preparation.items import FILE_KEY, ItemError, saved_items
 from preparation.plan import Plan, check_same
 from running.errors import InputError
 from running.files import create_npy, lock_folder, remove_parts, write_json
 
 
-def read_block(plan, items, rows, columns, retries, stop=None):
+def read_block(plan, items, rows, columns, stop=None):
     """One block of one date: bands (h, w, B) uint16 and mask (h, w) uint8.
 
     Of several items a pixel is the first one's that has data there: what a newer baseline calls
     cloud stays cloud. A pixel without one of its bands is nodata in all of them.
     """
-    config = plan.config
-    bands = sentinel2.parse_bands(config["bands"])
-    clear_scl = sentinel2.parse_clear_scl(config["clear_scl"])
-    step = plan.stride
+    request, step = plan.request, plan.request.stride
     window = [slice(part.start * step, part.stop * step) for part in (rows, columns)]
     geobox = plan.grid[tuple(window)]
     kept = np.s_[step // 2 :: step, step // 2 :: step]  # the middle of each coarse pixel
     shape = rows.stop - rows.start, columns.stop - columns.start
-    found, rank = np.zeros((*shape, len(bands)), np.uint16), np.zeros(shape, np.uint8)
+    found, rank = np.zeros((*shape, len(request.bands)), np.uint16), np.zeros(shape, np.uint8)
     for item in items:
-        *_, mask_name = sentinel2.check_assets(item, bands)
-        classes = sources.read_band(item, mask_name, geobox, "nearest", retries, stop)[kept]
+        *_, mask_name = sentinel2.check_assets(item, request.bands)
+        keys = request.retries, stop
+        classes, _ = pixels.read_band(item, mask_name, geobox, "nearest", *keys)
         try:
-            here = sentinel2.rank_pixels(classes, mask_name, clear_scl)
+            here = sentinel2.rank_pixels(classes[kept], mask_name, request.clear_scl)
         except (ValueError, IndexError) as error:
             raise ItemError(item.id, f"asset {mask_name}: {error}") from None
         missing = (rank == 0) & (here > 0)
         if not missing.any():  # outside the scene, or there already: nothing to fetch
             continue
-        offset = sentinel2.offset_of(item, config["offset"])
-        for index, name in enumerate(bands):
-            numbers = sources.read_band(item, name, geobox, config["resampling"], retries, stop)
+        offset = sentinel2.offset_of(item, request.offset)
+        for index, name in enumerate(request.bands):
+            numbers, declared = pixels.read_band(item, name, geobox, request.resampling, *keys)
+            if request.offset == "auto" and declared not in (None, offset):
+                raise InputError(
+                    f"{item.id}: found an offset of {-declared} in the tags of {name} and of "
+                    f"{-offset} by the item, wanted one (offset=raw: -1000, offset=applied: 0)"
+                )
             values = sentinel2.to_reflectance(numbers[kept], offset)
             np.copyto(found[..., index], values, where=missing)
             here[values == 0] = 0
@@ -67,11 +69,9 @@ def read_block(plan, items, rows, columns, retries, stop=None):
 class TileWriter:
     """Writes the dates of a tile, several at a time, each block where it belongs."""
 
-    def __init__(self, plan, folder, progress, config):
+    def __init__(self, plan, folder, progress):
         self.plan, self.folder, self.progress = plan, folder, progress
-        self.retries, self.threads = config["retries"], config["threads"]
-        self.skip_bad_items = config["skip_bad_items"]
-        bands = sentinel2.parse_bands(plan.config["bands"])
+        bands = plan.request.bands
         self.blue = bands.index("B02") if "B02" in bands else -1
         self.stop, self.lock = threading.Event(), threading.Lock()
 
@@ -85,17 +85,17 @@ class TileWriter:
             desc=self.plan.name,
             unit="block",
         )
-        with bar, ThreadPoolExecutor(self.threads) as pool:
+        with bar, ThreadPoolExecutor(self.plan.request.threads) as pool:
             futures = [pool.submit(self._finish_date, index, bar) for index in missing]
             try:
                 for future in as_completed(futures):
                     future.result()
-            finally:  # also by Ctrl-C: those at work end at their next block
+            finally:  # also by Ctrl-C: dates that are being fetched end at their next block
                 self.stop.set()
                 pool.shutdown(cancel_futures=True)
 
     def _finish_date(self, index, bar):
-        """Fetch one date, see it safely to the disk, and say so in progress.json."""
+        """Fetch one date, see it safely to the disk, and record it in progress.json."""
         day, items = self.plan.days[index]
         left_out = {}
         while True:
@@ -103,7 +103,7 @@ class TileWriter:
                 counted = self._write_date(index, items, bar)
                 break
             except ItemError as error:
-                if not self.skip_bad_items:
+                if not self.plan.request.skip_bad_items:
                     raise
                 tqdm.write(f"left out: {error}")
                 items = [item for item in items if item.id != error.item_id]
@@ -123,7 +123,7 @@ class TileWriter:
             if self.stop.is_set():
                 raise InputError(f"{self.folder}: stopped")
             try:
-                bands, mask = read_block(self.plan, items, rows, columns, self.retries, self.stop)
+                bands, mask = read_block(self.plan, items, rows, columns, self.stop)
             except ItemError:
                 bar.update(-number)
                 raise
@@ -148,18 +148,18 @@ class TileWriter:
                 os.pwrite(file.fileno(), np.ascontiguousarray(line), header + place * pixel)
 
 
-def build_tile(plan, folder, config):
-    """Make a tile at `folder`, or go on with one that was begun. Returns its sums by date.
+def build_tile(plan, folder):
+    """Make a tile at `folder`, or resume one that was begun. Returns its sums by date.
 
-    plan: a Plan, or where the tile was begun any plan with the same settings: the one on the disk
-    counts. Raises InputError; what is on the disk by then is used by the next run.
+    plan: a Plan; where the tile was begun, one with the same settings, of which the items on the
+    disk count. Raises InputError; what is on the disk by then is used by the next run.
     """
     part = folder.with_name(f".{folder.name}.part")
     part.mkdir(parents=True, exist_ok=True)
     with lock_folder(part):
         progress = _begin(plan, part)
         plan = _begun_plan(plan, part)
-        TileWriter(plan, part, progress, config).write_missing()
+        TileWriter(plan, part, progress).write_missing()
         _write_rest(plan, part, progress)
         if folder.exists():  # overwrite=true
             shutil.rmtree(folder)
@@ -169,30 +169,31 @@ def build_tile(plan, folder, config):
 
 
 def _begin(plan, part):
-    """What progress.json tells; on a first run, space is reserved and the file is written."""
+    """The content of progress.json; on a first run, space is reserved and the file is written."""
     file = part / "progress.json"
     remove_parts(part)  # of a run that was killed
     items = [item for _, items in plan.days for item in items]
     if file.exists():
         progress = json.loads(file.read_text())
-        check_same(file, progress["made_with"], plan.config)
+        check_same(file, progress["made_with"], plan.request.made_with)
         _check_files(part, items)
         return progress
-    pystac = sources.need("pystac")
-    write_json(part / "items.json", pystac.ItemCollection(items).to_dict(transform_hrefs=False))
+    collection = need("pystac").ItemCollection(items)
+    write_json(part / "items.json", collection.to_dict(transform_hrefs=False))
     create_npy(part / "bands.npy", np.uint16, plan.shape)
     create_npy(part / "masks.npy", np.uint8, plan.shape[:3])
     order = [[str(day), [item.id for item in items]] for day, items in plan.days]
-    progress = {"made_with": plan.config, "days": order, "done": {}, "left_out": {}}
+    made_with = plan.request.made_with
+    progress = {"made_with": made_with, "days": order, "done": {}, "left_out": {}}
     write_json(file, progress)
     return progress
 
 
 def _check_files(part, items):
     """Raise InputError where a local file has changed since the tile was begun."""
-    now = {item.id: item.properties.get(sources.FILE_KEY) for item in items}
-    for item in sources.saved_items(part / "items.json"):
-        before = item.properties.get(sources.FILE_KEY)
+    now = {item.id: item.properties.get(FILE_KEY) for item in items}
+    for item in saved_items(part / "items.json"):
+        before = item.properties.get(FILE_KEY)
         if before and before != now.get(item.id):
             raise InputError(
                 f"{part}: was begun with another {item.id}; wanted overwrite=true to begin anew"
@@ -202,12 +203,12 @@ def _check_files(part, items):
 def _begun_plan(plan, part):
     """The plan as it was when the tile was begun: with the items that are saved in its folder."""
     progress = json.loads((part / "progress.json").read_text())
-    items = {item.id: item for item in sources.saved_items(part / "items.json")}
+    items = {item.id: item for item in saved_items(part / "items.json")}
     days = [
         (date.fromisoformat(day), [items[name] for name in names])
         for day, names in progress["days"]
     ]
-    return Plan(plan.name, plan.grid, plan.stride, days, plan.config)
+    return Plan(plan.name, plan.grid, days, plan.request)
 
 
 def _write_rest(plan, part, progress):
@@ -224,26 +225,26 @@ def _write_rest(plan, part, progress):
     np.save(part / "doys.npy", np.array(doys, np.int16))
     np.save(part / "band_mean.npy", mean)
     np.save(part / "band_std.npy", std)
-    setting = plan.config["offset"]
+    request = plan.request
     write_json(
         part / "tile.json",
         {
-            "bands": sentinel2.parse_bands(plan.config["bands"]),
+            "bands": request.bands,
             "dates": [str(day) for day, _ in plan.days],
             "crs": plan.crs,
             "transform": plan.transform,
             "boa_offset_applied": True,
-            "clear_scl": sentinel2.parse_clear_scl(plan.config["clear_scl"]),
+            "clear_scl": request.clear_scl,
             "items": {
                 str(day): [
-                    {"id": item.id, "offset_subtracted": sentinel2.offset_of(item, setting)}
+                    {"id": item.id, "offset_subtracted": sentinel2.offset_of(item, request.offset)}
                     | sentinel2.origin_of(item)
                     for item in items
                 ]
                 for day, items in plan.days
             },
             "left_out": dict(sorted(progress["left_out"].items())),
-            "made_with": plan.config,
+            "made_with": request.made_with,
             "counts": {str(day): done[str(day)] for day, _ in plan.days},
         },
     )

@@ -1,12 +1,13 @@
-"""Which items make which tile: chosen, put in order, and laid on a grid of pixels."""
+"""What is asked for, and which items make which tile: chosen, put in order, on a grid of pixels."""
 
-from dataclasses import dataclass
+import datetime
+from dataclasses import dataclass, fields
 
-from preparation import items as sources
-from preparation import sentinel2
+from preparation import pixels, place, sentinel2
+from preparation.items import ItemError
 from running.errors import InputError
 
-BLOCK = 2048  # pixels along a block's side: two internal blocks of the usual files
+BLOCK = 2048  # pixels along an edge of a block: two internal blocks of the usual files
 # settings that change what is in a tile, in the order of run_config
 RESULT_KEYS = (
     "stac_url",
@@ -26,6 +27,54 @@ RESULT_KEYS = (
     "clear_scl",
     "offset",
 )
+REASONS = ("skip_items", "of another tile", "of other dates", "too cloudy", "bad")  # to leave out
+
+
+@dataclass(frozen=True)
+class Request:
+    """What prepare_tiles.py is asked for: its config, parsed and checked once.
+
+    Fields have the names of the config's keys, where run_config explains them.
+    """
+
+    stac_url: str
+    collection: str
+    items_path: str
+    local_path: str
+    local_bands: str
+    mgrs_tile: str
+    bbox: tuple | None  # a box of preparation/place.py
+    first: datetime.date  # of the year
+    last: datetime.date
+    max_cloud_cover: float
+    skip_items: frozenset
+    bands: list
+    resolution: float
+    stride: int
+    resampling: str
+    clear_scl: list  # of whole numbers
+    offset: str
+    overwrite: bool
+    threads: int
+    retries: int
+    skip_bad_items: bool
+    made_with: dict  # the keys of RESULT_KEYS as they are in the config, kept with a tile
+
+
+def parse_request(config):
+    """The Request of a config of prepare_tiles.py. Raises InputError that names the key."""
+    first, last = sentinel2.year_window(config["year"])
+    parsed = {
+        "bbox": place.parse_bbox(config["bbox"]),
+        "first": first,
+        "last": last,
+        "skip_items": frozenset(name.strip() for name in config["skip_items"].split(",")) - {""},
+        "bands": sentinel2.parse_bands(config["bands"]),
+        "clear_scl": sentinel2.parse_clear_scl(config["clear_scl"]),
+        "made_with": {key: config[key] for key in RESULT_KEYS},
+    }
+    same = {field.name: config[field.name] for field in fields(Request) if field.name in config}
+    return Request(**same | parsed)
 
 
 @dataclass(frozen=True)
@@ -39,22 +88,21 @@ class Plan:
 
     name: str
     grid: object
-    stride: int
     days: list
-    config: dict  # the keys of RESULT_KEYS
+    request: Request
 
     @property
     def shape(self):
         """(T, H, W, B) of the tile."""
-        height, width = (size // self.stride for size in self.grid.shape)
-        bands = sentinel2.parse_bands(self.config["bands"])
-        return len(self.days), height, width, len(bands)
+        height, width = (size // self.request.stride for size in self.grid.shape)
+        return len(self.days), height, width, len(self.request.bands)
 
     @property
     def transform(self):
         """(a, b, c, d, e, f) of the tile's pixels."""
         a, b, c, d, e, f = tuple(self.grid.transform)[:6]
-        return [a * self.stride, b * self.stride, c, d * self.stride, e * self.stride, f]
+        stride = self.request.stride
+        return [a * stride, b * stride, c, d * stride, e * stride, f]
 
     @property
     def crs(self):
@@ -62,7 +110,7 @@ class Plan:
 
     def blocks(self):
         """(rows, columns) slices of the tile's blocks, from north-west to south-east."""
-        size = max(1, BLOCK // self.stride)
+        size = max(1, BLOCK // self.request.stride)
         _, height, width, _ = self.shape
         return [
             (slice(row, min(row + size, height)), slice(column, min(column + size, width)))
@@ -71,9 +119,9 @@ class Plan:
         ]
 
 
-def check_same(file, before, config):
+def check_same(file, before, made_with):
     """Raise InputError where a tile was made, or begun, with other settings."""
-    differ = [key for key in RESULT_KEYS if before.get(key) != config[key]]
+    differ = [key for key in RESULT_KEYS if before.get(key) != made_with[key]]
     if differ:
         raise InputError(
             f"{file}: was made with another {', '.join(differ)}; wanted another dataset_name or "
@@ -81,63 +129,55 @@ def check_same(file, before, config):
         )
 
 
-REASONS = ("of another tile", "of other dates", "too cloudy", "skip_items", "bad")
+# ---- which items ---------------------------------------------------------------------------------
 
 
-def choose_items(items, config):
+def choose_items(items, request):
     """The items to use, {tile: {date: items}}; prints how many are left out, and why.
 
-    Raises InputError where nothing is left, or where an item lacks a band, its mask or its baseline
-    (skip_bad_items=true: says so and leaves it out).
+    Raises InputError where nothing is left, or for an item that lacks its tile, its day, a band,
+    its mask or its baseline (skip_bad_items=true: reports it and leaves it out).
     """
-    first, last = sentinel2.year_window(config["year"])
-    bands = sentinel2.parse_bands(config["bands"])
-    skipped, chosen = parse_skipped(config["skip_items"], items), {}
-    reasons = dict.fromkeys(REASONS, 0)
-    for item in {item.id: item for item in items}.values():  # a catalogue may tell one twice
-        tile = sentinel2.tile_of(item)
-        day = sentinel2.solar_date(item)
-        if config["mgrs_tile"] and tile != config["mgrs_tile"]:
-            reasons["of another tile"] += 1
-        elif not first <= day <= last:
-            reasons["of other dates"] += 1
-        elif (item.properties.get("eo:cloud_cover") or 0) > config["max_cloud_cover"]:
-            reasons["too cloudy"] += 1
-        elif item.id in skipped:
-            reasons["skip_items"] += 1
-        elif not is_usable(item, bands, config):
-            reasons["bad"] += 1
-        else:
-            chosen.setdefault(tile, {}).setdefault(day, []).append(item)
-    told = ", ".join(f"{count} {reason}" for reason, count in reasons.items() if count)
-    print(f"found {len(items)} items" + (f"; left out: {told}" if told else ""))
+    items = {item.id: item for item in items}  # a catalogue may list one twice
+    if unknown := sorted(request.skip_items - set(items)):
+        raise InputError(f"skip_items: found {unknown[0]}, wanted ids of the {len(items)} items")
+    chosen, counts = {}, dict.fromkeys(REASONS, 0)
+    for item in items.values():
+        try:
+            reason = why_not(item, request)
+        except InputError as error:
+            if not request.skip_bad_items:
+                raise
+            print(f"left out: {error}")
+            reason = "bad"
+        if reason:
+            counts[reason] += 1
+            continue
+        days = chosen.setdefault(sentinel2.tile_of(item), {})
+        days.setdefault(sentinel2.solar_date(item), []).append(item)
+    counted = ", ".join(f"{count} {reason}" for reason, count in counts.items() if count)
+    print(f"found {len(items)} items" + (f"; left out: {counted}" if counted else ""))
     if not chosen:
         raise InputError(
-            f"year={config['year']}: found no item to use among {len(items)} ({told or 'none'}), "
-            "wanted some; look at mgrs_tile, bbox, year and max_cloud_cover"
+            f"year={request.made_with['year']}: found no item to use among {len(items)} "
+            f"({counted or 'none'}), wanted some; look at mgrs_tile, bbox, year and max_cloud_cover"
         )
     return chosen
 
 
-def parse_skipped(text, items):
-    """The ids of skip_items; InputError for one that no item has."""
-    skipped = {name.strip() for name in text.split(",")} - {""}
-    if unknown := sorted(skipped - {item.id for item in items}):
-        raise InputError(f"skip_items: found {unknown[0]}, wanted ids of the {len(items)} items")
-    return skipped
-
-
-def is_usable(item, bands, config):
-    """Whether an item has all that is needed; InputError if not, unless skip_bad_items=true."""
-    try:
-        sentinel2.check_assets(item, bands)
-        sentinel2.offset_of(item, config["offset"])
-    except InputError as error:
-        if not config["skip_bad_items"]:
-            raise
-        print(f"left out: {error}")
-        return False
-    return True
+def why_not(item, request):
+    """Why an item is left out, one of REASONS, or None. Raises InputError for one that is bad."""
+    if item.id in request.skip_items:
+        return "skip_items"
+    if request.mgrs_tile and sentinel2.tile_of(item) != request.mgrs_tile:
+        return "of another tile"
+    if not request.first <= sentinel2.solar_date(item) <= request.last:
+        return "of other dates"
+    if sentinel2.number_of(item, "eo:cloud_cover") > request.max_cloud_cover:
+        return "too cloudy"
+    sentinel2.check_assets(item, request.bands)
+    sentinel2.offset_of(item, request.offset)
+    return None
 
 
 def order_days(days):
@@ -148,66 +188,84 @@ def order_days(days):
 
     def first_choice(item):
         baseline = float(sentinel2.origin_of(item)["baseline"] or 0)
-        return -baseline, item.properties.get("eo:cloud_cover") or 0, item.id
+        return -baseline, sentinel2.number_of(item, "eo:cloud_cover"), item.id
 
     by_doy = sorted(days, key=lambda day: (day.timetuple().tm_yday, day))
     return [(day, sorted(days[day], key=first_choice)) for day in by_doy]
 
 
-def first_grid(items, bands, config):
+# ---- on which pixels -----------------------------------------------------------------------------
+
+
+def first_grid(items, request):
     """The grid of the first of a tile's items that can be read (without skip_bad_items: the first).
 
     Of one of its 10 m bands where it has one.
     """
-    item, *others = items
-    name = next((b for b in sentinel2.NATIVE_10M if sentinel2.find_asset(item, b)), bands[0])
-    try:
-        return sources.source_grid(item, name, config["retries"])
-    except sources.ItemError as error:
-        if not (config["skip_bad_items"] and others):
-            raise
-        print(f"not looked at for the grid: {error}")
-        return first_grid(others, bands, config)
+    for number, item in enumerate(items, 1):
+        found = [band for band in sentinel2.NATIVE_10M if sentinel2.find_asset(item, band)]
+        try:
+            return pixels.source_grid(item, [*found, request.bands[0]][0], request.retries)
+        except ItemError as error:
+            if not request.skip_bad_items or number == len(items):
+                raise
+            print(f"the grid is that of another item: {error}")
 
 
-def tile_grid(days, config):
+def tile_grid(days, request):
     """The pixels of a tile to read, an odc.geo GeoBox: the 10 m pixels of its source, or coarser.
 
     Cut to bbox, on pixel edges; None where bbox lies outside.
     """
-    bands = sentinel2.parse_bands(config["bands"])
-    grid = first_grid([item for _, items in days for item in items], bands, config)
-    if config["resolution"]:
-        grid = grid.zoom_to(resolution=config["resolution"])
-    if config["bbox"]:
-        geometry = sources.need("odc.geo.geom")
-        box = geometry.box(*sources.parse_bbox(config["bbox"]), "EPSG:4326")
-        if not grid.extent.to_crs("EPSG:4326").intersects(box):
+    grid = first_grid([item for _, items in days for item in items], request)
+    if request.resolution:
+        axes = grid.crs.proj.axis_info[:2]
+        if grid.crs.geographic or any(axis.unit_conversion_factor != 1 for axis in axes):
+            raise InputError(
+                f"resolution={request.resolution:g}: found pixels in {axes[0].unit_name} "
+                f"({grid.crs}), which no metres fit; wanted resolution=0, and stride= for fewer "
+                "pixels, or files in metres"
+            )
+        grid = grid.zoom_to(resolution=request.resolution)
+    if request.bbox:
+        outline = place.outline(grid.extent)
+        box = place.box_near(request.bbox, outline)
+        if not outline.intersects(box):
             return None
         grid = grid[grid.overlap_roi(grid.enclosing(box.to_crs(grid.crs)))]
-    return grid if min(grid.shape) >= config["stride"] else None
+    return grid if min(grid.shape) >= request.stride else None
 
 
-def make_plans(chosen, config):
-    """A Plan for each tile that is needed: with bbox, none that others cover already."""
-    kept = {key: config[key] for key in RESULT_KEYS}
-    plans, covered = [], None
+def make_plans(chosen, request):
+    """A Plan for each tile that is needed: with bbox, none that others cover already.
+
+    Raises InputError where there is none.
+    """
+    plans = []
     for tile, days in sorted(chosen.items()):
         ordered = order_days(days)
-        grid = tile_grid(ordered, config)
+        grid = tile_grid(ordered, request)
         if grid is not None:
-            plans.append(Plan(f"MGRS-{tile}", grid, config["stride"], ordered, kept))
-    if not config["bbox"]:
-        return plans
-    box = sources.need("odc.geo.geom").box(*sources.parse_bbox(config["bbox"]), "EPSG:4326")
-    needed = []
+            plans.append(Plan(f"MGRS-{tile}", grid, ordered, request))
+    if not plans:
+        raise InputError(
+            f"bbox={request.made_with['bbox']}: found no pixel of the items' tiles inside, wanted "
+            f"at least {request.stride} rows and columns (stride)"
+        )
+    return needed_plans(plans, request.bbox) if request.bbox else plans
+
+
+def needed_plans(plans, bbox):
+    """The plans that are needed to cover a box, the largest part of it first."""
+    middle, needed, covered = (bbox[0] + bbox[2]) / 2, [], None
     for plan in sorted(
         plans, key=lambda plan: (-plan.grid.shape[0] * plan.grid.shape[1], plan.name)
     ):
-        place = plan.grid.extent.to_crs("EPSG:4326") & box  # of two zones, rectangles lie askew
-        if covered is not None and covered.buffer(1e-6).contains(place):
+        outline = place.outline(plan.grid.extent, middle)
+        part = outline & place.box_near(bbox, outline)  # of two zones, rectangles lie askew
+        if covered is not None and covered.buffer(1e-6).contains(part):
             print(f"{plan.name}: not made, its part of bbox is covered by the others")
             continue
-        covered = place if covered is None else covered | place
+        covered = part if covered is None else covered | part
         needed.append(plan)
     return needed

@@ -8,11 +8,13 @@ Sources: Sentinel-2 products specification (SCL classes, processing baseline 04.
 of Element 84's earth-search, Microsoft's Planetary Computer and the Copernicus Data Space.
 """
 
+import math
 import re
 from datetime import date, timedelta
 
 import numpy as np
 
+from preparation.place import TILE, parse_tile
 from running.errors import InputError
 
 TESSERA_BANDS = ["B04", "B02", "B03", "B08", "B8A", "B05", "B06", "B07", "B11", "B12"]
@@ -40,6 +42,15 @@ ALIASES = {
 MAX_SCL, SNOW = 11, 11
 OFFSET = 1000  # of the digital numbers of baseline 04.00 and later
 OFFSET_BASELINE = 4.0
+TOOLBOX_BASELINE = 90.0  # 99.99 and its kin: made by a user's sen2cor, with or without the offset
+OFFSET_KEY = "local:offset"  # of an item's properties: to subtract, as the files themselves declare
+# properties of items, in the order in which they are believed
+TILE_KEYS = ("grid:code", "s2:mgrs_tile", "odc:region_code")
+TILE_PARTS = ("utm_zone", "latitude_band", "grid_square")  # after mgrs: or sentinel:
+BASELINE_KEYS = ("s2:processing_baseline", "sentinel:processing_baseline", "processing:version")
+NAME_KEYS = ("s2:product_uri", "sentinel:product_id", "title")  # that hold a product's name
+APPLIED_KEYS = ("earthsearch:boa_offset_applied", "sentinel:boa_offset_applied")
+FLAGS = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}
 
 
 def parse_bands(text):
@@ -76,7 +87,13 @@ def year_window(text):
 def solar_date(item):
     """The calendar day of an item by the sun over the middle of its tile's UTM zone."""
     zone = re.match(r"\d{2}", tile_of(item))
-    middle = int(zone[0]) * 6 - 183 if zone else (item.bbox[0] + item.bbox[2]) / 2  # degrees east
+    if zone:
+        middle = int(zone[0]) * 6 - 183  # degrees east
+    elif item.bbox:
+        west, east = item.bbox[0], item.bbox[len(item.bbox) // 2]
+        middle = (west + east + 360 * (west > east)) / 2  # across 180 degrees, west is larger
+    else:
+        raise InputError(f"{item.id}: found no bbox in the item, wanted one")
     moment = item.datetime or item.common_metadata.start_datetime
     if moment is None:
         raise InputError(f"{item.id}: found no datetime in the item, wanted one")
@@ -84,17 +101,34 @@ def solar_date(item):
 
 
 def tile_of(item):
-    """The MGRS tile of an item, like 33UUP. Raises InputError where the item does not tell."""
-    told = item.properties
-    parts = [told.get(f"mgrs:{key}", "") for key in ("utm_zone", "latitude_band", "grid_square")]
-    texts = [told.get("grid:code", ""), told.get("s2:mgrs_tile", ""), "".join(map(str, parts))]
-    for text in [*texts, item.id]:
-        found = re.search(r"(?<![A-Z0-9])T?(\d{1,2})([C-X][A-Z]{2})(?![A-Z0-9])", str(text).upper())
-        if found:
-            return found[1].zfill(2) + found[2]
-    if str(told.get("grid:code", "")).startswith("MGRS-"):
-        return told["grid:code"][5:]  # of local files: the name of their folder
+    """The MGRS tile of an item, like 33UUP. Raises InputError where the item names none."""
+    found = item.properties
+    texts = [found.get(key, "") for key in TILE_KEYS]
+    for prefix in ("mgrs", "sentinel"):
+        texts.append("".join(str(found.get(f"{prefix}:{part}", "")) for part in TILE_PARTS))
+    for text in texts:
+        tile = parse_tile(str(text))
+        if re.fullmatch(TILE, tile):
+            return tile
+    for name in [*(found.get(key, "") for key in NAME_KEYS), item.id]:
+        tile = re.search(rf"(?:^|[_.])T?{TILE}(?=[_.]|$)", str(name).upper())
+        if tile:
+            return tile[1].zfill(2) + tile[2]
+    if str(found.get("grid:code", "")).startswith("MGRS-"):
+        return found["grid:code"][5:]  # of local files: the name of their folder
     raise InputError(f"{item.id}: found no MGRS tile in the item, wanted grid:code or s2:mgrs_tile")
+
+
+def number_of(item, key):
+    """A number of an item's properties, which may be written as a text; 0 where it is missing."""
+    value = item.properties.get(key)
+    try:
+        number = float(0 if value is None else value)
+    except (TypeError, ValueError):
+        number = math.nan
+    if not math.isfinite(number):
+        raise InputError(f"{item.id}: found {key} {value!r}, wanted a number")
+    return number
 
 
 def find_asset(item, band):
@@ -120,14 +154,14 @@ def check_assets(item, bands):
 
 
 def baseline_of(item):
-    """Processing baseline of an item, like 5.0. Raises InputError where the item does not tell."""
-    told = item.properties
-    keys = ("s2:processing_baseline", "sentinel:processing_baseline", "processing:version")
-    texts = [told.get(key, "") for key in keys]
-    names = [told.get("s2:product_uri", ""), told.get("s2:datatake_id", ""), item.id]
+    """Processing baseline of an item, like 5.0. Raises InputError where the item names none."""
+    found = item.properties
+    texts = [str(found.get(key, "")) for key in BASELINE_KEYS]
+    names = [*(found.get(key, "") for key in NAME_KEYS), found.get("s2:datatake_id", ""), item.id]
     texts += [re.sub(r".*_N(\d{2})\.?(\d{2}).*", r"\1.\2", str(name)) for name in names]
     for text in texts:
-        if re.fullmatch(r"\d{1,2}\.\d{1,2}", str(text)):
+        text = re.sub(r"^N?(\d{2})(\d{2})$", r"\1.\2", text.strip())  # 0500, N0500
+        if re.fullmatch(r"\d{1,2}(\.\d{1,2})?", text):
             return float(text)
     raise InputError(
         f"{item.id}: found no processing baseline, wanted s2:processing_baseline in the item "
@@ -135,24 +169,63 @@ def baseline_of(item):
     )
 
 
-def offset_of(item, setting="auto"):
-    """What to subtract from the digital numbers of an item: 0 or 1000.
+def applied_of(item):
+    """Whether an item says that its offset is subtracted already; None where it does not say."""
+    answers = []
+    for key in APPLIED_KEYS:
+        value = item.properties.get(key)
+        if value is None or value == "":
+            continue
+        text = str(value).strip().lower()
+        if text not in FLAGS:
+            raise InputError(f"{item.id}: found {key} {value!r}, wanted true or false")
+        answers.append(FLAGS[text])
+    return any(answers) if answers else None
 
-    Baseline 04.00 and later add 1000; some providers subtract it again and say so in
-    `boa_offset_applied`. The date tells nothing: old dates are reprocessed. setting: auto; applied
-    or raw, whatever the item says (raw: by baseline alone, or 04.00 where it does not tell).
-    Raises InputError where auto finds no baseline.
+
+def offset_of(item, setting="auto"):
+    """What to subtract from the digital numbers of an item, mostly 0 or 1000.
+
+    What the files themselves declare comes first. Else by baseline: 04.00 and later add 1000, which
+    some providers subtract again and say so in `boa_offset_applied`. The date decides nothing: old
+    dates are reprocessed. setting: auto; applied (0) or raw (1000, or 0 of a baseline before 04.00)
+    whatever the files and the item say. Raises InputError where auto finds no answer.
     """
-    told = item.properties
-    applied = [told.get(f"{name}:boa_offset_applied") for name in ("earthsearch", "sentinel")]
-    if setting == "applied" or (setting == "auto" and True in applied):
+    if setting == "applied":
+        return 0
+    if setting == "auto" and OFFSET_KEY in item.properties:
+        return int(item.properties[OFFSET_KEY])
+    if setting == "auto" and applied_of(item):
         return 0
     try:
-        return OFFSET if baseline_of(item) >= OFFSET_BASELINE else 0
+        baseline = baseline_of(item)
     except InputError:
         if setting == "raw":
             return OFFSET
         raise
+    if setting == "auto" and baseline >= TOOLBOX_BASELINE:
+        raise InputError(
+            f"{item.id}: found the baseline {baseline:05.2f} of the sen2cor toolbox, wanted its "
+            "MTD_MSIL2A.xml (or offset=applied, offset=raw where you know)"
+        )
+    return OFFSET if baseline >= OFFSET_BASELINE else 0
+
+
+def read_tags(scale, offset):
+    """What the scale and offset tags of a raster of reflectance mean: (factor, offset or None).
+
+    Reflectance is scale * number + offset, from 0 to 1; without a scale (1) it is number + offset,
+    x 10000. factor: of the numbers, to be x 10000. offset: to subtract from them then; None where
+    the tags declare none. Raises InputError for tags that cannot be those of reflectance.
+    """
+    factor, unit = (1.0, 1) if scale == 1 else (scale * 10_000, 10_000)
+    number = -offset * unit
+    if not (0.01 <= factor <= 10 and 0 <= number <= 10_000 and abs(number - round(number)) < 0.01):
+        raise InputError(
+            f"found the tags scale {scale:g} and offset {offset:g}, wanted those of reflectance "
+            "(scale 0.0001 and offset 0 or -0.1, or none)"
+        )
+    return round(factor, 12), round(number) if offset else None
 
 
 def to_reflectance(numbers, offset):
@@ -182,15 +255,12 @@ def rank_pixels(classes, mask_name, clear_scl):
 
 
 def origin_of(item):
-    """What an item tells of its processing, for the record: baseline and whether it is harmonised.
+    """What an item says of its processing, for the record: baseline and whether it is harmonised.
 
-    None for what it does not tell.
+    None for what it does not say.
     """
-    told = item.properties
     try:
         baseline = f"{baseline_of(item):05.2f}"
     except InputError:
         baseline = None
-    flags = [told.get(f"{name}:boa_offset_applied") for name in ("earthsearch", "sentinel")]
-    applied = next((flag for flag in flags if flag is not None), None)
-    return {"baseline": baseline, "provider_applied_offset": applied}
+    return {"baseline": baseline, "provider_applied_offset": applied_of(item)}

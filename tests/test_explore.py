@@ -210,7 +210,7 @@ def test_median_colour_is_numpys(tmp_path):
         clear = np.load(tile / "masks.npy")[thin] > 0
         bands = np.load(tile / "bands.npy")[thin][..., [1, 3, 2]].astype(float)
         bands[~clear] = np.nan
-        wanted = np.nanquantile(bands, 0.5, axis=0, method="lower")
+        wanted = np.nanmedian(bands, axis=0)
         low, high = np.percentile(wanted.reshape(-1, 3), (2, 98), axis=0)
         wanted = ((wanted - low) / (high - low)).clip(0, 1) * 254 + 1
         np.testing.assert_allclose(found.reshape(wanted.shape), wanted, atol=1)

@@ -42,6 +42,7 @@ import train
 import train_classification
 from data import SHARDS, SentinelTimeSeriesDataset, iterate_batches
 from evaluation.validation import find_folds
+from running import files
 from running.checkpoints import cut_metrics, load_checkpoint
 from running.device import Runtime
 from running.errors import InputError, Stopped
@@ -209,7 +210,7 @@ def test_a_signal_to_all_processes_of_a_job_loses_nothing(dataset, tmp_path, wor
     os.killpg(process.pid, signal.SIGTERM)
     out, err = process.communicate(timeout=60)
     assert process.returncode == 143, err
-    assert "goes on" in out
+    assert "resumes" in out
     assert "Traceback" not in err
     step = lines(tmp_path / "stopped")[-1]["step"]
     assert load_checkpoint(tmp_path / "stopped/last.pt")["step"] == step > 8
@@ -414,11 +415,11 @@ def test_a_layout_of_three_validation_blocks_trains(tmp_path):
 
 
 def test_more_workers_than_shards_are_not_started(dataset):
-    data = SentinelTimeSeriesDataset(dataset, "toy", rank=0, world_size=40, batch_size=64)
+    data = SentinelTimeSeriesDataset(dataset, "toy", process=(0, 40), batch_size=64)
     assert SHARDS // 40 == 1
     assert len(list(iterate_batches(data, num_workers=5))) == data.steps_per_epoch
     with pytest.raises(InputError, match="65 processes: a batch is shared by at most 64"):
-        SentinelTimeSeriesDataset(dataset, "toy", world_size=65)
+        SentinelTimeSeriesDataset(dataset, "toy", process=(0, 65))
 
 
 def test_batches_of_one_pixel_are_refused(dataset, workplace, tmp_path):
@@ -456,7 +457,7 @@ def test_without_a_home_folder_the_cache_is_elsewhere(dataset, tmp_path):
 
 def test_the_cache_of_clear_counts_stays_small(dataset, tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    monkeypatch.setattr(tiles, "CACHE_FILES", 3)
+    monkeypatch.setattr(files, "CACHE_FILES", 3)
     for number in range(6):
         tile = Tile(make_tile(tmp_path / f"MGRS-{number}", (4, 4, 4, 2)))
         counts = tile.clear_counts()

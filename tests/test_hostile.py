@@ -24,7 +24,8 @@ from maps.reader import open_representations, read_provenance
 from running.checkpoints import load_checkpoint
 from running.errors import InputError
 from running.files import open_npy
-from tiles import Tile, is_georeferenced
+from tile_json import is_georeferenced
+from tiles import Tile
 
 EXAMPLES = {"npy": 3000, "tile.json": 1000, "checkpoint": 1000, "basis": 3500, "infer.json": 500}
 pytestmark = pytest.mark.filterwarnings("ignore")  # torch and numpy warn of what is damaged

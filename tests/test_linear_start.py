@@ -5,7 +5,8 @@ import pytest
 import torch
 
 from backbones import Classifier, TransformerEncoder
-from evaluation.classifiers import fit_classifier, fit_linear_start
+from evaluation.classifiers import fit_classifier
+from evaluation.networks import fit_linear_start
 
 
 def representations(num_classes, noise=1.0, seed=0):

@@ -27,12 +27,12 @@ from maps.land_cover import (
     class_areas,
     class_legend,
     fill_figure,
-    merge_classes,
     row_hectares,
 )
 from maps.reader import read_map
 from running.errors import InputError
 from running.files import create_npy
+from tile_json import merge_classes
 
 
 @pytest.fixture(scope="module")

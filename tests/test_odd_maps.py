@@ -22,7 +22,7 @@ from maps.reader import scales_path
 from preparation import simulated
 from running.config import check
 from running.errors import notice
-from tiles import read_tile_json
+from tile_json import read_tile_json
 
 SHAPE = (20, 30)
 

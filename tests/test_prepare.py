@@ -33,7 +33,6 @@ from stac_server import (
 
 import prepare_tiles
 from preparation import pixels, plan, sentinel2
-from preparation.pixels import PERMANENT
 from running.errors import InputError
 from running.files import lock_folder
 
@@ -205,9 +204,10 @@ def test_a_place_in_two_zones_is_made_of_one_tile(monkeypatch):
     """Each tile holds the bbox, and neither holds the other, whose rectangle lies askew."""
     box = geometry.box(11.95, 48.60, 12.05, 48.66, "EPSG:4326")
     grids = [GeoBox.from_geopolygon(box.to_crs(f"EPSG:{zone}"), 10) for zone in (32632, 32633)]
-    monkeypatch.setattr(prepare_tiles, "tile_grid", lambda days, config: grids.pop())
+    monkeypatch.setattr(plan, "tile_grid", lambda days, request: grids.pop())
     config = prepare_tiles.run_config | {"bbox": "11.95,48.60,12.05,48.66"}
-    assert len(prepare_tiles.make_plans({"32UQU": {}, "33UUP": {}}, config)) == 1
+    chosen = {"32UQU": {}, "33UUP": {}}
+    assert len(plan.make_plans(chosen, plan.parse_request(config))) == 1
 
 
 # ---- other sources -------------------------------------------------------------------------------
@@ -319,7 +319,7 @@ def test_an_asset_that_is_not_there_is_asked_for_once(world, tmp_path, fresh):
             prepare(tmp_path, bands="B03", **fresh)
     finally:
         path.with_suffix(".gone").rename(path)
-    assert not PERMANENT.search("'/vsicurl/http://host/20210404/B03.tif' not recognized")
+    assert not pixels._blame("'/vsicurl/http://host/20210404/B03.tif' not recognized")
 
 
 @pytest.fixture

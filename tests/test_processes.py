@@ -5,6 +5,7 @@ import subprocess
 import sys
 
 import pytest
+import torch
 from helpers import (
     ENVIRONMENT,
     ROOT,
@@ -19,7 +20,8 @@ from helpers import (
 )
 
 from backbones import BACKBONES
-from train import main
+from running.checkpoints import load_checkpoint
+from train import main, run_config
 
 
 @pytest.mark.parametrize("workers", [0, 2])
@@ -41,6 +43,37 @@ def test_two_processes_train_the_weights_of_one(dataset, tmp_path, backbone, wor
     assert [line["step"] for line in one] == [line["step"] for line in two]
     for key in ("loss", "val_loss", "rankme"):
         assert two[-1][key] == pytest.approx(one[-1][key], rel=1e-3)
+
+
+DEFAULTS = {key: run_config[key] for key in ("learning_rate", "blend", "mix_up", "prediction")}
+
+
+def test_two_processes_have_the_gradients_of_one(dataset, tmp_path):
+    """With the default recipe, of the first step, to rounding: AdamW keeps a tenth of them."""
+    config = tiny(dataset, tmp_path / "one", batch_size=61, max_steps=1, **DEFAULTS)
+    main(config)
+    assert torchrun({**config, "output_dir": str(tmp_path / "two")}).returncode == 0
+    one, two = (
+        torch.cat([state["exp_avg"].flatten() for state in moments.values()])
+        for moments in (
+            load_checkpoint(tmp_path / name / "last.pt")["optimiser_state"]["state"]
+            for name in ("one", "two")
+        )
+    )
+    assert one.norm() > 1e-3
+    assert (one - two).norm() < 1e-5 * one.norm()
+
+
+def test_two_processes_score_as_one_does_within_seeds(dataset, tmp_path):
+    """With the default recipe rounding grows to other weights, but not to other scores."""
+    losses = []
+    for seed in range(3):
+        config = tiny(dataset, tmp_path / f"{seed}", batch_size=64, max_steps=40, **DEFAULTS)
+        losses.append(main(config | {"seed": seed})["val_loss"])
+    config = {**config, "seed": 0, "output_dir": str(tmp_path / "two")}
+    assert torchrun(config).returncode == 0
+    difference = abs(lines(tmp_path / "two")[-1]["val_loss"] - losses[0])
+    assert difference < max(losses) - min(losses)
 
 
 def test_a_run_of_one_process_goes_on_with_two(dataset, tmp_path):

@@ -1,6 +1,7 @@
-"""What a run that goes on, starts over or shares a folder may not lose or mix up."""
+"""What a run that is resumed, starts over or shares a folder may not lose or mix up."""
 
 import os
+import shutil
 import signal
 
 import numpy as np
@@ -23,7 +24,7 @@ from helpers import (
 
 import train
 from running.checkpoints import load_checkpoint
-from running.errors import InputError, Stopped
+from running.errors import InputError, Stopped, notice
 from running.files import lock_folder
 from tiles import Tile
 
@@ -240,7 +241,7 @@ def test_a_run_that_goes_on_in_another_precision_says_so(dataset, tmp_path, caps
     assert not content["in_bf16"]
     torch.save(content | {"in_bf16": True}, path)
     train.main({**config, "max_steps": 4})
-    assert "out: begun in bfloat16, goes on in float32" in capsys.readouterr().out
+    assert "out: begun in bfloat16, resumes in float32" in capsys.readouterr().out
 
 
 def test_a_run_of_before_blending_is_not_blended_from_the_middle_on(dataset, tmp_path):
@@ -306,3 +307,44 @@ def test_fork_helpers_report_failures():
     """A child of the kill tests that fails must not count as one that ended well."""
     assert in_child(lambda: None) == 0
     assert in_child(lambda: 1 / 0) == 1
+
+
+@pytest.mark.parametrize("step", [6, 20])  # in mid-run, and when the run has ended
+def test_a_lost_best_is_said_and_chosen_anew(dataset, tmp_path, step, capsys):
+    """Regression: last.pt copied alone ended well and named a best.pt that was not there."""
+    keys = {"max_steps": 20, "val_interval": 4, "checkpoint_interval": 2}
+    train.main(tiny(dataset, tmp_path / "one", **keys | {"max_steps": step}))
+    (tmp_path / "two").mkdir()
+    shutil.copy(tmp_path / "one/last.pt", tmp_path / "two/last.pt")
+    capsys.readouterr()
+    notice.cache_clear()
+    train.main(tiny(dataset, tmp_path / "two", **keys))
+    assert "two/best.pt: found no file" in capsys.readouterr().out
+    best = load_checkpoint(tmp_path / "two/best.pt")
+    assert best["step"] > step or best["step"] == step == 20
+
+
+def test_bands_that_are_replaced_during_a_training_end_it(dataset, tmp_path, monkeypatch):
+    """Regression: half of the steps were of one file, half of another, and nobody said so."""
+    step_of, bands = train.train_step, tile_of(dataset) / "bands.npy"
+
+    def replacing(*arguments):
+        if arguments[6] == 5:
+            shutil.copy(bands, tmp_path / "new.npy")
+            (tmp_path / "new.npy").replace(bands)
+        return step_of(*arguments)
+
+    monkeypatch.setattr(train, "train_step", replacing)
+    with pytest.raises(InputError, match="bands.npy: found that it changed while it was read"):
+        train.main(tiny(dataset, tmp_path / "out", max_steps=8, checkpoint_interval=4))
+    assert load_checkpoint(tmp_path / "out/last.pt")["step"] == 4, "what was safe stays"
+
+
+def test_bands_that_were_corrected_in_place_are_other_data(dataset, tmp_path):
+    """Regression: with the statistics of before, a resumed run took them for the same."""
+    train.main(tiny(dataset, tmp_path / "out", max_steps=4))
+    bands = np.load(tile_of(dataset) / "bands.npy", mmap_mode="r+")
+    bands[bands > 1000] -= 1000
+    bands.flush()
+    with pytest.raises(InputError, match="found a run on other data .observations"):
+        train.main(tiny(dataset, tmp_path / "out", max_steps=8))

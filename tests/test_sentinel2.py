@@ -26,7 +26,7 @@ def test_overviews_are_never_read(tmp_path):
     item = pystac.Item("x", None, None, a_moment(), {})
     item.add_asset("SCL", pystac.Asset(str(tmp_path / "SCL.tif")))
     grid = source_grid(item, "SCL", 0)
-    found = read_band(item, "SCL", grid.zoom_to(resolution=80), "nearest", 0)
+    found, _ = read_band(item, "SCL", grid.zoom_to(resolution=80), "nearest", 0)
     assert found.shape == (300, 300) and set(np.unique(found)) <= {4, 9}
 
 
@@ -42,14 +42,14 @@ def test_larger_pixels_are_repeated_as_gdal_resamples_them(tmp_path, monkeypatch
         assert grid.shape == (SIZE, SIZE)
         windows = rng.integers(0, SIZE // 2, (6, 2)), rng.integers(1, SIZE // 2, (6, 2))
         grids = [grid[r : r + h, c : c + w] for (r, c), (h, w) in zip(*windows, strict=True)]
-        fast = [read_band(item, name, part, "nearest", 0) for part in grids]
-        edge = read_band(item, name, grid.pad(7), "nearest", 0)
+        fast = [read_band(item, name, part, "nearest", 0)[0] for part in grids]
+        edge, _ = read_band(item, name, grid.pad(7), "nearest", 0)
         np.testing.assert_array_equal(edge[7:-7, 7:-7], fill(array))
         assert not edge[:7].any() and not edge[:, -7:].any()
         with monkeypatch.context() as patch:
             patch.setattr(pixels, "_read_larger", lambda *_: None)
             for part, found in zip(grids, fast, strict=True):
-                wanted = read_band(item, name, part, "nearest", 0)
+                wanted, _ = read_band(item, name, part, "nearest", 0)
                 np.testing.assert_array_equal(found, wanted)
 
 

@@ -54,7 +54,7 @@ def test_a_frozen_backbone_stays_as_it_is(workplace, tmp_path):
 @pytest.mark.parametrize("loss", ["cross_entropy", "focal"])
 def test_learns_and_reports(workplace, tmp_path, head, loss):
     keywords = {"head": head, "loss": loss, "class_weights": loss == "focal", "epochs": 12}
-    scores = fine_tune(workplace, tmp_path / "out", backbone_learning_rate=3e-3, **keywords)
+    scores = fine_tune(workplace, tmp_path / "out", learning_rate=3e-3, **keywords)
     assert scores["overall_accuracy"] > 0.7, "two classes, half of the pixels each"
     saved = json.loads((tmp_path / "out/metrics.json").read_text())
     assert saved == json.loads(json.dumps(scores))
@@ -158,8 +158,10 @@ def test_a_frozen_encoder_and_a_linear_head_are_not_trained(workplace, tmp_path)
         ({"dataset_name": "other"}, r"MGRS-0: found \['X0'.*X5'\], wanted \['X0'"),
         ({"dataset_name": "bare"}, "found no labels.npy"),
         ({"output_dir": "/proc/no"}, "output_dir=/proc/no: not writable"),
-        ({"start_share": 0.5}, "start_share=0.5: wanted -1, or 0 to 1 with label_count"),
-        ({"start_share": -0.5, "label_count": 40}, "start_share=-0.5: wanted -1, or 0 to 1"),
+        (
+            {"checkpoint_path": "", "freeze_backbone": False, "backbone": "cnn", "sample_size": 0},
+            "sample_size=0: wanted 1 to 1000",
+        ),
     ],
 )
 def test_mistakes_of_fine_tuning(workplace, tmp_path, keywords, message):
@@ -178,19 +180,22 @@ def test_a_finished_run_is_not_overwritten(workplace):
         fine_tune(workplace, workplace / "classifier", epochs=1)
 
 
-def test_the_result_of_few_labels_is_a_mean_of_start_and_end(workplace, tmp_path):
+def test_the_result_of_few_labels_is_a_mean_of_start_and_end(workplace, tmp_path, monkeypatch):
     """Fine-tuning 100 labels of real tiles to the end was worse than not to train at all."""
-    keywords = {"label_count": 40, "epochs": 2}
-    parts = {}
-    for name, more in (
-        ("start", {"backbone_learning_rate": 1e-12, "learning_rate": 1e-12, "weight_decay": 0}),
-        ("mean", {}),
-        ("end", {"start_share": 0.0}),
-    ):
+    keywords, parts = {"label_count": 40, "epochs": 2}, {}
+    average, at_the_end = train_classification.average_with_start, {}
+
+    def spy(run, start, train):
+        at_the_end.update({key: v.clone() for key, v in run.model.state_dict().items()})
+        average(run, start, train)
+
+    monkeypatch.setattr(train_classification, "average_with_start", spy)
+    for name, more in (("start", {"learning_rate": 1e-12, "weight_decay": 0}), ("mean", {})):
         fine_tune(workplace, tmp_path / name, **keywords | more)
         content = load_checkpoint(tmp_path / name / "best.pt", ("classifier",))
-        parts[name] = content["backbone_state"] | content["head_state"]
-    assert any(not parts["start"][key].equal(parts["end"][key]) for key in parts["end"])
+        both = {"backbone": content["backbone_state"], "head": content["head_state"]}
+        parts[name] = {f"{k}.{key}": v for k, state in both.items() for key, v in state.items()}
+    assert any(not parts["start"][key].equal(value) for key, value in at_the_end.items())
     for key, value in parts["mean"].items():
-        expected = (parts["start"][key] + parts["end"][key]) / 2
+        expected = (parts["start"][key] + at_the_end[key]) / 2
         torch.testing.assert_close(value, expected.to(value.dtype), atol=1e-6, rtol=1e-5)
