@@ -65,7 +65,6 @@ run_config = {
 }
 
 FORMATS = ("float32", "float16", "int8")  # of representations on the disk
-# what a map depends on; labels, splits and class names in tile.json may come later
 
 
 # ---- what is to be mapped ------------------------------------------------------------------------
@@ -198,8 +197,8 @@ def check_header(path, checkpoint, num_classes):
             f"bands, mean and std of {sorted(lengths)} bands",
             f"{bands} as its backbone",
         )
-    elif type(min_valid) is not int or not 1 <= min_valid <= 65535:
-        found, wanted = f"min_valid {min_valid!r:.80}", "a whole number from 1 to 65535"
+    elif not 1 <= min_valid <= 65535:
+        found, wanted = f"min_valid {min_valid}", "1 to 65535"
     elif not _is_class_table(classes) or len(classes) != num_classes:
         found, wanted = f"classes {classes!r:.200}", f"{num_classes}: {TILE_JSON['classes'][1]}"
     else:
