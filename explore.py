@@ -4,10 +4,10 @@
     python explore.py output_dir=outputs max_mb=100 \\
         representation_path=outputs/MGRS-SIM1/representation_map.npy,outputs/MGRS-SIM2/representation_map.npy
 
-Copy explore.html wherever you like and open it in a browser: click a pixel to see its year and what
-is like it, drop a few labels, and a classifier maps all the rest at once. What infer.py wrote
-beside a map (classes, confidence, clear observations) goes in, and so does the tile where it is at
-hand (labels, median colour, series).
+Copy explore.html wherever you like and open it in a browser: click a pixel to see its year and the
+pixels like it, label a few pixels, and a classifier maps all others at once. The page also holds
+what infer.py wrote beside a map (classes, confidence, clear observations) and, where the tile is
+found, its labels, median colour and series.
 
 Shapes: H x W pixels of the page's grid, T dates, B bands, D dimensions of a representation, K of
 them kept by the PCA.
@@ -31,7 +31,6 @@ from explorer.scene import (
     read_series,
 )
 from maps.false_color import find_basis, sample_representations
-from maps.land_cover import merge_classes
 from maps.reader import check_together
 from running.config import check
 from running.device import start_runtime
@@ -39,6 +38,7 @@ from running.errors import InputError, notice
 from running.files import make_output_dir
 from running.log import refuse_training_folder, start_log
 from running.script import refuse_torchrun, run_script
+from tile_json import merge_classes
 
 run_config = {
     # input

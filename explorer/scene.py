@@ -94,7 +94,7 @@ def map_layers(scene):
         confidence = scene.thin(read_map(folder / "confidence.npy", shape, kind="f"))
         layers["confidence"] = (np.nan_to_num(confidence).clip(0, 1) * 255).round().astype(np.uint8)
     if (folder / "valid_count.npy").exists():
-        count = read_codes(folder / "valid_count.npy", shape, most=65535)
+        count = read_codes(folder / "valid_count.npy", shape, max_code=65535)
         layers["count"] = scene.thin(count).astype(np.uint16)
     elif scene.tile:
         layers["count"] = scene.thin(scene.tile.clear_counts())
