@@ -8,7 +8,6 @@ Maps with one basis match without a seam: a pixel's colour depends on its repres
 basis alone. The basis is fitted to a sample of the valid pixels of all maps of the call.
 """
 
-import os
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +16,7 @@ from matplotlib.image import imsave
 from maps.false_color import apply_basis, find_basis
 from maps.geotiff import write_geotiff
 from maps.reader import RepresentationMap, check_together, read_provenance
+from maps.writer import refuse_shared_folders
 from running.config import check
 from running.device import start_runtime
 from running.errors import InputError
@@ -51,18 +51,11 @@ def picture_folders(maps, config):
     Raises InputError where two maps would share a folder, or where maps of another tile or
     checkpoint lie.
     """
-    folders, taken = [], {}
-    for one in maps:
-        folder = Path(config["output_dir"] or one.path.parent)
-        if config["output_dir"] and len(maps) > 1:
-            folder = folder / one.name
-        folders.append(folder)
-        other = taken.setdefault(Path(os.path.realpath(folder)), one)
-        if other is not one:
-            raise InputError(
-                f"{one.path}: found {other.path} whose picture goes to {folder} too, wanted "
-                "folders of different names (or a call for each, with an output_dir of its own)"
-            )
+    folders = [Path(config["output_dir"] or one.path.parent) for one in maps]
+    if config["output_dir"] and len(maps) > 1:
+        folders = [folder / one.name for folder, one in zip(folders, maps, strict=True)]
+    refuse_shared_folders([one.path for one in maps], folders)
+    for one, folder in zip(maps, folders, strict=True):
         there = read_provenance(folder / "infer.json")
         mine = {key: one.info.get(key) for key in ("checkpoint_sha256", "tile_path")}
         differ = [key for key in mine if mine[key] and there.get(key, mine[key]) != mine[key]]

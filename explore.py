@@ -4,10 +4,10 @@
     python explore.py output_dir=outputs max_mb=100 \\
         representation_path=outputs/MGRS-SIM1/representation_map.npy,outputs/MGRS-SIM2/representation_map.npy
 
-Copy explore.html wherever you like and open it in a browser: click a pixel to see its year and what
-is like it, drop a few labels, and a classifier maps all the rest at once. What infer.py wrote
-beside a map (classes, confidence, clear observations) goes in, and so does the tile where it is at
-hand (labels, median colour, series).
+Copy explore.html wherever you like and open it in a browser: click a pixel to see its year and the
+pixels like it, label a few pixels, and a classifier maps all others at once. The page also holds
+what infer.py wrote beside a map (classes, confidence, clear observations) and, where the tile is
+found, its labels, median colour and series.
 
 Shapes: H x W pixels of the page's grid, T dates, B bands, D dimensions of a representation, K of
 them kept by the PCA.
@@ -25,7 +25,7 @@ from explorer.scene import (
     Scene,
     describe_place,
     embed,
-    legend_of,
+    legends_of,
     map_layers,
     median_layer,
     read_series,
@@ -34,10 +34,11 @@ from maps.false_color import find_basis, sample_representations
 from maps.reader import check_together
 from running.config import check
 from running.device import start_runtime
-from running.errors import InputError
+from running.errors import InputError, notice
 from running.files import make_output_dir
 from running.log import refuse_training_folder, start_log
 from running.script import refuse_torchrun, run_script
+from tile_json import merge_classes
 
 run_config = {
     # input
@@ -75,7 +76,22 @@ def open_scenes(config):
         raise InputError(f"tile_path: found {len(tiles)} tiles, wanted {len(paths)}, one a map")
     scenes = [Scene(path, tile) for path, tile in zip(paths, tiles, strict=True)]
     check_together(scenes)
+    notice_other_names(scenes)
     return scenes
+
+
+def notice_other_names(scenes):
+    """Print where one code has different names in the files of the maps and their tiles."""
+    sources = [(scene.path.with_name("infer.json"), scene.info) for scene in scenes]
+    sources += [(scene.tile.path / "tile.json", scene.tile.info) for scene in scenes if scene.tile]
+    names = [
+        (path, {"classes": {code: {"name": one["name"]} for code, one in classes.items()}})
+        for path, classes in ((path, info.get("classes", {})) for path, info in sources)
+    ]
+    try:
+        merge_classes(names)
+    except InputError as error:
+        notice(f"{error}; the page shows each map with its own names, and joins labels by name")
 
 
 def choose_stride(scenes, config):
@@ -102,7 +118,7 @@ def choose_stride(scenes, config):
             f"MB at stride={stride}, wanted that much{larger}"
         )
     if stride > 1:
-        print(f"thinned to every {stride}. row and column (max_mb={config['max_mb']:g})")
+        print(f"thinned to one of {stride} rows and columns (max_mb={config['max_mb']:g})")
     return allowed - needed(stride)
 
 
@@ -149,7 +165,7 @@ def pack_scene(scene, projection, basis, config, blobs, allowed):
         "fullWidth": scene.shape[1],
         "stride": scene.stride,
         "place": describe_place(scene.tile.info if scene.tile else scene.info, scene.shape[:2]),
-        "classes": legend_of(scene, layers),
+        **legends_of(scene, layers),
         "tileInfo": scene.tile.info if scene.tile else {},
         "embedding": blobs.add(values),
         "scales": blobs.add(scales),

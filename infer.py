@@ -25,7 +25,7 @@ from maps.geotiff import write_geotiff, write_representation_tif
 from maps.land_cover import class_legend, plot_class_map
 from maps.products import empty_maps, made_products, map_arrays, remove_products
 from maps.reader import read_provenance
-from maps.writer import MapWriter, quantise
+from maps.writer import MapWriter, quantise, refuse_shared_folders
 from running.checkpoints import load_checkpoint
 from running.config import check
 from running.device import start_runtime
@@ -65,7 +65,6 @@ run_config = {
 }
 
 FORMATS = ("float32", "float16", "int8")  # of representations on the disk
-# what a map depends on; labels, splits and class names in tile.json may come later
 
 
 # ---- what is to be mapped ------------------------------------------------------------------------
@@ -92,14 +91,7 @@ def output_folders(config, folders):
         outputs = [Path(config["output_dir"])]
     else:
         outputs = [Path(config["output_dir"]) / target.name for target in targets]
-    taken = {}
-    for folder, output_dir in zip(folders, outputs, strict=True):
-        other = taken.setdefault(output_dir, folder)
-        if other != folder:
-            raise InputError(
-                f"{folder}: found {other} that goes to {output_dir} too, wanted tiles of different "
-                "names (or one call for each, with an output_dir of its own)"
-            )
+    refuse_shared_folders(folders, outputs)
     return outputs
 
 
@@ -119,16 +111,11 @@ def skipping(config, bad, say=print):
         say(f"skipped: {error}")
 
 
-@dataclass
-class Job:
-    """A tile to map."""
-
-    tile: Tile
-    output_dir: Path
-
-
 def open_tiles(config, checkpoint, bad):
-    """A job for each tile that can be opened. Raises InputError where there is none."""
+    """All tiles that can be opened, and their output folders: [(tile, folder)].
+
+    Raises InputError where there is none.
+    """
     folders, jobs = find_tiles(config["tile_path"]), []
     for folder, output_dir in zip(folders, output_folders(config, folders), strict=True):
         with skipping(config, bad, notice):
@@ -139,7 +126,7 @@ def open_tiles(config, checkpoint, bad):
                     f"{folder / 'tile.json'}: found no crs and transform, wanted both for "
                     "representation_tif=true"
                 )
-            jobs.append(Job(tile, output_dir))
+            jobs.append((tile, output_dir))
     if not jobs:
         raise InputError(f"{config['tile_path']}: found {len(bad)} bad tiles and no good one")
     return jobs
@@ -198,19 +185,13 @@ def check_header(path, checkpoint, num_classes):
             f"bands, mean and std of {sorted(lengths)} bands",
             f"{bands} as its backbone",
         )
-    elif type(min_valid) is not int or not 1 <= min_valid <= 65535:
-        found, wanted = f"min_valid {min_valid!r:.80}", "a whole number from 1 to 65535"
-    elif not _is_class_table(classes) or len(classes) != num_classes:
+    elif not 1 <= min_valid <= 65535:
+        found, wanted = f"min_valid {min_valid}", "1 to 65535"
+    elif not is_class_table(classes) or len(classes) != num_classes:
         found, wanted = f"classes {classes!r:.200}", f"{num_classes}: {TILE_JSON['classes'][1]}"
     else:
         return
     raise InputError(f"{path}: found {found}, wanted {wanted}")
-
-
-def _is_class_table(classes):
-    """`is_class_table`, of what may come from a file that is not JSON."""
-    codes = classes if isinstance(classes, dict) else [0]
-    return all(isinstance(one, str) and one.isascii() for one in codes) and is_class_table(classes)
 
 
 def describe_source(tile):
@@ -284,13 +265,12 @@ def notice_empty(tile, min_valid):
         )
 
 
-def map_tile(job, model, config, runtime, made_by, stop):
+def map_tile(tile, output_dir, model, config, runtime, made_by, stop):
     """Write all files of one tile; infer.json, which marks it as done, comes last.
 
     Resumes a run that was stopped or killed. Raises Stopped by a signal, and InputError where the
     tile changes while it is read.
     """
-    tile, output_dir = job.tile, job.output_dir
     height, width = shape = tile.shape[1:3]
     # the bytes of a map depend on how its pixels are put into batches
     batches = [runtime.device.type, runtime.block_pixels, runtime.batch_dates, runtime.pad_dates]
@@ -344,9 +324,8 @@ def write_pictures(writer, tile, legend, output_dir, made_by):
         plot_class_map(class_map, legend, output_dir / "classification_map.png", tile.title)
     for one in made_products(made_by) if is_georeferenced(tile.info) else ():
         if one.geotiff:
-            path, names = output_dir / f"{one.name}.tif", None
-            if one.name == "classification_map":
-                names = legend
+            path, codes = output_dir / f"{one.name}.tif", one.name == "classification_map"
+            names = legend if codes else None
             write_geotiff(path, writer.read(one.name), tile.info, one.no_data, names)
     if made_by.get("representation_tif"):
         is_int8 = made_by["representation_format"] == "int8"
@@ -375,47 +354,45 @@ def main(config):
     # tiles, divided among the processes: all are looked at before the first is mapped
     bad, jobs = [], []
     opened = open_tiles(config, model.checkpoint, bad)
-    for job in opened[runtime.rank :: runtime.world_size]:
-        raise_if_stopped(stop, f"before {job.tile.name}")
-        done = is_done(job.output_dir, made_by | describe_source(job.tile), config["overwrite"])
+    for tile, output_dir in opened[runtime.rank :: runtime.world_size]:
+        raise_if_stopped(stop, f"before {tile.name}")
+        done = is_done(output_dir, made_by | describe_source(tile), config["overwrite"])
         with skipping(config, bad):
             if not done:
-                job.tile.clear_counts()  # reads all masks, and keeps the counts in the cache
-            jobs.append(job)
+                tile.clear_counts()  # reads all masks, and keeps the counts in the cache
+            jobs.append((tile, output_dir))
     if bad and not jobs and runtime.world_size == 1:
         raise InputError(f"{config['tile_path']}: found {len(bad)} bad tiles and no good one")
-    for job in jobs:
-        refuse_training_folder(make_output_dir(job.output_dir))
+    for _, output_dir in jobs:
+        refuse_training_folder(make_output_dir(output_dir))
 
     # maps
     with ExitStack() as stack:
         if jobs:
-            log = start_log(config, "infer", jobs[0].output_dir, runtime)
+            log = start_log(config, "infer", jobs[0][1], runtime)
             stack.callback(log.finish)  # at a signal too
-        for number, job in enumerate(jobs):
-            raise_if_stopped(stop, f"before {job.tile.name}")
-            with lock_folder(job.output_dir):
-                source = made_by | describe_source(job.tile)
-                if is_done(job.output_dir, source, config["overwrite"]):
-                    remove_parts(job.output_dir)
-                    print(f"{job.output_dir}: done already (overwrite=true maps it again)")
+        for number, (tile, output_dir) in enumerate(jobs):
+            raise_if_stopped(stop, f"before {tile.name}")
+            with lock_folder(output_dir):
+                source = made_by | describe_source(tile)
+                if is_done(output_dir, source, config["overwrite"]):
+                    remove_parts(output_dir)
+                    print(f"{output_dir}: done already (overwrite=true maps it again)")
                     continue
-                map_tile(job, model, config, runtime, source, stop)
-            log_map(log, number, job, made_by["classify"])
+                map_tile(tile, output_dir, model, config, runtime, source, stop)
+            log_map(log, number, tile, output_dir, made_by["classify"])
     if bad:
         print(f"{len(bad)} bad tiles skipped")
-    return [job.output_dir for job in jobs]
+    return [output_dir for _, output_dir in jobs]
 
 
-def log_map(log, number, job, classify):
-    """Print and log what lies in the folder of a tile that was mapped."""
-    valid = np.load(job.output_dir / "valid_count.npy", mmap_mode="r", allow_pickle=False)
+def log_map(log, number, tile, output_dir, classify):
+    """Print and log the files in the folder of a tile that was mapped."""
+    valid = np.load(output_dir / "valid_count.npy", mmap_mode="r", allow_pickle=False)
     log.line({"step": number, "median_valid_count": float(np.median(valid))})
-    names = ", ".join(sorted(path.name for path in job.output_dir.glob("*.*")))
-    print(f"{job.output_dir}: {names}")
+    print(f"{output_dir}: {', '.join(sorted(path.name for path in output_dir.glob('*.*')))}")
     if classify:
-        picture = job.output_dir / "classification_map.png"
-        log.images({f"classification_map/{job.tile.name}": picture})
+        log.images({f"classification_map/{tile.name}": output_dir / "classification_map.png"})
 
 
 if __name__ == "__main__":

@@ -68,7 +68,8 @@ def _is_transform(value, shape):
 def is_class_table(value, shape=None):
     """Whether a value is a class table of tile.json: {code: {"name": .., "color": ..}}."""
     return isinstance(value, dict) and all(
-        re.fullmatch(r"[1-9]\d{0,2}", code)
+        isinstance(code, str)
+        and re.fullmatch(r"[1-9][0-9]{0,2}", code)
         and int(code) <= 255
         and isinstance(entry, dict)
         and isinstance(entry.get("name"), str)

@@ -51,7 +51,7 @@ def read_pixels(config, labels_path):
     if not labels_path:
         raise InputError(f"{path}: found no infer.json that names labels, wanted labels_path=")
     labels = read_codes(labels_path, shape)
-    splits = read_codes(config["splits_path"], shape, most=TEST) if config["splits_path"] else None
+    splits = read_codes(config["splits_path"], shape, TEST) if config["splits_path"] else None
     parts = []
     for first, block in representations.blocks():
         rows = slice(first, first + len(block))

@@ -94,7 +94,7 @@ def map_layers(scene):
         confidence = scene.thin(read_map(folder / "confidence.npy", shape, kind="f"))
         layers["confidence"] = (np.nan_to_num(confidence).clip(0, 1) * 255).round().astype(np.uint8)
     if (folder / "valid_count.npy").exists():
-        count = read_codes(folder / "valid_count.npy", shape, most=65535)
+        count = read_codes(folder / "valid_count.npy", shape, max_code=65535)
         layers["count"] = scene.thin(count).astype(np.uint16)
     elif scene.tile:
         layers["count"] = scene.thin(scene.tile.clear_counts())
@@ -205,12 +205,25 @@ def geographic_grid(crs, x, y):
     return {"grid": {"rows": x.shape[0], "columns": x.shape[1], "lon": lon, "lat": lat}}
 
 
-def legend_of(scene, layers):
-    """{code: {"name", "color"}} of the codes of class map and labels, and of all that are named."""
-    codes = {int(c) for key in ("classes", "labels") for c in np.unique(layers.get(key, []))}
-    named = scene.tile.info.get("classes") if scene.tile else None
-    named = named or scene.info.get("classes") or {}
-    legend = class_legend(codes | {int(code) for code in named}, named)
+def legends_of(scene, layers):
+    """Names and colours of classes for the page: {"classes": {code: {"name", "color"}}}.
+
+    Of all codes that occur or have a name. Where the classifier names a code otherwise than the
+    tile, "classes" are those of the labels, and "mapClasses" those of the class map.
+    """
+    tile = (scene.tile.info.get("classes") if scene.tile else None) or {}
+    classifier = scene.info.get("classes") or {}
+    labels, class_map = (layers.get(key, np.zeros(0, np.uint8)) for key in ("labels", "classes"))
+    both = tile.keys() & classifier.keys()
+    if all(tile[code]["name"] == classifier[code]["name"] for code in both):
+        codes = np.union1d(labels, class_map)
+        return {"classes": _legend(codes, classifier | tile)}
+    return {"classes": _legend(labels, tile), "mapClasses": _legend(class_map, classifier)}
+
+
+def _legend(codes, named):
+    """{code: {"name", "color"}} of an array of codes and of the classes `named` in tile.json."""
+    legend = class_legend({*np.unique(codes).tolist(), *map(int, named)}, named)
     for index, (code, entry) in enumerate(legend.items()):
         known = named.get(str(code), {}) if named else WORLDCOVER.get(code, {})
         if "color" not in known:

@@ -29,13 +29,13 @@ def read_map(path, shape=(), kind="iu"):
     return array
 
 
-def read_codes(path, shape=(), most=255):
-    """A map (H, W) of integers from 0 to `most`, memory-mapped; InputError for anything else."""
+def read_codes(path, shape=(), max_code=255):
+    """A map (H, W) of integers 0 .. max_code, memory-mapped; InputError for anything else."""
     codes = read_map(path, shape)
     for _, block in row_blocks(codes):
-        if block.min() < 0 or block.max() > most:
+        if block.min() < 0 or block.max() > max_code:
             found = f"{block.min()} to {block.max()}"
-            raise InputError(f"{path}: found codes {found}, wanted 0 to {most}")
+            raise InputError(f"{path}: found codes {found}, wanted 0 to {max_code}")
     return codes
 
 

@@ -115,3 +115,15 @@ def quantise(representations):
     safe = np.where(np.isfinite(scale) & (scale > 0), scale, 1)[..., None]
     values = np.nan_to_num(representations / safe).round().astype(np.int8)
     return values, scale.astype(np.float32)
+
+
+def refuse_shared_folders(sources, folders):
+    """Raise InputError where the files of two sources, tiles or maps, would go to one folder."""
+    taken = {}
+    for source, folder in zip(sources, folders, strict=True):
+        other = taken.setdefault(os.path.realpath(folder), source)
+        if other != source:
+            raise InputError(
+                f"{source}: found {other} that goes to {folder} too, wanted folders of different "
+                "names (or one call for each, with an output_dir of its own)"
+            )

@@ -445,9 +445,10 @@ def name_classes(*codes, **entry):
         ({"classes": name_classes("40", "95", name=7)}, "wanted 2: codes 1 to 255"),
         ({"classes": [40, 95]}, "wanted 2: codes 1 to 255"),
         ({"classes": None}, "wanted 2: codes 1 to 255"),
-        ({"min_valid": "ten"}, "found min_valid 'ten', wanted a whole number from 1 to 65535"),
-        ({"min_valid": 2.5}, "found min_valid 2.5, wanted"),
-        ({"min_valid": 0}, "found min_valid 0, wanted"),
+        ({"min_valid": "ten"}, "found no usable config in the checkpoint"),
+        ({"min_valid": 2.5}, "found no usable config in the checkpoint"),
+        ({"min_valid": 0}, "found min_valid 0, wanted 1 to 65535"),
+        ({"min_valid": 1 << 20}, "found min_valid 1048576, wanted 1 to 65535"),
         ({"mean": torch.ones(3)}, r"of \[3, 4\] bands, wanted 4 as its backbone"),
         (
             {"bands": ["B02"], "mean": torch.ones(1), "std": torch.ones(1)},
