@@ -269,8 +269,7 @@ def test_test_pixels_that_the_encoder_may_have_seen_are_declared(workplace, tmp_
     said = "pretrained/best.pt: found that it was trained with another split of 1 of 2 tiles (first"
     assert said in capsys.readouterr().out
 
-    # the classifier has trained with both splits, whichever comes next
-    (tile_of(base_path) / "splits.npy").unlink()
+    # this classifier's encoder has trained with both splits
     keywords["checkpoint_path"] = tmp_path / "other/best.pt"
     fine_tune(workplace, tmp_path / "again", **keywords)
     assert "other/best.pt: found that it was trained with another split" in capsys.readouterr().out
