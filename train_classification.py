@@ -95,6 +95,7 @@ INHERITED = ("backbone", *BACKBONE_KEYS, "min_valid", "block_size", "split_seed"
 # what may differ when a run is resumed, since the weights do not depend on it
 FREE_KEYS = {"output_dir", "overwrite", "device", "num_workers", "wandb_mode", "base_path"}
 FREE_KEYS |= {"skip_bad_tiles", "checkpoint_path"}
+OLD_KEYS = {"start_share": -1.0, "warmup_fraction": WARMUP}  # a run that had others cannot resume
 
 
 def check_config(config):
@@ -396,9 +397,9 @@ def fine_tune(config, checkpoint, splits, legend, output_dir, runtime):
     header = make_header(config, checkpoint, arguments, splits, legend)
 
     # the run, from the head's start or from where an earlier run stopped
-    last = find_last(
-        output_dir, "classifier", config, header["data"], run_config, FREE_KEYS, runtime
-    )
+    old = OLD_KEYS | {"backbone_learning_rate": config["learning_rate"]}
+    keys, defaults, data = {**config, **old}, run_config | old, header["data"]
+    last = find_last(output_dir, "classifier", keys, data, defaults, FREE_KEYS, runtime)
     averages = config["label_count"] > 0 and starts_from_probe(config)
     if averages or (last is None and starts_from_probe(config)):
         start_head(classifier, config, train, legend, runtime)

@@ -269,8 +269,7 @@ def test_test_pixels_that_the_encoder_may_have_seen_are_declared(workplace, tmp_
     said = "pretrained/best.pt: found that it was trained with another split of 1 of 2 tiles (first"
     assert said in capsys.readouterr().out
 
-    # the classifier has trained with both splits, whichever comes next
-    (tile_of(base_path) / "splits.npy").unlink()
+    # this classifier's encoder has trained with both splits
     keywords["checkpoint_path"] = tmp_path / "other/best.pt"
     fine_tune(workplace, tmp_path / "again", **keywords)
     assert "other/best.pt: found that it was trained with another split" in capsys.readouterr().out
@@ -313,3 +312,21 @@ def test_few_labels_need_no_best_to_resume(workplace, tmp_path, capsys):
     assert fine_tune(workplace, tmp_path / "out", **keywords) == scores
     assert "no whole checkpoint" not in capsys.readouterr().out
     assert (tmp_path / "out/last.pt").stat().st_mtime_ns == stamp, "trained again"
+
+
+def test_a_run_of_an_older_version_resumes_unless_it_trained_otherwise(workplace, tmp_path):
+    """Its config has keys that are gone, and two groups of parameters with a "peak"."""
+    keywords = {"epochs": 2, "learning_rate": 3e-3}
+    scores, last = fine_tune(workplace, tmp_path / "out", **keywords), tmp_path / "out/last.pt"
+    content = load_checkpoint(last)
+    for group in content["optimiser_state"]["param_groups"]:
+        group["peak"] = 3e-3
+    old = {"backbone_learning_rate": 3e-3, "start_share": -1.0, "warmup_fraction": 0.05}
+    torch.save(content | {"config": content["config"] | old}, last)
+    stamp = last.stat().st_mtime_ns
+    assert fine_tune(workplace, tmp_path / "out", **keywords) == scores
+    assert last.stat().st_mtime_ns == stamp, "trained again"
+    old["backbone_learning_rate"] = 1e-4
+    torch.save(content | {"config": content["config"] | old}, last)
+    with pytest.raises(InputError, match=r"another backbone_learning_rate=0.003 \(was 0.0001\);"):
+        fine_tune(workplace, tmp_path / "out", **keywords)
