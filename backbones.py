@@ -1,7 +1,7 @@
-"""Encoders of pixel series, their encoding of the day of year, classification heads, their loss.
+"""Encoders of pixel series, classification heads and their loss.
 
 Every backbone takes x (N, S, B), standardised bands, and doys (N, S), days of year, and gives
-representations (N, D). All read the day of year itself, never a date's position in the series.
+representations (N, D). All read the day of year itself, never the position of a date in the series.
 Shapes: N pixels, S dates, B bands, W width of the network, D = latent_dim, C classes.
 """
 
@@ -21,7 +21,7 @@ from transforms import encode_days
 
 
 class SimpleMLP(nn.Module):
-    """All dates of a series, with their days, side by side through dense layers.
+    """Dense layers on all dates of a series and their days, side by side.
 
     Takes exactly `sample_size` dates. num_bands: B; width: of the hidden layers; depth: how many;
     day_cycles: highest harmonic of the days, 0 for 4.
@@ -179,7 +179,7 @@ def attention_pool(score, x, padding_mask=None):
 #   latent_dim    D of the representations that forward(x, doys) gives
 #   sample_size   dates it was built for, which inference draws where any_length is False
 #   any_length    whether it takes series of any length; then forward(x, doys, padding_mask) too
-# and, where the attention head shall work on it, features of each date and their pooling:
+# and, for the attention head, features of each date and their pooling:
 #   date_dim, date_features(x, doys[, padding_mask]) -> (N, S, date_dim)
 #   pool(features[, padding_mask]) -> (N, D)
 # Register it here. A new knob is named in BACKBONE_KEYS and gets its default in the run_config of
@@ -323,19 +323,21 @@ class Classifier(nn.Module):
 def focal_loss(logits, target, gamma, weight=None):
     """Focal Loss (Lin et al. 2017), in float32: cross-entropy times (1 - p)^gamma; gamma 0: plain.
 
-    logits: (N, C); target: (N,) class numbers; weight: (C,) of the classes, or None.
+    logits: (N, C); target: (N,) class numbers; weight: (C,) of the classes, or None. Gradients are
+    finite for every gamma, 0 for a pixel whose p is 1.
     """
     loss = F.cross_entropy(logits.float(), target, weight=weight, reduction="none")
     if gamma:
         probability = logits.float().softmax(1).gather(1, target[:, None])[:, 0]
-        loss = (1 - probability) ** gamma * loss
+        # a power below 1 has an infinite slope at 0, which times the loss of 0 would be NaN
+        loss = (1 - probability).clamp(min=torch.finfo(torch.float32).tiny) ** gamma * loss
     return loss.mean() if weight is None else loss.sum() / weight[target].sum()
 
 
 def load_backbone(checkpoint):
     """The backbone of a checkpoint (`load_checkpoint`), all keys matched, in eval mode.
 
-    Raises InputError for weights that are not finite, or do not fit the backbone that it tells of.
+    Raises InputError for weights that are not finite, or do not fit the backbone that it names.
     """
     with _one_line("backbone"):
         backbone = build_backbone(**checkpoint["backbone"])
@@ -345,7 +347,7 @@ def load_backbone(checkpoint):
 
 @contextmanager
 def _one_line(part):
-    """Tell in one line what is wrong with a part of a checkpoint."""
+    """InputError of one line for a part of a checkpoint that cannot be built."""
     try:
         yield
     except (ValueError, TypeError, KeyError, AttributeError, RuntimeError) as error:

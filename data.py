@@ -5,7 +5,6 @@ Shapes: N pixels of a batch, V views, S sampled dates, T dates, B bands.
 
 import hashlib
 import signal
-import zlib
 from itertools import pairwise
 
 import numpy as np
@@ -14,6 +13,7 @@ import torch.nn.functional as F
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from running.errors import InputError
+from tile_json import merge_classes
 from tiles import (
     TEST,
     TRAIN,
@@ -24,6 +24,7 @@ from tiles import (
     tiles_folder,
 )
 from transforms import clear_dates, sample_dates, standardise
+from utils import keep_classes
 
 SHARDS = 64  # of a chunk: at most this number of processes x workers can share one
 BLOCK_PIXELS = 2048  # pixels of a block, which is read in one piece
@@ -41,8 +42,8 @@ class _PixelDataset(IterableDataset):
     split: a key of SPLITS; the splits of `Tile.split_map(block_size, split_seed)` that take part.
     label_count: take N of the pixels, chosen at random; 0 for all.
     seed: of the order, the views and the choice of label_count.
-    mean, std: (B,) statistics to standardise with; None for those pooled over the tiles.
-    rank, world_size: of the processes that share each batch.
+    statistics: mean (B,) and deviation (B,) to standardise with; None: pooled over the tiles.
+    process: rank and number of the processes that share each batch.
 
     tiles -> blocks   rows of a tile; each epoch puts the blocks of all tiles in a random order
     -> stream         the chosen pixels of one block after the other
@@ -61,13 +62,8 @@ class _PixelDataset(IterableDataset):
     worker of a DataLoader, that worker's part of each. `iterate_batches` standardises them.
     """
 
-    SPLITS = {
-        "all": (0, TRAIN, VALIDATION, TEST),
-        "train": (TRAIN,),
-        "validation": (VALIDATION,),
-        "test": (TEST,),
-        "train+validation": (0, TRAIN, VALIDATION),
-    }
+    SPLITS = {"train": (TRAIN,), "validation": (VALIDATION,), "test": (TEST,)}
+    SPLITS |= {"all": (0, TRAIN, VALIDATION, TEST), "train+validation": (0, TRAIN, VALIDATION)}
 
     def __init__(
         self,
@@ -80,29 +76,26 @@ class _PixelDataset(IterableDataset):
         split_seed=0,
         label_count=0,
         seed=0,
-        mean=None,
-        std=None,
-        rank=0,
-        world_size=1,
+        statistics=None,
+        process=(0, 1),
     ):
-        if world_size > SHARDS:
-            raise InputError(f"{world_size} processes: a batch is shared by at most {SHARDS}")
+        (self.rank, self.world_size), self.batch_size = process, batch_size
+        if self.world_size > SHARDS:
+            raise InputError(f"{self.world_size} processes: a batch is shared by at most {SHARDS}")
         self.tiles, self.seed, self.min_valid = tiles, seed, max(1, min_valid)
         self.split, self.block_size, self.split_seed = split, block_size, split_seed
-        self.rank, self.world_size, self.batch_size = rank, world_size, batch_size
         self.band_names, self.num_bands = find_band_names(tiles), tiles[0].shape[3]
         clear_total = self._choose_pixels()
         if label_count:
             self._sample_labels(label_count)
-        self._plan_epoch(batch_size)
-        if mean is None:
-            mean, std = pool_statistics(tiles, clear_total)
-        self.mean, self.std = torch.as_tensor(mean), torch.as_tensor(std)
-        self._arrays = []
+        self._plan_epoch()
+        statistics = statistics or pool_statistics(tiles, clear_total)
+        (self.mean, self.std), self._arrays = map(torch.as_tensor, statistics), []
 
     def _choose_pixels(self):
         """Find the pixels that take part. Returns the clear observations of each tile."""
         self._chosen, clear_total, max_clear = [], [], 0  # one bit a pixel stays in memory
+        self.split_hashes = {}  # of the split map of each tile
         # a tile without labels may show the ground that another one tests
         tests_nothing = not any(tile.has_labels for tile in self.tiles)
         for tile in self.tiles:
@@ -112,66 +105,58 @@ class _PixelDataset(IterableDataset):
             split = tile.split_map(self.block_size, self.split_seed)
             if tests_nothing and tile.splits is None:
                 split[split == TEST] = TRAIN
+            self.split_hashes[tile.path.name] = hashlib.sha256(split).hexdigest()[:12]
             chosen = (clear >= self.min_valid) & np.isin(split, self.SPLITS[self.split])
             if self.labelled:
                 chosen &= np.asarray(tile.labels) > 0
             self._chosen.append(np.packbits(chosen, axis=1))
         if not any(chosen.any() for chosen in self._chosen):
-            labelled = "labelled " if self.labelled else ""
-            mend = (
-                "splits.npy, or a smaller block_size from pretraining on"
-                if max_clear >= self.min_valid
-                else "clearer tiles"
-            )
+            few = max_clear < self.min_valid
+            mend = "clearer tiles" if few else "splits.npy, or a smaller block_size from the start"
             raise InputError(
-                f"{self.tiles[0].path.parent}: found no {labelled}pixel (split={self.split}, "
-                f"block_size={self.block_size}) with at least min_valid={self.min_valid} clear "
-                f"observations; the clearest pixel has {max_clear}; wanted {mend}"
+                f"{self.tiles[0].path.parent}: found no {'labelled ' * self.labelled}pixel "
+                f"(split={self.split}, block_size={self.block_size}) with at least "
+                f"min_valid={self.min_valid} clear observations; the clearest pixel has "
+                f"{max_clear}; wanted {mend}"
             )
         return clear_total
 
-    def _sample_labels(self, label_count):
-        """Keep label_count of the chosen pixels, at random."""
-        tiles = [np.flatnonzero(self._unpack(index)) for index in range(len(self.tiles))]
-        ends = np.cumsum([len(pixels) for pixels in tiles])
+    def _sample_labels(self, label_count, every_class=False):
+        """Keep label_count of the chosen pixels, at random; every_class: see `keep_classes`."""
+        ends = np.cumsum([np.bitwise_count(chosen).sum(dtype=int) for chosen in self._chosen])
+        rng, is_kept = np.random.default_rng(self.seed), np.zeros(ends[-1], bool)
         if label_count > ends[-1]:
-            raise InputError(
-                f"{self.tiles[0].path.parent}: found {ends[-1]} labelled pixels "
-                f"(split={self.split}), wanted label_count={label_count}"
-            )
-        kept = np.random.default_rng(self.seed).choice(ends[-1], label_count, replace=False)
-        for index, pixels in enumerate(tiles):
-            start = ends[index] - len(pixels)
-            here = kept[(kept >= start) & (kept < ends[index])]
-            chosen = np.zeros(self.tiles[index].shape[1:3], bool)
-            chosen.flat[pixels[here - start]] = True
+            found = f"{self.tiles[0].path.parent}: found {ends[-1]} labelled pixels"
+            raise InputError(f"{found} (split={self.split}), wanted label_count={label_count}")
+        kept = rng.choice(ends[-1], label_count, replace=False)
+        if every_class:
+            kept = keep_classes(kept, self.read_labels(), rng)
+        is_kept[kept] = True
+        for index, part in enumerate(np.split(is_kept, ends[:-1])):
+            chosen = self.pixel_mask(index)
+            chosen[chosen.copy()] = part
             self._chosen[index] = np.packbits(chosen, axis=1)
 
-    def _plan_epoch(self, batch_size):
+    def _plan_epoch(self):
         """List the blocks that hold the chosen pixels, and count the batches of an epoch."""
-        blocks = []
-        for index, tile in enumerate(self.tiles):
-            for first, last in tile.row_ranges(BLOCK_PIXELS):
-                count = int(np.bitwise_count(self._chosen[index][first:last]).sum())
-                if count:
-                    blocks.append((index, first, last, count))
-        self._blocks = np.array(blocks)
+        blocks = [
+            (index, first, last, np.bitwise_count(self._chosen[index][first:last]).sum(dtype=int))
+            for index, tile in enumerate(self.tiles)
+            for first, last in tile.row_ranges(BLOCK_PIXELS)
+        ]
+        self._blocks = np.array([block for block in blocks if block[3]])
         self.num_pixels = int(self._blocks[:, 3].sum())
         self.longest = max(tile.shape[0] for tile in self.tiles)
-        self.steps_per_epoch = -(-self.num_pixels // batch_size)
+        self.steps_per_epoch = -(-self.num_pixels // self.batch_size)
         dates = self.num_views * self.sample_size if self.sample_size else self.longest
         chunk_pixels = min(CHUNK_PIXELS, CHUNK_BYTES // (2 * dates * self.num_bands))
         self._chunk_steps = max(1, chunk_pixels * self.steps_per_epoch // self.num_pixels)
         self.set_steps(0, self.steps_per_epoch)
 
-    def _unpack(self, tile_index, rows=(0, None)):
-        """Whether each pixel of some rows takes part, (rows, W) of 0 and 1."""
+    def pixel_mask(self, tile_index, rows=(0, None)):
+        """Whether each pixel of a tile, or of some of its rows, takes part, (H, W) bool."""
         bits = self._chosen[tile_index][slice(*rows)]
-        return np.unpackbits(bits, axis=1, count=self.tiles[tile_index].shape[2])
-
-    def pixel_mask(self, tile_index):
-        """Whether each pixel of a tile takes part, (H, W) bool."""
-        return self._unpack(tile_index).astype(bool)
+        return np.unpackbits(bits, axis=1, count=self.tiles[tile_index].shape[2]).astype(bool)
 
     def refuse_single_pixels(self):
         """Raise InputError where batches would have one pixel: BatchNorm needs two."""
@@ -203,7 +188,7 @@ class _PixelDataset(IterableDataset):
     def check_unchanged(self):
         """Raise InputError where a file of observations has changed since it was opened."""
         for tile in self.tiles:
-            tile.check_unchanged()
+            tile.watch.check()
 
     def set_steps(self, first, last):
         """Iterate the batches first .. last - 1 of training, over as many epochs as it takes."""
@@ -275,7 +260,7 @@ class _PixelDataset(IterableDataset):
             block = np.searchsorted(ends, place, side="right")
             tile_index, first, last, count = self._blocks[order[block]]
             begin = place - (ends[block] - count)
-            chosen = np.flatnonzero(self._unpack(tile_index, (first, last)))
+            chosen = np.flatnonzero(self.pixel_mask(tile_index, (first, last)))
             chosen = chosen[begin : begin + stop - place]
             pixels.append(chosen + first * self.tiles[tile_index].shape[2])
             tiles.append(np.full(len(chosen), tile_index))
@@ -315,11 +300,6 @@ class _PixelDataset(IterableDataset):
         return [torch.cat(arrays) for arrays in zip(*parts, strict=True)]
 
 
-def fingerprint_observations(*tile_lists):
-    """{name: hash} of a sample of the observations of tiles, compared on resume."""
-    return {tile.path.name: tile.fingerprint() for tiles in tile_lists for tile in tiles}
-
-
 def iterate_batches(dataset, num_workers=0, runtime=None):
     """Yield a data set's batches, read by `num_workers` processes (0: by this one).
 
@@ -351,7 +331,21 @@ def _read_batches(dataset, num_workers):
     parts = iter(loader)
     for first in parts:
         rest = [next(parts) for _ in range(num_workers - 1)]
-        yield dataset.merge([first, *rest]) if rest else first
+        yield _join([first, *rest]) if rest else first
+
+
+def _join(parts):
+    """A batch from its parts; series are padded with doy 0 to the longest."""
+    batch = []
+    for arrays in zip(*parts, strict=True):
+        if arrays[0].ndim > 1:
+            longest = max(part.shape[1] for part in arrays)
+            arrays = [
+                F.pad(part, (0, 0) * (part.ndim - 2) + (0, longest - part.shape[1]))
+                for part in arrays
+            ]
+        batch.append(torch.cat(arrays))
+    return tuple(batch)
 
 
 def _leave_signals_to_trainer(_):
@@ -385,9 +379,6 @@ class SentinelTimeSeriesDataset(_PixelDataset):
         dates = sample_dates(self._read_clear(tiles, pixels), self.sample_size, random)
         return self._read_dates(tiles, pixels, dates)
 
-    def merge(self, parts):
-        return tuple(torch.cat(arrays) for arrays in zip(*parts, strict=True))
-
 
 class SentinelTimeSeriesDatasetForDownstreaming(_PixelDataset):
     """Labelled pixels of one split: series, days and label, in batches.
@@ -400,7 +391,7 @@ class SentinelTimeSeriesDatasetForDownstreaming(_PixelDataset):
     sample_size: S dates sampled anew each epoch; 0 for all clear observations in order, padded at
         the end with doy 0 to the longest series of the batch.
     label_count: take N of the labelled pixels, chosen at random; 0 for all.
-    Keywords, order and errors as in `_PixelDataset`.
+    Keywords, order and errors as in `_PixelDataset`; two names of one code raise InputError, too.
     """
 
     labelled, num_views = True, 1
@@ -421,8 +412,20 @@ class SentinelTimeSeriesDatasetForDownstreaming(_PixelDataset):
         if not tiles:
             folder = tiles_folder(base_path, dataset_name)
             raise InputError(f"{folder}: found no labels.npy, wanted at least one labelled tile")
+        self.classes = merge_classes([(tile.path / "tile.json", tile.info) for tile in tiles])
         self.sample_size = sample_size
         super().__init__(tiles, split=split, **keywords)
+
+    def read_labels(self):
+        """Codes of the pixels that take part, (N,) uint8, tile by tile."""
+        labels = [tile.labels[self.pixel_mask(index)] for index, tile in enumerate(self.tiles)]
+        return np.concatenate(labels)
+
+    def keep_at_most(self, max_pixels):
+        """Of more pixels keep max_pixels, chosen at random so that every class stays."""
+        if self.num_pixels > max_pixels:
+            self._sample_labels(max_pixels, every_class=True)
+            self._plan_epoch()
 
     def _read_pixels(self, tiles, pixels, random):
         clear = self._read_clear(tiles, pixels)
@@ -435,11 +438,7 @@ class SentinelTimeSeriesDatasetForDownstreaming(_PixelDataset):
         for tile, run in self._runs(tiles):
             row, column = np.divmod(pixels[run], tile.shape[2])
             labels[run] = tile.labels[row, column]
-            rows, columns = tile.block_numbers(self.block_size)
-            # on a map grid the same ground is one group in every tile and year
-            grid = 1 << 14 | zlib.crc32(tile.info["crs"].encode()) >> 18 if tile.has_grid else 0
-            groups[run] = (grid or tiles[run]) << 48
-            groups[run] |= (rows[row] % (1 << 24)) << 24 | columns[column] % (1 << 24)
+            groups[run] = tile.block_ids(row, column, self.block_size, tiles[run])
         arrays = self._read_dates(tiles, pixels, dates)
         return *arrays, torch.from_numpy(labels), torch.from_numpy(groups)
 
@@ -449,10 +448,3 @@ class SentinelTimeSeriesDatasetForDownstreaming(_PixelDataset):
         bands, doys, labels, groups = arrays
         longest = int((doys > 0).sum(1).max()) if len(doys) else 0
         return bands[:, :longest], doys[:, :longest], labels, groups
-
-    def merge(self, parts):
-        bands, doys, labels, groups = zip(*parts, strict=True)
-        longest = max(part.shape[1] for part in doys)
-        bands = [F.pad(part, (0, 0, 0, longest - part.shape[1])) for part in bands]
-        doys = [F.pad(part, (0, longest - part.shape[1])) for part in doys]
-        return torch.cat(bands), torch.cat(doys), torch.cat(labels), torch.cat(groups)

@@ -24,7 +24,8 @@ from running.config import check
 from running.errors import InputError
 from running.files import make_output_dir
 from running.script import run_script
-from tiles import read_tile_json, tiles_folder
+from tile_json import read_tile_json
+from tiles import tiles_folder
 
 run_config = {
     # where Sentinel-2 is: a STAC API, unless one of the two paths is given

@@ -8,18 +8,16 @@ Shapes: H x W pixels, T dates, N chosen pixels, B bands.
 """
 
 import hashlib
-import json
-import math
 import os
-import re
-from datetime import datetime
+import zlib
 from pathlib import Path
 
 import numpy as np
 import torch
 
 from running.errors import InputError, notice
-from running.files import cached_array, describe_files, open_npy, read_json
+from running.files import Watch, cached_array, open_npy
+from tile_json import read_tile_json
 
 TRAIN, VALIDATION, TEST = 1, 2, 3  # codes of splits.npy; 0: no labels used, pretraining only
 CACHE_PIXELS = 512  # pixels whose whole series fit into a core's own cache
@@ -33,16 +31,17 @@ class Tile:
     and band_std (B,) float32, info (the content of tile.json), band_names (B names, or empty where
     tile.json has none). bands (T, H, W, B) uint16, masks (T, H, W) uint8, labels and splits (H, W)
     uint8 or None are memory maps, opened at each access, so that memory and open files do not grow
-    with the number of tiles. statistics: False for a tile that has no band_mean and band_std yet.
+    with the number of tiles. watch: of the files of observations, which a long run checks.
+    statistics: False for a tile that has no band_mean and band_std yet.
     Raises InputError that names the file, what was found and what was wanted.
     """
 
     def __init__(self, path, statistics=True):
         self.path = Path(path)
+        self.watch = Watch(self.path, OBSERVATIONS)
         self.name = Path(os.path.realpath(self.path)).name
         self.shape = self._load("bands.npy", ("T", "H", "W", "B"), np.uint16).shape
         self._load("masks.npy", self.shape[:3], np.uint8)
-        self.files = describe_files(self.path, OBSERVATIONS)
         self.doys = self._load_doys()
         splits = self.splits
         if splits is not None and splits.max() > TEST:
@@ -142,17 +141,6 @@ class Tile:
             block.sum(0, dtype=np.uint16, out=counts[first:last])
         return counts
 
-    def check_unchanged(self):
-        """Raise InputError where a file of observations has changed since the tile was opened.
-
-        Each read opens the files anew, so the values may be partly of one, partly of the other.
-        """
-        now = describe_files(self.path, OBSERVATIONS)
-        if changed := [name for name in OBSERVATIONS if now.get(name) != self.files[name]]:
-            self._fail(
-                changed[0], "that it has changed during this run", "files that stay as they are"
-            )
-
     def fingerprint(self):
         """Hash of a sample of the observations: on each date 64 neighbouring pixels in 4 places."""
         content, size = hashlib.sha256(), self.shape[1] * self.shape[2]
@@ -225,6 +213,17 @@ class Tile:
         (a, _, c, _, e, f), (height, width) = self.info["transform"], self.shape[1:3]
         return _grid_index(f, e, height) // block_size, _grid_index(c, a, width) // block_size
 
+    def block_ids(self, row, column, block_size, number):
+        """Id of the block that holds each pixel at (row, column), (N,) int64.
+
+        number: of the tile. On a map grid the same ground has one id in every tile and year.
+        """
+        rows, columns = self.block_numbers(block_size)
+        if self.has_grid:
+            number = 1 << 14 | zlib.crc32(self.info["crs"].encode()) >> 18
+        place = (rows[row] % (1 << 24)) << 24 | columns[column] % (1 << 24)
+        return np.asarray(number, np.int64) << 48 | place
+
     @property
     def has_grid(self):
         """Whether tile.json has a place whose rows and columns run along the map's axes."""
@@ -274,84 +273,6 @@ def split_blocks(x, y, seed):
     test = (validation + 1 + (random >> 32) % 4) % 5
     splits = np.select([x % 5 == validation, x % 5 == test], [VALIDATION, TEST], TRAIN)
     return splits.astype(np.uint8)
-
-
-# ---- files ---------------------------------------------------------------------------------------
-
-
-def read_tile_json(path, shape=()):
-    """The content of a tile.json, checked against the tile's shape (T, H, W, B); {} for none.
-
-    shape: () where it is not known; then bands and dates, which depend on it, are not checked.
-    The CRS is returned in GDAL's short form, such as EPSG:32633.
-    """
-    info = read_json(path)
-    for key, (is_right, wanted) in TILE_JSON.items():
-        is_known = shape or key not in ("bands", "dates")
-        if key in info and is_known and not is_right(info[key], shape):
-            found = json.dumps(info[key])[:200]
-            raise InputError(f"{path}: found {key} {found}, wanted {wanted}")
-    if ("crs" in info) != ("transform" in info):
-        raise InputError(f"{path}: found one of crs and transform, wanted both or none")
-    if "crs" in info:
-        info["crs"] = _check_crs(path, info["crs"])
-    return info
-
-
-def _check_crs(path, text):
-    from rasterio.crs import CRS  # takes a while, and most unlabelled toys have none
-    from rasterio.errors import CRSError
-
-    try:
-        return CRS.from_user_input(text).to_string()
-    except (CRSError, ValueError) as error:
-        line = (str(error).splitlines() or ["unknown"])[0]
-        found = f"found crs {text!r} ({line})"
-        raise InputError(f"{path}: {found}, wanted one like EPSG:32633") from None
-
-
-def _is_band_list(value, shape):
-    names = isinstance(value, list) and all(isinstance(name, str) and name for name in value)
-    return names and len(value) in (0, shape[3]) and len(set(value)) == len(value)
-
-
-def _is_date_list(value, shape):
-    try:
-        return isinstance(value, list) and len([*map(datetime.fromisoformat, value)]) == shape[0]
-    except (TypeError, ValueError):
-        return False
-
-
-def _is_transform(value, shape):
-    """Six numbers with which neither coordinates of pixels nor indices of blocks overflow."""
-    numbers = isinstance(value, list) and len(value) == 6
-    if not numbers or not all(type(n) in (int, float) and abs(n) <= 1e9 for n in value):
-        return False
-    a, b, _, d, e, _ = value
-    sizes = math.hypot(a, d), math.hypot(b, e)  # of a pixel, along a row and along a column
-    return all(1e-9 <= size <= 1e7 for size in sizes) and abs(a * e - b * d) > 0
-
-
-def is_class_table(value, shape=None):
-    """Whether a value is a class table of tile.json: {code: {"name": .., "color": ..}}."""
-    return isinstance(value, dict) and all(
-        re.fullmatch(r"[1-9]\d{0,2}", code)
-        and int(code) <= 255
-        and isinstance(entry, dict)
-        and isinstance(entry.get("name"), str)
-        and re.fullmatch(r"#[0-9a-fA-F]{6}", str(entry.get("color", "#000000")))
-        for code, entry in value.items()
-    )
-
-
-TILE_JSON = {  # what is checked of tile.json, and the words of the error; other keys are free
-    "bands": (_is_band_list, "a list of as many different names as there are bands"),
-    "dates": (_is_date_list, "as many dates like 2021-06-05 as there are days"),
-    "crs": (lambda value, shape: isinstance(value, str), "text like EPSG:32633"),
-    "transform": (_is_transform, "six numbers a, b, c, d, e, f up to 1e9 that span an area"),
-    "classes": (is_class_table, 'codes 1 to 255 with "name" and a "color" like #00aa00'),
-    "simulated": (lambda value, shape: isinstance(value, bool), "true or false"),
-}
 
 
 # ---- data sets -----------------------------------------------------------------------------------
@@ -442,8 +363,3 @@ def pool_statistics(tiles, weights):
     std = np.sqrt((weights * (stds**2 + (means - mean) ** 2)).sum(0))
     std[std < 1e-6] = 1.0
     return mean.astype(np.float32), std.astype(np.float32)
-
-
-def is_georeferenced(info):
-    """Whether a tile.json or an infer.json tells where its pixels lie."""
-    return {"crs", "transform"} <= set(info)

@@ -12,7 +12,6 @@ give both the same embedding, with decorrelated dimensions.
 Started again with the same output_dir it resumes from last.pt as if it had never stopped.
 """
 
-import contextlib
 import math
 import os
 import time
@@ -29,16 +28,16 @@ from barlow_twins import LOSSES, build_model, cross_correlation, normalise, trai
 from data import (
     SentinelTimeSeriesDataset,
     SentinelTimeSeriesDatasetForDownstreaming,
-    fingerprint_observations,
     iterate_batches,
 )
+from evaluation.seen_pixels import record_splits
 from evaluation.validation import Validation
 from maps.false_color import apply_basis, fit_basis
 from preparation.simulated import simulate_dataset
 from running.checkpoints import Run, inherit, one_run_at_a_time, read_last
 from running.config import MAX_INT, check
 from running.device import start_runtime
-from running.errors import InputError
+from running.errors import InputError, notice
 from running.files import atomic_write, file_hash, make_output_dir
 from running.log import RecentSteps
 from running.script import run_script, stop_on_signals
@@ -150,19 +149,21 @@ def open_data(config, runtime, checkpoint=None):
     keys = ("min_valid", "block_size", "split_seed", "seed", "skip_bad_tiles")
     keywords = {key: config[key] for key in keys}
     views = {key: config[key] for key in ("sample_size", "batch_size")}
-    views |= {"rank": runtime.rank, "world_size": runtime.world_size}
-    statistics = {key: checkpoint[key] for key in ("mean", "std")} if checkpoint else {}
+    views["process"] = runtime.rank, runtime.world_size
+    keywords["statistics"] = (checkpoint["mean"], checkpoint["std"]) if checkpoint else None
     train_set = SentinelTimeSeriesDataset(
-        base_path, config["dataset_name"], split="train", **views, **keywords, **statistics
+        base_path, config["dataset_name"], split="train", **views, **keywords
     )
-    keywords |= {"mean": train_set.mean, "std": train_set.std}
+    keywords["statistics"] = train_set.mean, train_set.std
     keywords["split"] = "train+validation" if config["val_dataset_name"] else "validation"
     val_set = SentinelTimeSeriesDataset(base_path, name, **views, **keywords)
     labelled = None
-    with contextlib.suppress(InputError):  # no labels among the validation pixels: no probe
+    try:
         labelled = SentinelTimeSeriesDatasetForDownstreaming(
             base_path, name, batch_size=config["val_pixels"], **keywords
         )
+    except InputError as error:  # no labels among the validation pixels, or of different classes
+        notice(f"{error}; without a probe, the loss chooses best.pt")
     tile = Tile(config["test_tile_path"]) if config["test_tile_path"] else train_set.tiles[0]
     check_data(config, train_set, val_set, tile, checkpoint)
     return Data(train_set, val_set, labelled, tile)
@@ -349,11 +350,15 @@ def make_header(config, checkpoint, data, validate):
         "mean": train_set.mean,
         "std": train_set.std,
         "classes": data.picture_tile.info.get("classes", {}),
+        "splits": record_splits(train_set, checkpoint),
         "data": {
             "training": train_set.describe(),
             "validation": data.validation.describe(),
             "probe": validate.probe.describe() if validate.probe else "none",
-            "observations": fingerprint_observations(train_set.tiles, data.validation.tiles),
+            "observations": {
+                tile.path.name: tile.fingerprint()
+                for tile in (*train_set.tiles, *data.validation.tiles)
+            },
             # a checkpoint is known by its content, not by its path
             "checkpoint_sha256": file_hash(path) if checkpoint else None,
         },
@@ -374,8 +379,7 @@ def print_start(run, data, length):
 def wrap_up(run, data, validate):
     """Plot the false colour, and print where the files of the run are."""
     config, output_dir, progress = run.config, run.output_dir, run.progress
-    if not (output_dir / "best.pt").exists():  # removed since it was chosen
-        run.save("best.pt")
+    run.keep_a_best()
     picture, backbone, tile = output_dir / "false_color.png", run.model.backbone, data.picture_tile
     if plot_false_color(backbone, tile, data.train, config, run.runtime, picture):
         run.log.images({"false_color": picture}, progress.step)

@@ -26,7 +26,8 @@ from preparation.features import is_vector_name, read_features
 from preparation.pixels import NETWORK
 from running.errors import InputError
 from running.files import atomic_write, write_json
-from tiles import Tile, is_class_table, is_georeferenced, read_tile_json, split_blocks
+from tile_json import is_class_table, is_georeferenced, read_tile_json
+from tiles import Tile, split_blocks
 
 WORLDCOVER_URL = (  # 2021; for 2020 put v100/2020 and 2020_v100 in it
     "https://esa-worldcover.s3.eu-central-1.amazonaws.com/v200/2021/map/"

@@ -17,15 +17,20 @@ from running.log import RunLog, start_log
 # ---- files ---------------------------------------------------------------------------------------
 
 FORMAT_VERSION = 1  # of checkpoints
-CONFIG_KEYS = {"sample_size", "min_valid", "block_size", "split_seed"}  # that later scripts read
+CONFIG_KEYS = {"sample_size", "min_valid", "block_size", "split_seed"}  # later scripts read them
+
+
+def _is_config(value):
+    keys = isinstance(value, dict) and set(value) >= CONFIG_KEYS
+    return keys and all(type(value[key]) is int and value[key] >= 0 for key in CONFIG_KEYS)
 
 
 def _is_statistic(value):
     return isinstance(value, torch.Tensor) and value.ndim == 1 and bool(value.isfinite().all())
 
 
-CHECKPOINT_CONTENT = {  # what every checkpoint has, and how it is told from damage
-    "config": lambda value: isinstance(value, dict) and set(value) >= CONFIG_KEYS,
+CHECKPOINT_CONTENT = {  # what every checkpoint has, and the check of each
+    "config": _is_config,
     "backbone": lambda value: isinstance(value, dict) and "name" in value,
     "backbone_state": lambda value: isinstance(value, dict),
     "bands": lambda value: isinstance(value, list) and all(isinstance(n, str) for n in value),
@@ -36,7 +41,7 @@ CHECKPOINT_CONTENT = {  # what every checkpoint has, and how it is told from dam
 
 def save_checkpoint(path, kind, **content):
     """Write a checkpoint atomically. kind: "pretrained" or "classifier"."""
-    buffer = io.BytesIO()  # its size is known before the disk is asked for space
+    buffer = io.BytesIO()  # in memory first: its size is known when the disk is full
     torch.save({"format": FORMAT_VERSION, "kind": kind, **content}, buffer)
     with atomic_write(path) as part:
         try:
@@ -98,13 +103,13 @@ def inherit(config, keys, kinds=("pretrained", "classifier")):
 
 @dataclass
 class Progress:
-    """How far a training has come; part of each of its checkpoints."""
+    """The progress of a training; part of each of its checkpoints."""
 
     step: int = 0
     best_score: float = -math.inf
     best_step: int = 0
-    line: dict = field(default_factory=lambda: {"step": 0})  # the last of metrics.jsonl
-    losses: list = field(default_factory=list)  # since that line, where the trainer keeps them
+    line: dict = field(default_factory=lambda: {"step": 0})  # the last line of metrics.jsonl
+    losses: list = field(default_factory=list)  # since that line, if the trainer keeps them
 
 
 @dataclass
@@ -158,6 +163,12 @@ class Run:
         self.optimiser.load_state_dict(last["optimiser_state"])
         names = [entry.name for entry in fields(Progress)]
         self.progress = Progress(**{name: last[name] for name in names if name in last})
+        if self.progress.best_score > -math.inf and not self._has_best():
+            notice(
+                f"{self.output_dir / 'best.pt'}: found no whole checkpoint (removed, or last.pt "
+                "was copied alone), so the best is chosen anew from here on"
+            )
+            self.progress.best_score, self.progress.best_step = -math.inf, 0
 
     def save(self, name):
         """Write last.pt or best.pt."""
@@ -167,6 +178,14 @@ class Run:
         states["optimiser_state"] = self.optimiser.state_dict()
         path = self.output_dir / name
         save_checkpoint(path, self.kind, **self.header, **states, **asdict(self.progress))
+
+    def keep_a_best(self):
+        """Save best.pt at the end of a run that has lost it, and found no other since."""
+        if not self._has_best():
+            self.save("best.pt")
+
+    def _has_best(self):
+        return _kind_of(self.output_dir / "best.pt") == self.kind
 
     def stopped(self, status):
         """The Stopped to raise after a signal, once last.pt is saved; the log is closed."""
@@ -234,6 +253,30 @@ def remove_run(output_dir, kind):
         (output_dir / name).unlink(missing_ok=True)
     for path in checkpoints:
         path.unlink(missing_ok=True)
+
+
+def find_last(output_dir, kind, config, data, defaults, free_keys, runtime):
+    """`read_last`; with overwrite=true a run that cannot be resumed is removed, which gives None.
+
+    Raises InputError also where overwrite=true would remove the checkpoint to start from.
+    """
+    mend = "another output_dir or overwrite=true"
+    try:
+        return read_last(output_dir, kind, config, data, defaults, free_keys, mend)
+    except InputError:
+        if not config["overwrite"]:
+            raise
+    path = config["checkpoint_path"]
+    if path and output_dir.samefile(Path(path).parent) and _kind_of(path) == kind:
+        raise InputError(
+            f"output_dir={output_dir}: holds checkpoint_path, which overwrite=true would remove; "
+            "wanted another output_dir"
+        )
+    runtime.barrier()  # all processes have looked
+    if runtime.is_main:
+        remove_run(output_dir, kind)
+    runtime.barrier()
+    return None
 
 
 def _kind_of(path):

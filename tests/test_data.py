@@ -15,7 +15,7 @@ from running.errors import InputError
 from tiles import TEST, Tile, open_dataset
 
 ZERO, ONE = np.zeros(10, np.float32), np.ones(10, np.float32)  # leave the values as stored
-RAW = {"mean": ZERO, "std": ONE}
+RAW = {"statistics": (ZERO, ONE)}
 
 
 def batches(base_path, name="toy", workers=0, kind=SentinelTimeSeriesDataset, **keywords):
@@ -129,12 +129,10 @@ def test_batches_are_a_function_of_seed_epoch_and_step(dataset, monkeypatch):
         equal(list(iterate_batches(whole)), wanted[first:])
     ranks = []
     for rank in range(3):
-        part = SentinelTimeSeriesDataset(
-            dataset, "toy", batch_size=50, rank=rank, world_size=3, **RAW
-        )
+        part = SentinelTimeSeriesDataset(dataset, "toy", batch_size=50, process=(rank, 3), **RAW)
         part.set_steps(0, last)
         ranks.append(list(iterate_batches(part, 2)))
-    together = [whole.merge(parts) for parts in zip(*ranks, strict=True)]
+    together = [data._join(parts) for parts in zip(*ranks, strict=True)]
     equal(together, wanted)
 
 
@@ -211,7 +209,7 @@ def test_no_two_chunks_draw_with_the_same_numbers(tmp_path, monkeypatch):
 def test_a_part_of_the_batch_may_be_empty(dataset):
     """Fewer pixels than shards: some processes have none, and take part all the same."""
     few = {"kind": SentinelTimeSeriesDatasetForDownstreaming, "label_count": 5}
-    parts = [batches(dataset, rank=rank, world_size=64, **few)[0] for rank in range(64)]
+    parts = [batches(dataset, process=(rank, 64), **few)[0] for rank in range(64)]
     assert sum(len(part[0]) for part in parts) == 5
     assert {part[0].shape[2] for part in parts} == {10}
 
@@ -219,8 +217,8 @@ def test_a_part_of_the_batch_may_be_empty(dataset):
 def test_a_part_of_a_labelled_batch_may_be_empty_and_has_its_dates(dataset):
     """An MLP or a CNN cannot read pixels of no date: torchrun ended in a traceback."""
     kind = SentinelTimeSeriesDatasetForDownstreaming
-    keywords = {"kind": kind, "sample_size": 8, "batch_size": 2, "block_size": 4, "world_size": 16}
-    shapes = {tuple(x.shape) for x, *_ in batches(dataset, rank=3, **keywords)}
+    keywords = {"kind": kind, "sample_size": 8, "batch_size": 2, "block_size": 4}
+    shapes = {tuple(x.shape) for x, *_ in batches(dataset, process=(3, 16), **keywords)}
     assert (0, 8, 10) in shapes
     assert {shape[1:] for shape in shapes} == {(8, 10)}
 

@@ -24,7 +24,8 @@ from maps.reader import open_representations, read_provenance
 from running.checkpoints import load_checkpoint
 from running.errors import InputError
 from running.files import open_npy
-from tiles import Tile, is_georeferenced
+from tile_json import is_georeferenced
+from tiles import Tile
 
 EXAMPLES = {"npy": 3000, "tile.json": 1000, "checkpoint": 1000, "basis": 3500, "infer.json": 500}
 pytestmark = pytest.mark.filterwarnings("ignore")  # torch and numpy warn of what is damaged
@@ -146,7 +147,7 @@ def test_damaged_checkpoints(workplace, tmp_path, name):
 def test_damaged_bases(tmp_path):
     path = tmp_path / "basis.npz"
     pixels = np.random.default_rng(0).normal(size=(50, 6)).astype(np.float32)
-    false_color.save_basis(false_color.fit_basis(pixels), "a hash", path)
+    false_color.save_basis(false_color.fit_basis(pixels), {"checkpoint_sha256": "a hash"}, path)
     content = path.read_bytes()
 
     @fuzz("basis", EDITS.filter(bool), CUT)

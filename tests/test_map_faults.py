@@ -4,18 +4,17 @@ import json
 import os
 import shutil
 import signal
-import subprocess
 import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from helpers import kill_again_and_again
+from helpers import Fork, kill_again_and_again
 from map_helpers import (
     BANDS,
     CLASSES,
-    command,
+    as_words,
     files,
     make_place,
     make_tile,
@@ -31,7 +30,8 @@ import make_demo_data
 import read_inference_map
 import train_classification
 import train_classification_maddy
-from maps.writer import PRODUCTS, PROGRESS, MapWriter
+from maps.products import product_files
+from maps.writer import PROGRESS, MapWriter
 from running.checkpoints import load_checkpoint
 from running.config import check, override
 from running.device import Runtime
@@ -127,7 +127,7 @@ def earlier_map(place, folder):
 def test_nothing_of_an_earlier_map_stays(place, tmp_path):
     map_tile(place, tmp_path / "fresh", "pretrained")
     earlier_map(place, tmp_path / "out")
-    assert set(PRODUCTS) <= set(files(tmp_path / "out"))
+    assert set(product_files()) <= set(files(tmp_path / "out"))
     refused(
         "another representation_format .*classify", map_tile, place, tmp_path / "out", "pretrained"
     )
@@ -163,7 +163,7 @@ def test_a_kill_between_two_maps_leaves_no_mix(place, tmp_path, monkeypatch, nam
     map_tile(place, folder, "other/classifier")
     map_tile(place, tmp_path / "fresh", "other/classifier")
     found, wanted = files(folder), files(tmp_path / "fresh")
-    for product in PRODUCTS:
+    for product in product_files():
         assert found.get(product) == wanted.get(product), product
     assert not list(folder.glob(".*"))
 
@@ -195,14 +195,14 @@ def test_a_stopped_run_keeps_what_it_goes_on_with(place, tmp_path, monkeypatch, 
             stop.status = 143
 
     monkeypatch.setattr(infer.MapWriter, "write", write_and_stop)
-    with pytest.raises(Stopped, match="MGRS-A behind row 12 of 24") as stopped:
+    with pytest.raises(Stopped, match="MGRS-A after row 12 of 24") as stopped:
         map_tile(place, tmp_path / "out")
     assert stopped.value.status == 143
     assert all(name.startswith(".") and ".part." in name for name in files(tmp_path / "out"))
     stop.status = 0
     map_tile(place, tmp_path / "out")
     assert written == [(row, row + 4) for row in range(0, 24, 4)]
-    assert "goes on behind row 12 of 24" in capsys.readouterr().out
+    assert "resumes after row 12 of 24" in capsys.readouterr().out
     map_tile(place, tmp_path / "undisturbed")
     assert files(tmp_path / "out").keys() == files(tmp_path / "undisturbed").keys()
     for name, content in files(tmp_path / "undisturbed").items():
@@ -242,12 +242,12 @@ def test_what_was_made_from_something_else_is_not_gone_on_with(
 
 
 def test_killed_at_random_moments_it_makes_the_same_maps(place, tmp_path, monkeypatch):
-    """20 kills within 20 * (8 + 2) of 300 blocks, then the end: every byte as if none had come."""
+    """20 kills within 20 * (4 + 2) of 150 blocks, then the end: every byte as if none had come."""
     monkeypatch.setattr(Runtime, "block_pixels", 100)
-    tile = make_tile(tmp_path / "MGRS-long", 600, 50)
+    tile = make_tile(tmp_path / "MGRS-long", 300, 50)
     begin = time.monotonic()
     map_tile(place, tmp_path / "undisturbed", tile_path=tile)
-    tempo = (time.monotonic() - begin) / 300
+    tempo = (time.monotonic() - begin) / 150
     out, rows = tmp_path / "out", [0]
 
     def is_done():
@@ -257,7 +257,7 @@ def test_killed_at_random_moments_it_makes_the_same_maps(place, tmp_path, monkey
         return (out / "infer.json").exists()
 
     function, a_block = lambda: map_tile(place, out, tile_path=tile), (MapWriter, "write")
-    kill_again_and_again(function, a_block, 8, tempo, is_done)
+    kill_again_and_again(function, a_block, 4, tempo, is_done)
     assert len(set(rows)) > 10, "kills found it at a few places only"
     wanted, found = files(tmp_path / "undisturbed"), files(out)
     assert found.keys() == wanted.keys()
@@ -269,16 +269,108 @@ def test_killed_at_random_moments_it_makes_the_same_maps(place, tmp_path, monkey
 def test_signals_end_the_script_with_their_status(place, tmp_path, number, status):
     tile, out = make_tile(tmp_path / "MGRS-long", 2000, 100), tmp_path / "out"
     arguments = {"checkpoint_path": place / "classifier.pt", "tile_path": tile, "output_dir": out}
-    process = subprocess.Popen(command("infer.py", **arguments), stdout=subprocess.PIPE, text=True)
+    process = Fork(*as_words(**arguments), script=infer)
     while not (out / PROGRESS).exists():
         assert process.poll() is None
         time.sleep(0.01)
     process.send_signal(number)
     printed = process.communicate()[0]
     assert process.returncode == status
-    assert "the same command goes on" in printed
+    assert "the same command resumes" in printed
     assert not (out / "infer.json").exists()
     assert len(list(out.glob(".*.part.npy"))) == 4
+
+
+# ---- a tile that changes while it is mapped ------------------------------------------------------
+
+
+def change_while_mapping(tile, name, how):
+    """Patch MapWriter.write to change a file of the tile after the first block."""
+    write = infer.MapWriter.write
+
+    def write_and_change(writer, rows, blocks):
+        write(writer, rows, blocks)
+        if rows[0] == 0:
+            array = np.load(tile / f"{name}.npy")
+            before = (tile / f"{name}.npy").stat()
+            if how == "in place":
+                np.save(tile / f"{name}.npy", array[::-1])
+            elif how == "removed":
+                (tile / f"{name}.npy").unlink()
+            else:  # "renamed", or with the time of the old one, as an archive is unpacked
+                np.save(tile / "new.npy", array[::-1] if name == "bands" else 0 * array)
+                if how == "same time":
+                    os.utime(tile / "new.npy", ns=(before.st_atime_ns, before.st_mtime_ns))
+                (tile / "new.npy").replace(tile / f"{name}.npy")
+
+    return write_and_change
+
+
+@pytest.mark.parametrize(
+    ("name", "how"),
+    [
+        ("bands", "renamed"),
+        ("bands", "same time"),
+        ("bands", "in place"),
+        ("masks", "renamed"),
+        ("masks", "removed"),
+        ("doys", "removed"),
+    ],
+)
+def test_a_tile_that_changes_while_it_is_mapped_is_refused(place, tmp_path, monkeypatch, name, how):
+    """Regression: half of the map was of each tile, or masks without a clear date a traceback."""
+    monkeypatch.setattr(Runtime, "block_pixels", 64)
+    tile, out = tmp_path / "MGRS-A", tmp_path / "out"
+    shutil.copytree(place / "MGRS-A", tile)
+    with monkeypatch.context() as patch:
+        patch.setattr(infer.MapWriter, "write", change_while_mapping(tile, name, how))
+        line = refused(
+            "found that it changed while it was read", map_tile, place, out, tile_path=tile
+        )
+    assert line.startswith(str(tile / f"{name}.npy"))
+    assert all(file.startswith(".") or file == "metrics.jsonl" for file in files(out))
+    if how == "removed":
+        return
+    map_tile(place, out, tile_path=tile)
+    map_tile(place, tmp_path / "fresh", tile_path=tile)
+    for file, content in files(tmp_path / "fresh").items():
+        assert files(out)[file] == content, file
+
+
+def test_a_change_after_the_last_block_or_before_the_first_counts(place, tmp_path, monkeypatch):
+    """From the moment when the tile is opened to the end of its last block."""
+    tile = tmp_path / "MGRS-A"
+    shutil.copytree(place / "MGRS-A", tile)
+    for name, owner in (("clear_counts", infer.Tile), ("write", infer.MapWriter)):
+        original = getattr(owner, name)
+
+        def changed(*arguments, original=original):
+            result = original(*arguments)
+            np.save(tile / "masks.npy", np.load(tile / "masks.npy"))
+            return result
+
+        with monkeypatch.context() as patch:
+            patch.setattr(owner, name, changed)
+            keywords = {"tile_path": tile}
+            refused(
+                "masks.npy: found that it changed", map_tile, place, tmp_path / name, **keywords
+            )
+        assert not (tmp_path / name / "infer.json").exists()
+
+
+def test_a_checkpoint_that_is_replaced_while_it_is_read_is_refused(place, tmp_path, monkeypatch):
+    """A training that still runs writes best.pt anew: infer.json named another's hash."""
+    shutil.copy(place / "classifier.pt", tmp_path / "best.pt")
+    load = infer.load_checkpoint
+
+    def load_and_replace(*arguments):
+        content = load(*arguments)
+        shutil.copy(place / "other/classifier.pt", tmp_path / "best.pt")
+        return content
+
+    monkeypatch.setattr(infer, "load_checkpoint", load_and_replace)
+    keywords = {"checkpoint_path": tmp_path / "best.pt", "tile_path": place / "MGRS-A"}
+    refused("best.pt: found that it changed while it was read", run, infer, **keywords)
 
 
 # ---- 22 and 23: damaged input, and the user's own mistakes ---------------------------------------
@@ -318,7 +410,6 @@ def test_a_checkpoint_without_bands_is_refused(place, tmp_path):
     torch.save(content, tmp_path / "no_bands.pt")
     keywords = {"checkpoint_path": tmp_path / "no_bands.pt", "tile_path": place / "MGRS-A"}
     refused("no_bands.pt: found no usable bands", run, infer, **keywords)
-    refused("no_bands.pt: found no usable bands", run, create_false_color_map, **keywords)
 
 
 def test_a_checkpoint_of_nan_is_refused(place, tmp_path):
@@ -329,6 +420,56 @@ def test_a_checkpoint_of_nan_is_refused(place, tmp_path):
         torch.save(content, tmp_path / "nan.pt")
         keywords = {"checkpoint_path": tmp_path / "nan.pt", "tile_path": place / "MGRS-A"}
         refused(f"{kind} that cannot be built: its weights are not finite", run, infer, **keywords)
+
+
+def name_classes(*codes, **entry):
+    return {code: {"name": "Wheat", **entry} for code in codes}
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (
+            {"classes": name_classes("40", "300")},
+            "found classes {'40': .* wanted 2: codes 1 to 255",
+        ),
+        ({"classes": name_classes("40", "abc")}, "wanted 2: codes 1 to 255"),
+        ({"classes": name_classes("0", "40")}, "wanted 2: codes 1 to 255"),
+        ({"classes": name_classes("40", "-1")}, "wanted 2: codes 1 to 255"),
+        ({"classes": name_classes("40", "040")}, "wanted 2: codes 1 to 255"),
+        ({"classes": name_classes(40, 95)}, "wanted 2: codes 1 to 255"),
+        ({"classes": name_classes("40", "\u0664")}, "wanted 2: codes 1 to 255"),
+        ({"classes": name_classes("40")}, "wanted 2: codes 1 to 255"),
+        ({"classes": name_classes("40", "95", color="no\ncolour")}, "wanted 2: codes 1 to 255"),
+        ({"classes": name_classes("40", "95", color=7)}, "wanted 2: codes 1 to 255"),
+        ({"classes": name_classes("40", "95", name=7)}, "wanted 2: codes 1 to 255"),
+        ({"classes": [40, 95]}, "wanted 2: codes 1 to 255"),
+        ({"classes": None}, "wanted 2: codes 1 to 255"),
+        ({"min_valid": "ten"}, "found no usable config in the checkpoint"),
+        ({"min_valid": 2.5}, "found no usable config in the checkpoint"),
+        ({"min_valid": 0}, "found min_valid 0, wanted 1 to 65535"),
+        ({"min_valid": 1 << 20}, "found min_valid 1048576, wanted 1 to 65535"),
+        ({"mean": torch.ones(3)}, r"of \[3, 4\] bands, wanted 4 as its backbone"),
+        (
+            {"bands": ["B02"], "mean": torch.ones(1), "std": torch.ones(1)},
+            r"of \[1\] bands, wanted 4",
+        ),
+    ],
+)
+def test_a_checkpoint_with_an_odd_header_is_refused(place, tmp_path, content, message):
+    """Regression: tracebacks, codes that overflow, and a class with the code of "no data"."""
+    checkpoint = torch.load(place / "classifier.pt", weights_only=True)
+    if "min_valid" in content:
+        checkpoint["config"] |= content
+    else:
+        checkpoint |= content
+    torch.save(checkpoint, tmp_path / "odd.pt")
+    keywords = {"checkpoint_path": tmp_path / "odd.pt", "tile_path": place / "MGRS-A"}
+    line = refused(message, run, infer, **keywords)
+    assert line.startswith(str(tmp_path / "odd.pt"))
+    if "classes" in content:  # which have no part in its representations
+        output_dir = tmp_path / "representations"
+        assert run(infer, classify="false", output_dir=output_dir, **keywords)
 
 
 def three_tiles(tmp_path):

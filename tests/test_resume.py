@@ -1,6 +1,7 @@
 """What a run that is resumed, starts over or shares a folder may not lose or mix up."""
 
 import os
+import shutil
 import signal
 
 import numpy as np
@@ -14,16 +15,16 @@ from helpers import (
     lines,
     make_dataset,
     make_tile,
+    run_ranks,
     save,
     tile_of,
     tiny,
-    torchrun,
     weights,
 )
 
 import train
 from running.checkpoints import load_checkpoint
-from running.errors import InputError, Stopped
+from running.errors import InputError, Stopped, notice
 from running.files import lock_folder
 from tiles import Tile
 
@@ -53,7 +54,7 @@ def test_overwrite_never_removes_an_encoder(workplace, tmp_path):
 def test_overwrite_removes_nothing_for_a_config_that_is_refused(workplace, tmp_path):
     fine_tune(workplace, tmp_path / "out", epochs=1)
     before = files(tmp_path / "out")
-    with pytest.raises(InputError, match="sample_size=0: wanted 16"):
+    with pytest.raises(InputError, match="sample_size=0: wanted 1 to"):
         fine_tune(
             workplace,
             tmp_path / "out",
@@ -172,8 +173,9 @@ def test_two_trainings_in_one_folder_are_refused(dataset, tmp_path, monkeypatch)
         assert not list((tmp_path / "out").iterdir())
 
 
-def test_a_limit_of_steps_does_not_change_which_checkpoint_is_best(dataset, tmp_path):
+def test_a_limit_of_steps_does_not_change_which_checkpoint_is_best(dataset, tmp_path, monkeypatch):
     """The validation that ends a limited run could win best.pt, and the run differed for ever."""
+    monkeypatch.setattr(train, "draw_correlation", lambda *_: None)  # most of the time
     config = tiny(dataset, tmp_path / "whole", epochs=6, val_interval=8)
     train.main(config)
     parts = {**config, "output_dir": str(tmp_path / "parts")}
@@ -261,7 +263,7 @@ def test_two_processes_simulate_their_tiles_and_train_small_batches(tmp_path):
     config = {**train.run_config, "base_path": str(tmp_path), "output_dir": str(tmp_path / "out")}
     config |= {"max_steps": 2, "batch_size": 16, "width": 16, "depth": 1, "latent_dim": 8}
     config |= {"projector_dim": 16, "val_pixels": 16, "device": "cpu", "wandb_mode": "disabled"}
-    done = torchrun({**config, "log_interval": 1})
+    done = run_ranks({**config, "log_interval": 1})
     assert done.returncode == 0, done.stderr
     assert [line["step"] for line in lines(tmp_path / "out")] == [0, 1, 2]
 
@@ -306,3 +308,44 @@ def test_fork_helpers_report_failures():
     """A child of the kill tests that fails must not count as one that ended well."""
     assert in_child(lambda: None) == 0
     assert in_child(lambda: 1 / 0) == 1
+
+
+@pytest.mark.parametrize("step", [6, 20])  # in mid-run, and when the run has ended
+def test_a_lost_best_is_said_and_chosen_anew(dataset, tmp_path, step, capsys):
+    """Regression: last.pt copied alone ended well and named a best.pt that was not there."""
+    keys = {"max_steps": 20, "val_interval": 4, "checkpoint_interval": 2}
+    train.main(tiny(dataset, tmp_path / "one", **keys | {"max_steps": step}))
+    (tmp_path / "two").mkdir()
+    shutil.copy(tmp_path / "one/last.pt", tmp_path / "two/last.pt")
+    capsys.readouterr()
+    notice.cache_clear()
+    train.main(tiny(dataset, tmp_path / "two", **keys))
+    assert "two/best.pt: found no whole checkpoint" in capsys.readouterr().out
+    best = load_checkpoint(tmp_path / "two/best.pt")
+    assert best["step"] > step or best["step"] == step == 20
+
+
+def test_bands_that_are_replaced_during_a_training_end_it(dataset, tmp_path, monkeypatch):
+    """Regression: half of the steps were of one file, half of another, and nobody said so."""
+    step_of, bands = train.train_step, tile_of(dataset) / "bands.npy"
+
+    def replacing(*arguments):
+        if arguments[6] == 5:
+            shutil.copy(bands, tmp_path / "new.npy")
+            (tmp_path / "new.npy").replace(bands)
+        return step_of(*arguments)
+
+    monkeypatch.setattr(train, "train_step", replacing)
+    with pytest.raises(InputError, match="bands.npy: found that it changed while it was read"):
+        train.main(tiny(dataset, tmp_path / "out", max_steps=8, checkpoint_interval=4))
+    assert load_checkpoint(tmp_path / "out/last.pt")["step"] == 4, "what was safe stays"
+
+
+def test_bands_that_were_corrected_in_place_are_other_data(dataset, tmp_path):
+    """Regression: with the statistics of before, a resumed run took them for the same."""
+    train.main(tiny(dataset, tmp_path / "out", max_steps=4))
+    bands = np.load(tile_of(dataset) / "bands.npy", mmap_mode="r+")
+    bands[bands > 1000] -= 1000
+    bands.flush()
+    with pytest.raises(InputError, match="found a run on other data .observations"):
+        train.main(tiny(dataset, tmp_path / "out", max_steps=8))

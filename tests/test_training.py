@@ -69,13 +69,14 @@ def test_the_best_checkpoint_of_another_run_is_not_overwritten(tmp_path):
         read(tmp_path)
 
 
-def test_resume_puts_weights_optimiser_and_progress_back():
+def test_resume_puts_weights_optimiser_and_progress_back(tmp_path):
     def build(seed):
         torch.manual_seed(seed)
         model = torch.nn.Sequential(OrderedDict(head=torch.nn.Linear(3, 2)))
         optimiser = torch.optim.AdamW(model.parameters(), 0.1)
-        return Run("classifier", {}, None, None, model, optimiser, {})
+        return Run("classifier", {}, None, tmp_path, model, optimiser, {})
 
+    save_small_checkpoint(tmp_path / "best.pt", "classifier")
     before, run = build(0), build(1)
     before.model(torch.ones(4, 3)).sum().backward()
     before.optimiser.step()
