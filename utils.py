@@ -1,4 +1,4 @@
-"""RankMe, retrieval, the cross-correlation picture, representations of series and whole tiles.
+"""RankMe, retrieval, pictures, median colours, representations of series and whole tiles.
 
 Shapes: N pixels, T dates, S sampled dates, B bands, D dimensions of a representation, C classes.
 """

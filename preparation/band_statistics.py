@@ -112,7 +112,7 @@ def complete_tiles(processed, config):
         info["statistics_of"] = tile.fingerprint()
         if not _has_statistics(tile, info["statistics_of"]):
             counts = _renew_statistics(tile)
-            if "counts" in info:  # of a tile that prepare_tiles.py made, for `check_reflectance`
+            if "made_with" in info:  # by prepare_tiles.py, with counts for `check_reflectance`
                 info["counts"] = dict(zip(info["dates"], counts, strict=True))
         if info != tile.info:
             write_json(folder / "tile.json", info)

@@ -177,6 +177,8 @@ def _number_classes(values, classes, path):
             raise InputError(f"{path}: found class {wrong[0]:.15g}, wanted names or codes 1 to 255")
         return codes.astype(np.uint8), classes
     known = {_clean(entry["name"]): code for code, entry in classes.items()}
+    if len(known) < len(classes):
+        raise InputError("classes_path: found one name for two codes, wanted a name for each")
     if not known:
         known = {name: code for code, name in enumerate(sorted(set(values)), 1)}
         classes = {code: {"name": name} for name, code in known.items()}

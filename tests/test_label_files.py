@@ -1,5 +1,6 @@
 """Label files as they come: tables, layers, GeoParquet, odd class names, rasters with nodata."""
 
+import json
 import sys
 
 import geopandas
@@ -190,11 +191,12 @@ def test_blanks_and_empty_texts_make_no_class(tmp_path, capsys):
     text = capsys.readouterr().out
     assert "3 features without a class are left out" in text
     assert "needless blanks removed from the class of 3 features" in text
-    (tmp_path / "classes.json").write_text(
-        '{"5": {"name": "maize "}, "6": {"name": "winter wheat"}}'
-    )
+    classes = {"5": {"name": "maize "}, "6": {"name": "winter wheat"}}
+    (tmp_path / "classes.json").write_text(json.dumps(classes))
     labels = read(path, classes_path=str(tmp_path / "classes.json"))
     assert labels.features["code"].tolist() == [5, 5, 6, 6, 5]
+    (tmp_path / "classes.json").write_text(json.dumps(classes | {"7": {"name": "maize"}}))
+    refused("one name for two codes", labels=path, classes_path=tmp_path / "classes.json")
 
 
 def test_a_file_of_empty_classes_ends_in_one_line(tmp_path):
