@@ -23,7 +23,7 @@ import prepare_tiles
 import train
 import train_classification
 from maps.geotiff import write_representation_tif
-from maps.reader import open_representations, read_representations
+from maps.reader import RepresentationMap, open_representations
 from running.config import override
 from running.errors import InputError
 from tiles import Tile
@@ -213,7 +213,8 @@ def test_tessera_eval_reads_our_int8_maps_as_they_are(mapped, monkeypatch, capsy
     text = (ROOT / "docs" / "prepare.md").read_text()
     seen = {}
     exec(re.search(r"```py\n(.*?)```", text, re.S)[1], seen)
-    wanted = read_representations(mapped / "outputs/MGRS-33UUP/representation_map.npy")
+    path = mapped / "outputs/MGRS-33UUP/representation_map.npy"
+    ((_, wanted),) = RepresentationMap(path).blocks()
     np.testing.assert_array_equal(seen["vectors"], wanted)
     assert "mean_f1" in capsys.readouterr().out and seen["chosen"].sum() > 1000
     labels = Tile(mapped / "data" / "bavaria_2021" / "processed" / "MGRS-33UUP").labels
