@@ -56,7 +56,7 @@ run_config = {
     "output_dir": "",  # receives all files; empty: checkpoints/<time>
     "overwrite": False,  # remove an earlier run from output_dir that this one cannot resume
     "label_count": 0,  # labelled pixels of the training split, chosen at random; 0: all of them
-    "date_share": 0.6,  # a step reads this share or more of a pixel's clear dates; 1: all of them
+    "date_share": 0.6,  # a step reads from this share to all of a pixel's clear dates; 1: all
     # model
     "head": "linear",  # linear, mlp (BatchNorm, dropout) or attention (pooling over the dates)
     "dropout": 0.1,  # in the head
@@ -77,7 +77,7 @@ run_config = {
     "class_weights": False,  # weigh classes by the inverse root of their frequency
     # optimiser: AdamW, warm-up and cosine over the run's length
     "batch_size": 32,
-    "epochs": 0,  # 0: those of 27 sqrt(labels) steps, at most 25 with a pretrained encoder
+    "epochs": 0,  # 0: as 27 sqrt(labels) steps need, with a pretrained encoder at most 25
     "learning_rate": 1e-3,
     "weight_decay": 1e-3,
     "seed": 0,  # of the choice of labels, the weights and the order
@@ -89,7 +89,7 @@ run_config = {
 }
 
 WARMUP = 0.05  # share of all steps
-STEPS = 27  # times the root of the labels: 190 steps for 50 labels, 1200 for 2000
+STEPS = 27  # times the square root of the number of labels: 190 for 50 labels, 1200 for 2000
 MAX_EPOCHS = 25  # with a pretrained encoder: 50 steps for 50 labels
 INHERITED = ("backbone", *BACKBONE_KEYS, "min_valid", "block_size", "split_seed")
 # what may differ when a run is resumed, since the weights do not depend on it
@@ -192,7 +192,7 @@ def start_head(classifier, config, train, legend, runtime):
 
 def build_optimiser(classifier, config):
     """AdamW on the head, and on the encoder where it is not frozen."""
-    parts = (classifier.head, classifier.backbone)  # two groups, as last.pt of earlier runs has
+    parts = (classifier.head, classifier.backbone)  # two groups: last.pt of older versions has them
     groups = [{"params": [p for p in part.parameters() if p.requires_grad]} for part in parts]
     return torch.optim.AdamW(groups, weight_decay=config["weight_decay"])
 
@@ -211,7 +211,7 @@ def class_weights(train, legend, runtime):
 def training_step(run, model, x, doys, target, longest, weight):
     """The loss of a step, a tensor. x: (N, S, B); doys: (N, S); target: (N,) class numbers.
 
-    longest: most dates of a pixel in any batch; weight: (C,) of the classes, or None.
+    longest: dates of the longest series; weight: (C,) of the classes, or None.
     """
     config, runtime = run.config, run.runtime
     seed = config["seed"] * 1_000_003 + run.progress.step  # what is random depends on it alone
@@ -265,8 +265,7 @@ def fit(run, train, validation, legend):
         for group in run.optimiser.param_groups:
             group["lr"] = rate
         target = torch.searchsorted(codes, label.long())
-        loss = training_step(run, model, x, doys, target, train.longest, weight)
-        progress.losses.append(loss)
+        progress.losses.append(training_step(run, model, x, doys, target, train.longest, weight))
         progress.step += 1
         end_of_epoch = progress.step % epoch_steps == 0
         if end_of_epoch:
@@ -351,7 +350,7 @@ def main(config):
     if checkpoint and checkpoint["kind"] == "classifier" and config["label_count"]:
         notice(
             f"{config['checkpoint_path']}: found a classifier, whose encoder has learned from "
-            "labels that label_count does not count"
+            "labels that label_count does not count; wanted train.py's best.pt for honest scores"
         )
 
     # process, data and classes
@@ -359,7 +358,7 @@ def main(config):
     splits = open_splits(config, checkpoint, runtime)
     legend = find_legend(splits[0])
 
-    # folder, which a mistake above does not leave behind
+    # folder; after the checks, so that a mistake leaves none behind
     output_dir = make_output_dir(
         config["output_dir"] or runtime.broadcast(time.strftime("checkpoints/%Y-%m-%d_%H-%M-%S"))
     )
@@ -368,7 +367,7 @@ def main(config):
 
 
 def make_header(config, checkpoint, arguments, splits, legend):
-    """What every checkpoint of the run carries beside its weights."""
+    """What every checkpoint of the run has beside its weights."""
     train, classes = splits[0], {str(code): entry for code, entry in legend.items()}
     names = ("training", "validation", "test")
     data = {name: split.describe() for name, split in zip(names, splits, strict=True) if split}
@@ -396,7 +395,7 @@ def fine_tune(config, checkpoint, splits, legend, output_dir, runtime):
     optimiser = build_optimiser(classifier, config)
     header = make_header(config, checkpoint, arguments, splits, legend)
 
-    # the start of the head, and the run, from there or from where an earlier one stopped
+    # the run, from the head's start or from where an earlier run stopped
     last = find_last(
         output_dir, "classifier", config, header["data"], run_config, FREE_KEYS, runtime
     )

@@ -169,7 +169,7 @@ def measure_training(config, work):
 
 
 def loader_share(dataset, step, number):
-    """Share of a loop of so many steps that goes into fetching batches, the first included."""
+    """Share of the time of a loop of N steps that goes into fetching batches, the first included."""
     loading, start = 0.0, time.perf_counter()
     dataset.set_steps(0, number)
     batches = iterate_batches(dataset)
@@ -247,7 +247,7 @@ def measure_startup(config, work):
 
 
 def gpu_training_rate(work, workers, settings, runtime, number=200):
-    """Samples a second of training from disk with so many loader workers, compiled and in bf16."""
+    """Samples a second of training from disk with N loader workers, compiled and in bf16."""
     dataset = SentinelTimeSeriesDataset(work, "gpu", batch_size=settings["batch_size"])
     model = train.build_model(settings, dataset.num_bands).to(runtime.device)
     runtime.compile(model)

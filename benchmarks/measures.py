@@ -66,13 +66,13 @@ def gemm_rate(size, device="cpu", dtype=torch.float32):
 
 
 def synchronise():
-    """Wait until a GPU, where there is one, has done all that it was told."""
+    """Wait until a GPU, where there is one, has finished its work."""
     if torch.accelerator.is_available():
         torch.accelerator.synchronize()
 
 
 def encoder_flops(steps, *, width, depth, latent_dim):
-    """FLOP of the encoder for series of so many steps: two for each multiply-and-add."""
+    """FLOP of the encoder for series of this number of steps: two for each multiply-and-add."""
     layer = 24 * width**2 + 4 * steps * width  # projections and feed-forward; attention
     return steps * (2 * (BANDS * width + width**2) + depth * layer) + 2 * width * latent_dim
 

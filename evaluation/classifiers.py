@@ -20,13 +20,13 @@ from threadpoolctl import threadpool_limits
 from utils import keep_classes
 
 FOLDS = 5
-REPEATS = 4  # of the folds where labels are few, since one partition of 50 chooses by chance
-SEARCH_LABELS = 2000  # of more labels so many, drawn at random, choose the setting
+REPEATS = 4  # of the folds where labels are few: one partition of 50 labels chooses by chance
+SEARCH_LABELS = 2000  # at most, chosen at random, that choose the setting
 SEARCH_TREES = 100  # of a forest while its leaf size is chosen
 
 
 def classifiers(seed):
-    """Name -> (classifier, its setting, the values to choose from; of equal ones the first).
+    """{name: (classifier, name of its setting, values to choose from)}; of equal scores the first.
 
     Discriminant analysis has nothing to choose: the shrinkage of its covariances is Ledoit and
     Wolf's (2004, 10.1016/S0047-259X(03)00096-4). The scale of a feature does not matter to it.
@@ -77,8 +77,8 @@ def _choose(model, setting, values, x, labels, seed):
     if not folds:
         return None
     if setting.endswith("n_neighbors"):
-        fewest = min(len(train) for train, _ in folds)
-        values = [value for value in values if value <= fewest]
+        smallest = min(len(train) for train, _ in folds)
+        values = [value for value in values if value <= smallest]
     trees = model.get_params().get("n_estimators")
     if trees:
         model.set_params(n_estimators=SEARCH_TREES)
@@ -92,9 +92,9 @@ def _choose(model, setting, values, x, labels, seed):
 def find_label_folds(labels, seed=0):
     """Stratified folds of at most SEARCH_LABELS of the labels: (training, test) indices of each.
 
-    As many folds as the smallest class has labels, at most FOLDS, so that every class is in every
-    part. A class with a single label cannot be, and is left out. [] for fewer than two classes.
-    Of few labels several partitions are made, up to 200 labels in all or REPEATS.
+    The number of folds is that of the labels of the smallest class, at most FOLDS, so that every
+    class is in every part. A class with a single label cannot be, and is left out. Few labels are
+    partitioned several times: 200 / labels, at most REPEATS. [] for fewer than two classes.
     """
     rng = np.random.default_rng(seed)
     rows = keep_classes(rng.permutation(len(labels))[:SEARCH_LABELS], labels, rng, FOLDS)

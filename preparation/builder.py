@@ -21,10 +21,11 @@ from tqdm import tqdm
 
 from preparation import need, pixels, sentinel2
 from preparation.band_statistics import add_counts, count_block, statistics
-from preparation.items import FILE_KEY, ItemError, saved_items
+from preparation.items import FILE_KEY, ItemError, saved_items, without_secrets
 from preparation.plan import Plan, check_same
 from running.errors import InputError
 from running.files import create_npy, lock_folder, remove_parts, write_json
+from tiles import Tile
 
 
 def read_block(plan, items, rows, columns, stop=None):
@@ -201,9 +202,17 @@ def _check_files(part, items):
 
 
 def _begun_plan(plan, part):
-    """The plan as it was when the tile was begun: with the items that are saved in its folder."""
+    """The plan as it was when the tile was begun: with the items that are saved in its folder.
+
+    Their addresses are those of today, where only the signature differs: the saved ones expire.
+    """
     progress = json.loads((part / "progress.json").read_text())
     items = {item.id: item for item in saved_items(part / "items.json")}
+    for today in (item for _, found in plan.days for item in found if item.id in items):
+        for name, asset in items[today.id].assets.items():
+            href = today.assets[name].href if name in today.assets else ""
+            if without_secrets(href) == without_secrets(asset.href):
+                asset.href = href
     days = [
         (date.fromisoformat(day), [items[name] for name in names])
         for day, names in progress["days"]
@@ -233,6 +242,7 @@ def _write_rest(plan, part, progress):
             "dates": [str(day) for day, _ in plan.days],
             "crs": plan.crs,
             "transform": plan.transform,
+            "statistics_of": Tile(part, statistics=False).fingerprint(),
             "boa_offset_applied": True,
             "clear_scl": request.clear_scl,
             "items": {

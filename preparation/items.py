@@ -57,7 +57,9 @@ def search_items(request):
     box = request.bbox or place.tile_bounds(request.mgrs_tile)
     items = []
     try:
-        catalog = client.Client.open(request.stac_url, stac_io=_patient_reader(request.retries))
+        catalog = client.Client.open(
+            request.stac_url, stac_io=_patient_reader(request.retries), timeout=SECONDS
+        )
         for part in place.split_at_180(box):
             search = catalog.search(
                 collections=[request.collection],
@@ -76,14 +78,14 @@ def search_items(request):
 
 
 def _patient_reader(retries):
-    """What asks a STAC API: again after errors, but never without a time limit."""
+    """What asks a STAC API, again after errors of the network."""
     retry = need("urllib3").Retry(
         total=retries,
         backoff_factor=0.5,
         status_forcelist=(429, 500, 502, 503, 504),
         allowed_methods=None,
     )
-    return need("pystac_client.stac_api_io").StacApiIO(max_retries=retry, timeout=SECONDS)
+    return need("pystac_client.stac_api_io").StacApiIO(max_retries=retry)
 
 
 def without_secrets(text):

@@ -7,13 +7,14 @@ Shapes: H x W pixels, N features (polygons or points).
 """
 
 import json
+import warnings
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 import rasterio
 from rasterio.enums import ColorInterp, Resampling
-from rasterio.errors import RasterioError
+from rasterio.errors import NotGeoreferencedWarning, RasterioError
 from rasterio.features import rasterize
 from rasterio.transform import array_bounds
 from rasterio.vrt import WarpedVRT
@@ -38,10 +39,12 @@ BLOCK_PIXELS = 1 << 20  # pixels whose label or split is found at a time
 
 @dataclass
 class Labels:
-    """Where labels come from. Either files (rasters; {place} is filled in) or features.
+    """Where labels come from: a raster, or features.
 
-    features: geopandas GeoDataFrame with the column code and, where polygons have one, split.
-    classes: {code: {"name": .., "color": ..}}; for a raster maybe not of all its codes.
+    origin: path or URL of the file; {place} in it stands for squares like N48E012, a raster each.
+    classes: {code: {"name": .., "color": ..}}; of a raster, not always of all its codes.
+    features: geopandas GeoDataFrame with the column code and, where splits are asked for by
+    polygon or column, split; None for a raster.
     """
 
     origin: str
@@ -92,9 +95,11 @@ def _raster_crs(path):
     if is_vector_name(path):
         return None
     try:
-        with rasterio.open(path) as source:
-            _check_raster(source, path)
-            return source.crs
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", NotGeoreferencedWarning)  # becomes an error below
+            with rasterio.open(path) as source:
+                _check_raster(source, path)
+                return source.crs
     except RasterioError:
         if "://" not in path and not Path(path).exists():
             raise InputError(
@@ -107,16 +112,16 @@ def _raster_crs(path):
 def find_transform(crs, target, file):
     """pyproj's Transformer from one coordinate system to another, longitude before latitude.
 
-    None where both are one. Raises InputError that names the file where there is no way, as from
-    the plane of its own that a drone's map may have.
+    None where both are the same local plane, as the map of a drone may have. Raises InputError that
+    names the file where there is no transformation.
     """
     pyproj = need("pyproj")
     source, target = (pyproj.CRS.from_user_input(one) for one in (crs, target))
-    if source.equals(target, ignore_axis_order=True):
-        return None
     try:
         return pyproj.Transformer.from_crs(source, target, always_xy=True)
     except pyproj.exceptions.ProjError:
+        if source.name == target.name and source.equals(target, ignore_axis_order=True):
+            return None
         raise InputError(
             f"{file}: found the coordinate system {source.name!r}, which cannot be transformed to "
             f"{target.name!r}, wanted two with a place on the Earth"
@@ -292,8 +297,7 @@ def _warp_raster(source, file, transform, shape, crs):
     """Codes of an open raster on a tile's grid; 0 where it has nodata, a mask, or no pixel."""
     find_transform(source.crs, crs, f"labels={file}")
     grid = {"crs": crs, "transform": transform, "height": shape[0], "width": shape[1]}
-    # the view starts as 0 and gets what an alpha band, added or the source's own, calls valid
-    grid |= {"add_alpha": ColorInterp.alpha not in source.colorinterp, "init_dest_nodata": False}
+    # where the source has a mask, or no pixel, the view is 0, or the source's nodata
     codes, rows = np.zeros(shape, np.uint8), max(1, BLOCK_PIXELS // shape[1])
     with WarpedVRT(source, resampling=Resampling.nearest, **grid) as view:
         for first in range(0, shape[0], rows):

@@ -20,7 +20,7 @@ from rasterio.windows import Window
 
 from preparation import need, sentinel2
 from preparation.items import BAND_KEY, ItemError, without_secrets
-from preparation.place import check_place
+from preparation.place import check_place, outline
 from running.errors import InputError
 
 NETWORK = {  # settings of GDAL: no listing of folders, time limits, and a bounded cache
@@ -177,7 +177,9 @@ def source_grid(item, name, retries):
 
     def read(href):
         with _open_asset(item, name, href) as (source, *_):
-            return geobox.GeoBox.from_rio(source)
+            grid = geobox.GeoBox.from_rio(source)
+            outline(grid.extent)  # which is on Earth
+            return grid
 
     return with_retries(read, item, name, retries)
 

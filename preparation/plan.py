@@ -222,9 +222,9 @@ def tile_grid(days, request):
         axes = grid.crs.proj.axis_info[:2]
         if grid.crs.geographic or any(axis.unit_conversion_factor != 1 for axis in axes):
             raise InputError(
-                f"resolution={request.resolution:g}: found pixels in {axes[0].unit_name} "
-                f"({grid.crs}), which no metres fit; wanted resolution=0, and stride= for fewer "
-                "pixels, or files in metres"
+                f"resolution={request.resolution:g}: is in metres, found files in the unit "
+                f"{axes[0].unit_name}, wanted some in metres (or resolution=0, and stride= for "
+                "fewer pixels)"
             )
         grid = grid.zoom_to(resolution=request.resolution)
     if request.bbox:

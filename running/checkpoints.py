@@ -163,10 +163,10 @@ class Run:
         self.optimiser.load_state_dict(last["optimiser_state"])
         names = [entry.name for entry in fields(Progress)]
         self.progress = Progress(**{name: last[name] for name in names if name in last})
-        if self.progress.best_score > -math.inf and not (self.output_dir / "best.pt").exists():
+        if self.progress.best_score > -math.inf and not self._has_best():
             notice(
-                f"{self.output_dir / 'best.pt'}: found no file (removed, or last.pt was copied "
-                "alone), so the best is chosen anew from here on"
+                f"{self.output_dir / 'best.pt'}: found no whole checkpoint (removed, or last.pt "
+                "was copied alone), so the best is chosen anew from here on"
             )
             self.progress.best_score, self.progress.best_step = -math.inf, 0
 
@@ -180,9 +180,12 @@ class Run:
         save_checkpoint(path, self.kind, **self.header, **states, **asdict(self.progress))
 
     def keep_a_best(self):
-        """Save best.pt at the end of a run that has none: removed, and nothing was better since."""
-        if not (self.output_dir / "best.pt").exists():
+        """Save best.pt at the end of a run that has lost it, and found no other since."""
+        if not self._has_best():
             self.save("best.pt")
+
+    def _has_best(self):
+        return _kind_of(self.output_dir / "best.pt") == self.kind
 
     def stopped(self, status):
         """The Stopped to raise after a signal, once last.pt is saved; the log is closed."""

@@ -28,7 +28,7 @@ SCENES = {  # id: day, whether its numbers are shifted, and what make_scene take
     "S2A_33UUP_20210701_0_L2A": ("2021-07-01", True, RAW | {"covers": WEST}),
     "S2A_33UUP_20210701_1_L2A": ("2021-07-01", True, RAW | {"covers": EAST}),
     "S2A_33UUP_20210805_0_L2A": ("2021-08-05", False, DONE | {"covers": (0, 120)}),
-    # reprocessed: the older baseline shows another day, to be told from the newer one
+    # reprocessed: the older baseline shows another day, so that a test sees which is used
     "S2A_33UUP_20210907_0_L2A": ("2021-09-07", False, OLD | {"shows": "2021-09-08"}),
     "S2A_33UUP_20210907_1_L2A": ("2021-09-07", True, RAW | {"s2__processing_baseline": "05.00"}),
     "S2A_33UUP_20211002_0_L2A": ("2021-10-02", True, RAW | {"eo__cloud_cover": 95}),

@@ -5,6 +5,7 @@ providers make theirs, and written as cloud-optimised GeoTIFFs.
 """
 
 import json
+import math
 import shutil
 import socket
 import subprocess
@@ -22,7 +23,7 @@ import rasterio
 from rasterio.warp import transform_bounds
 from scipy.ndimage import gaussian_filter
 
-SIZE = 240  # pixels of 10 m along a side of the simulated tiles
+SIZE = 240  # pixels of 10 m along an edge of the simulated tiles
 CRS = "EPSG:32633"
 LEFT, TOP = {"33UUP": 300000, "33UVP": 300000 + 10 * (SIZE - 24)}, 5400000  # they overlap
 PIXEL = {"B02": 10, "B03": 10, "B04": 10, "B08": 10, "B01": 60, "B09": 60}  # metres; others 20
@@ -82,14 +83,14 @@ def write_cog(path, array, pixel, tile="33UUP", **options):
 
 
 def make_scene(
-    folder, base_url, name, day, *, shifted, tile="33UUP", covers=None, shows="", **told
+    folder, base_url, name, day, *, shifted, tile="33UUP", covers=None, shows="", **properties
 ):
     """Write the images of a scene and return its STAC item.
 
     shifted: whether its numbers carry the offset of 1000. covers: of a scene that does not fill its
     tile, the columns (first, last + 1) that it fills, in 10 m pixels, multiples of 6. shows: the
-    day whose truth it shows, if not its own. told: properties by name, with __ for a colon
-    (s2__processing_baseline). Its assets have Element 84's names if it tells
+    day whose truth it shows, if not its own. properties: by name, with __ for a colon
+    (s2__processing_baseline). Its assets have Element 84's names if these hold
     `earthsearch__boa_offset_applied`, else Planetary Computer's.
     """
     (folder / name).mkdir(parents=True)
@@ -97,7 +98,7 @@ def make_scene(
     left = LEFT[tile]
     bounds = (left + 10 * first, TOP - 10 * SIZE, left + 10 * last, TOP)
     west, south, east, north = transform_bounds(CRS, "EPSG:4326", *bounds)
-    assets, at_element84 = {}, "earthsearch__boa_offset_applied" in told
+    assets, at_element84 = {}, "earthsearch__boa_offset_applied" in properties
     for band in NAMES:
         pixel = pixel_size(band)
         if band == "SCL":
@@ -123,7 +124,7 @@ def make_scene(
             "datetime": f"{moment.isoformat()}Z",
             "grid:code": f"MGRS-{tile}",
             "eo:cloud_cover": 20,
-            **{key.replace("__", ":"): value for key, value in told.items()},
+            **{key.replace("__", ":"): value for key, value in properties.items()},
         },
         "links": [],
         "assets": assets,
@@ -131,7 +132,11 @@ def make_scene(
 
 
 class RangeHandler(BaseHTTPRequestHandler):
-    """Serves files below server.folder, ranges of them too; server.faults answers with errors."""
+    """Serves files below server.folder, ranges of them too.
+
+    server.faults: {path: N}, of whose requests the first N fail with status 500. server.denied:
+    {path: N}, of whose requests all but the first N fail with status 403.
+    """
 
     protocol_version = "HTTP/1.1"
 
@@ -146,12 +151,14 @@ class RangeHandler(BaseHTTPRequestHandler):
         if self.server.faults[path] > 0:
             self.server.faults[path] -= 1
             return self._answer(500, b"")
+        if self.server.seen[path] > self.server.denied.get(path, math.inf):
+            return self._answer(403, b"")
         if not file.is_file():
             return self._answer(404, b"")
-        content, told = file.read_bytes(), self.headers.get("Range")
-        if not told:
+        content, wanted = file.read_bytes(), self.headers.get("Range")
+        if not wanted:
             return self._answer(200, content)
-        first, last = told.removeprefix("bytes=").split("-")
+        first, last = wanted.removeprefix("bytes=").split("-")
         last = min(int(last or len(content) - 1), len(content) - 1)
         if int(first) > last:
             return self._answer(416, b"")
@@ -173,13 +180,14 @@ class RangeHandler(BaseHTTPRequestHandler):
 
 
 class FileServer(ThreadingHTTPServer):
-    """A server of a folder's files on a free port. faults: {path: errors to give first}."""
+    """A server of a folder's files on a free port."""
 
     daemon_threads = True
 
     def __init__(self, folder):
         super().__init__(("127.0.0.1", 0), RangeHandler)
         self.folder, self.faults, self.seen, self.delay = Path(folder), Counter(), Counter(), 0
+        self.denied = {}
         self.url = f"http://127.0.0.1:{self.server_address[1]}"
         threading.Thread(target=self.serve_forever, daemon=True).start()
 

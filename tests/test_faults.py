@@ -9,7 +9,6 @@ import sys
 import time
 from contextlib import contextmanager
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -18,20 +17,21 @@ from helpers import (
     ENVIRONMENT,
     GEOREFERENCE,
     ROOT,
+    Fork,
     as_arguments,
     assert_same_weights,
     fine_tune,
+    fork_ranks,
     lines,
     make_dataset,
     make_tile,
     run,
+    run_ranks,
     save,
     save_small_checkpoint,
     start,
     tile_of,
     tiny,
-    torchrun,
-    torchrun_command,
     wait_for_lines,
     weights,
 )
@@ -41,6 +41,7 @@ import tiles
 import train
 import train_classification
 from data import SHARDS, SentinelTimeSeriesDataset, iterate_batches
+from evaluation import classifiers
 from evaluation.validation import find_folds
 from running import files
 from running.checkpoints import cut_metrics, load_checkpoint
@@ -194,15 +195,15 @@ def test_a_band_that_varies_needs_its_deviation(dataset):
 # ---- lost work -----------------------------------------------------------------------------------
 
 
-def start_and_wait(config, number):
+def start_and_wait(config, number, start_script=Fork):
     """train.py in a process group of its own, once `number` lines are logged."""
-    process = start(*as_arguments(config), start_new_session=True)
+    process = start_script(*as_arguments(config), start_new_session=True)
     wait_for_lines(Path(config["output_dir"]), number, process)
     return process
 
 
 @pytest.mark.parametrize("workers", [0, 1, 2])
-def test_a_signal_to_all_processes_of_a_job_loses_nothing(dataset, tmp_path, workers):
+def test_a_signal_to_all_processes_of_a_job_loses_nothing(dataset, undisturbed, tmp_path, workers):
     """The loader workers died first, and with them everything since the last checkpoint."""
     config = tiny(dataset, tmp_path / "stopped", epochs=30, num_workers=workers)
     config |= {"checkpoint_interval": 1000, "val_interval": 1000}
@@ -215,8 +216,7 @@ def test_a_signal_to_all_processes_of_a_job_loses_nothing(dataset, tmp_path, wor
     step = lines(tmp_path / "stopped")[-1]["step"]
     assert load_checkpoint(tmp_path / "stopped/last.pt")["step"] == step > 8
     train.main(config)
-    train.main({**config, "output_dir": str(tmp_path / "whole"), "num_workers": 0})
-    assert_same_weights(weights(tmp_path / "whole"), weights(tmp_path / "stopped"))
+    assert_same_weights(undisturbed, weights(tmp_path / "stopped"))
 
 
 @pytest.mark.parametrize("start", ["from scratch", "from an encoder"])
@@ -255,29 +255,24 @@ def test_fine_tuning_stops_in_the_middle_of_an_epoch_and_goes_on(workplace, tmp_
             assert_same_weights(one[state], other[state])
 
 
-def test_two_processes_stop_in_the_middle_of_an_epoch(workplace, tmp_path):
+def test_two_processes_stop_in_the_middle_of_an_epoch(workplace, tmp_path, monkeypatch):
     """They asked each other at the end of an epoch alone, which may take hours."""
     keywords = {"checkpoint_path": str(workplace / "pretrained/best.pt"), "epochs": 1}
     keywords |= {"base_path": str(workplace), "dataset_name": "toy", "batch_size": 2}
     keywords |= {"device": "cpu", "wandb_mode": "disabled", "output_dir": str(tmp_path / "out")}
     config = {**train_classification.run_config, "precision": "float32", **keywords}
-    script = tmp_path / "slow.py"  # a step that takes as long as on large tiles
-    script.write_text(
-        f"import sys, time; sys.path.insert(0, {str(ROOT)!r})\n"
-        "import train_classification as script\n"
-        "step = script.training_step\n"
-        "script.training_step = lambda *a: time.sleep(0.1) or step(*a)\n"
-        "script.run_script(script.main, script.run_config, script.__doc__)\n"
+    step = train_classification.training_step  # here one takes as long as on large tiles
+    monkeypatch.setattr(
+        train_classification, "training_step", lambda *a: time.sleep(0.1) or step(*a)
     )
-    slow = SimpleNamespace(__file__=str(script), run_config=train_classification.run_config)
-    command = torchrun_command(config, script=slow)
-    silent = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-    with subprocess.Popen(command, cwd=ROOT, env=ENVIRONMENT, **silent) as job:
-        deadline = time.monotonic() + 200
-        while not (tmp_path / "out/last.pt").exists() and time.monotonic() < deadline:
-            time.sleep(0.05)
-        time.sleep(1.5)
-        job.terminate()
+    job = fork_ranks(config, script=train_classification)
+    deadline = time.monotonic() + 200
+    while not (tmp_path / "out/last.pt").exists() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    time.sleep(1.5)
+    for process in job:
+        process.terminate()
+    assert [process.wait() for process in job] == [143, 143]
     last = load_checkpoint(tmp_path / "out/last.pt")
     labels = int(last["data"]["training"]["tiles"]["MGRS-0"].split()[0])
     assert 0 < last["step"] < labels // 2, "stopped within the only epoch"
@@ -292,7 +287,7 @@ def test_two_processes_fine_tune_the_weights_of_one(workplace, tmp_path):
     config = {**train_classification.run_config, "precision": "float32", **keywords}
     config["output_dir"] = str(tmp_path / "one")
     one = train_classification.main(config)
-    done = torchrun({**config, "output_dir": str(tmp_path / "two")}, script=train_classification)
+    done = run_ranks({**config, "output_dir": str(tmp_path / "two")}, script=train_classification)
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("overall accuracy") == 1, "one report"
     contents = [load_checkpoint(tmp_path / name / "last.pt") for name in ("one", "two")]
@@ -315,7 +310,7 @@ def test_a_full_disk_keeps_the_old_checkpoint_and_says_what_is_missing(tmp_path)
 def test_a_disk_that_fills_during_training_ends_in_one_line(dataset, tmp_path):
     with small_disk(tmp_path / "disk", 100_000) as disk:
         config = tiny(dataset, disk / "out", epochs=30)
-        process = start(*as_arguments(config))
+        process = Fork(*as_arguments(config))
         _, err = process.communicate(timeout=60)
         assert process.returncode == 1
         assert "Traceback" not in err
@@ -347,6 +342,7 @@ def test_pretraining_leaves_a_fine_tuned_folder_alone(workplace, dataset, tmp_pa
 
 def test_label_efficiency_keeps_what_is_done(workplace, tmp_path, monkeypatch):
     """It wrote only at the end, and crashed where all drawn labels were of one class."""
+    monkeypatch.setattr(classifiers, "REPEATS", 1)
     keywords = {"checkpoint_path": workplace / "pretrained/best.pt", "base_path": workplace}
     keywords |= {"dataset_name": "toy", "output_dir": tmp_path / "out", "seeds": 6}
     keywords |= {"models": "embedding,harmonic"}
@@ -502,7 +498,7 @@ def test_wandb_that_is_lost_in_the_middle_is_said_once(tmp_path, capsys, monkeyp
 
 def test_training_goes_on_when_the_wandb_service_is_killed(dataset, tmp_path):
     config = tiny(dataset, tmp_path / "out", epochs=40, wandb_mode="offline")
-    process = start_and_wait(config, 15)
+    process = start_and_wait(config, 15, start)
     children = ["pgrep", "-P", str(process.pid), "wandb"]
     service = subprocess.run(children, capture_output=True, text=True, check=True).stdout
     os.kill(int(service), signal.SIGKILL)

@@ -8,14 +8,14 @@ import numpy as np
 import pytest
 import torch
 from helpers import (
+    Fork,
     assert_pictures_logged,
     fine_tune,
     make_tile,
     map_tile,
     run,
-    start,
+    run_ranks,
     tile_of,
-    torchrun,
 )
 
 import create_false_color_map
@@ -152,7 +152,7 @@ def test_a_killed_run_leaves_nothing_that_looks_finished(workplace, tmp_path):
     tile = make_tile(tmp_path / "MGRS-big", (20, 400, 200, 10), labels=False)
     arguments = [f"tile_path={tile}", f"checkpoint_path={workplace / 'classifier/best.pt'}"]
     arguments += [f"output_dir={tmp_path / 'out'}", "device=cpu", "wandb_mode=disabled"]
-    process = start(*arguments, script=infer)
+    process = Fork(*arguments, script=infer)
     while not list((tmp_path / "out").glob(".valid_count*")):
         assert process.poll() is None
         time.sleep(0.02)
@@ -174,7 +174,7 @@ def test_torchrun_divides_a_folder_of_tiles(workplace, tmp_path):
         "device": "cpu",
         "wandb_mode": "disabled",
     }
-    done = torchrun(config, script=infer)
+    done = run_ranks(config, script=infer)
     assert done.returncode == 0, done.stderr
     for number in (0, 1):
         name = f"MGRS-{number}/representation_map.npy"

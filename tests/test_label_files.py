@@ -253,7 +253,7 @@ def test_nodata_of_a_raster_is_no_class(tmp_path, kind):
     np.testing.assert_array_equal(found, np.pad(HOLE, ((0, 1), (1, 1))))
 
 
-def test_rasters_that_are_no_class_codes_end_in_one_line(tmp_path):
+def test_rasters_that_are_no_class_codes_end_in_one_line(tmp_path, recwarn):
     two = {"others": {ColorInterp.undefined: CODES}}
     path = write_raster(tmp_path / "two.tif", CODES, **two)
     refused("found 2 bands, wanted one of class codes .*vrt://.*bands=1", labels=path)
@@ -269,7 +269,8 @@ def test_rasters_that_are_no_class_codes_end_in_one_line(tmp_path):
     refused("found complex64", labels=write_raster(tmp_path / "c.tif", CODES.astype(np.complex64)))
     with pytest.warns(rasterio.errors.NotGeoreferencedWarning):
         path = write_raster(tmp_path / "nowhere.tif", CODES, transform=rasterio.Affine.identity())
-        refused("found uint8, .* wanted whole numbers and a place on the Earth", labels=path)
+    refused("found uint8, .* wanted whole numbers and a place on the Earth", labels=path)
+    assert not list(recwarn)
 
 
 # ---- places --------------------------------------------------------------------------------------
@@ -333,3 +334,6 @@ def test_labels_and_tile_in_one_plane_fit(tmp_path):
     features = read(vector, statistics_only=True).features
     codes, _ = burn_features(features, GRID, (4, 4), PLANE, settings())
     assert codes.sum() == 4
+    other = PLANE.replace("drone", "another drone")
+    with pytest.raises(InputError, match="'drone', which cannot be transformed to 'another drone'"):
+        warp_rasters(raster, GRID, (4, 4), other)

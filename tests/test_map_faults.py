@@ -4,18 +4,17 @@ import json
 import os
 import shutil
 import signal
-import subprocess
 import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from helpers import kill_again_and_again
+from helpers import Fork, kill_again_and_again
 from map_helpers import (
     BANDS,
     CLASSES,
-    command,
+    as_words,
     files,
     make_place,
     make_tile,
@@ -243,12 +242,12 @@ def test_a_map_that_was_made_from_something_else_is_not_resumed(
 
 
 def test_killed_at_random_moments_it_makes_the_same_maps(place, tmp_path, monkeypatch):
-    """20 kills within 20 * (8 + 2) of 300 blocks, then the end: every byte as if none had come."""
+    """20 kills within 20 * (4 + 2) of 150 blocks, then the end: every byte as if none had come."""
     monkeypatch.setattr(Runtime, "block_pixels", 100)
-    tile = make_tile(tmp_path / "MGRS-long", 600, 50)
+    tile = make_tile(tmp_path / "MGRS-long", 300, 50)
     begin = time.monotonic()
     map_tile(place, tmp_path / "undisturbed", tile_path=tile)
-    tempo = (time.monotonic() - begin) / 300
+    tempo = (time.monotonic() - begin) / 150
     out, rows = tmp_path / "out", [0]
 
     def is_done():
@@ -258,7 +257,7 @@ def test_killed_at_random_moments_it_makes_the_same_maps(place, tmp_path, monkey
         return (out / "infer.json").exists()
 
     function, a_block = lambda: map_tile(place, out, tile_path=tile), (MapWriter, "write")
-    kill_again_and_again(function, a_block, 8, tempo, is_done)
+    kill_again_and_again(function, a_block, 4, tempo, is_done)
     assert len(set(rows)) > 10, "kills found it at a few places only"
     wanted, found = files(tmp_path / "undisturbed"), files(out)
     assert found.keys() == wanted.keys()
@@ -270,7 +269,7 @@ def test_killed_at_random_moments_it_makes_the_same_maps(place, tmp_path, monkey
 def test_signals_end_the_script_with_their_status(place, tmp_path, number, status):
     tile, out = make_tile(tmp_path / "MGRS-long", 2000, 100), tmp_path / "out"
     arguments = {"checkpoint_path": place / "classifier.pt", "tile_path": tile, "output_dir": out}
-    process = subprocess.Popen(command("infer.py", **arguments), stdout=subprocess.PIPE, text=True)
+    process = Fork(*as_words(**arguments), script=infer)
     while not (out / PROGRESS).exists():
         assert process.poll() is None
         time.sleep(0.01)

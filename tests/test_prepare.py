@@ -7,6 +7,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from datetime import date
 from types import SimpleNamespace
 
@@ -44,14 +45,14 @@ pytestmark = [  # of libraries that we cannot change
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory):
-    """The scenes on a file server, and the catalogue that tells of them."""
+    """The scenes on a file server, and a catalogue of them."""
     folder = tmp_path_factory.mktemp("world")
     server = FileServer(folder)
     items = [
-        make_scene(folder, server.url, name, day, shifted=shifted, **told)
-        for name, (day, shifted, told) in SCENES.items()
+        make_scene(folder, server.url, name, day, shifted=shifted, **properties)
+        for name, (day, shifted, properties) in SCENES.items()
     ]
-    catalogue = Catalogue(folder, items[::-1] + items[:1])  # unsorted, and one told twice
+    catalogue = Catalogue(folder, items[::-1] + items[:1])  # unsorted, and one listed twice
     yield SimpleNamespace(server=server, folder=folder, items=items, url=catalogue.url)
     catalogue.stop()
     server.shutdown()
@@ -103,7 +104,7 @@ def test_statistics_are_those_of_the_clear_observations(made):
     np.testing.assert_allclose(made.band_std, clear.std(0), rtol=1e-6)
 
 
-def test_tile_json_tells_place_and_origin(made):
+def test_tile_json_records_place_and_origin(made):
     assert made.info["crs"] == CRS
     assert made.info["transform"] == [10, 0, LEFT["33UUP"], 0, -10, TOP]
     assert made.info["bands"] == sentinel2.TESSERA_BANDS
@@ -116,7 +117,7 @@ def test_tile_json_tells_place_and_origin(made):
         "S2A_33UUP_20210907_1_L2A",  # the newer baseline first
         "S2A_33UUP_20210907_0_L2A",
     ]
-    assert [entry["baseline"] for entry in origins["2021-01-10"]] == ["02.14"]  # told twice
+    assert [entry["baseline"] for entry in origins["2021-01-10"]] == ["02.14"]  # listed twice
 
 
 def test_any_twelve_months_are_ordered_by_day_of_year(world, tmp_path):
@@ -137,7 +138,7 @@ def test_eleven_bands_and_other_resampling(world, tmp_path):
         found, exact = tile.bands[day, ..., index].astype(int), bands[..., index].astype(int)
         if pixel_size(name) == 10:
             np.testing.assert_array_equal(found, exact)
-        else:  # in between its neighbours', the same on both sides of a block's border
+        else:  # in between its neighbours', the same across a block's border
             coarse = true_reflectance("2021-12-31", name).astype(float)
             factor = SIZE // len(coarse)
             offsets = (np.arange(SIZE) + 0.5) / factor - 0.5
@@ -244,6 +245,7 @@ def test_a_kill_and_a_second_run_give_the_same_bytes(world, tmp_path, made):
         if progress.exists() and len(json.loads(progress.read_text())["done"]) >= 3:
             first.send_signal(signal.SIGKILL)
             break
+        time.sleep(0.01)
     first.communicate()
     world.server.delay = 0
     assert first.returncode == -signal.SIGKILL and not (processed / "MGRS-33UUP").exists()
@@ -298,7 +300,7 @@ def test_an_asset_that_fails_twice_is_read_in_the_end(world, tmp_path, fresh, no
 
 
 def test_no_date_is_left_out_for_an_outage(world, tmp_path, fresh, no_waiting):
-    """skip_bad_items=true made a finished tile with an empty date of it."""
+    """Regression: skip_bad_items=true made a finished tile with an empty date."""
     path = "/S2A_33UUP_20210606_0_L2A/B04.tif"
     world.server.faults[path] = 1_000_000
     keys = {"bands": "B04", "skip_bad_items": True, "retries": 1, **fresh}
@@ -311,7 +313,7 @@ def test_no_date_is_left_out_for_an_outage(world, tmp_path, fresh, no_waiting):
 
 
 def test_an_asset_that_is_not_there_is_asked_for_once(world, tmp_path, fresh):
-    """No second attempt brings a file back; and a date like 20210404 is no 404."""
+    """A second attempt does not bring a file back; and a date like 20210404 is no 404."""
     path = world.folder / "S2A_33UUP_20210606_0_L2A" / "B03.tif"
     path.rename(path.with_suffix(".gone"))
     try:
@@ -342,7 +344,7 @@ def test_a_truncated_asset_is_named(tmp_path, truncated, no_waiting):
     processed = tmp_path / "data" / "sentinel2" / "processed"
     assert not (processed / "MGRS-33UUP").exists()
 
-    (tile,) = prepare(tmp_path, skip_bad_items=True, **keys)  # goes on from there
+    (tile,) = prepare(tmp_path, skip_bad_items=True, **keys)  # resumes there
     assert list(tile.info["left_out"]) == ["S2A_33UUP_20210410_0_L2A"]
     for index, day in enumerate(DAYS):
         bands, clear = truth(day, ["B8A", "B04"])
@@ -352,7 +354,7 @@ def test_a_truncated_asset_is_named(tmp_path, truncated, no_waiting):
 
 
 def test_the_first_date_may_be_the_bad_one(world, tmp_path, no_waiting):
-    """Its grid was asked for before anything could be left out."""
+    """Regression: its grid was read before anything could be left out."""
     items = json.loads(json.dumps(world.items))
     for asset in items[0]["assets"].values():
         asset["href"] = asset["href"].replace(".tif", ".gone.tif")
@@ -462,7 +464,7 @@ def test_two_processes_do_not_make_one_tile(world, tmp_path):
         prepare(tmp_path, world)
 
 
-def test_without_its_requirements_one_line_tells_what_to_install(tmp_path):
+def test_without_its_requirements_one_line_says_what_to_install(tmp_path):
     code = (
         "import sys\n"
         "for name in ('pystac', 'pystac_client', 'odc', 'geopandas', 'mgrs', 'pyogrio'):\n"

@@ -1,6 +1,7 @@
 """Labels, splits, pictures, warnings, and tiles of others: what needs no catalogue."""
 
 import json
+import os
 
 import geopandas
 import numpy as np
@@ -12,9 +13,10 @@ from rasterio.warp import transform as transform_places
 from stac_server import FileServer
 
 import prepare_tiles
+import utils
 from maps.land_cover import WORLDCOVER
-from preparation import quick_look
-from preparation.band_statistics import check_reflectance, count_block
+from preparation import band_statistics, quick_look
+from preparation.band_statistics import check_reflectance, complete_tiles, count_block
 from preparation.features import choose_splits
 from preparation.labels import block_splits, worldcover_places
 from preparation.quick_look import plot_quick_look
@@ -143,11 +145,11 @@ def test_no_field_lies_in_two_splits(tiles, tmp_path, fields):
         if splits == "use":
             wanted = {"wheat": 1, "maize": 2, "beet": 3}
             assert all(wanted[name] == split for (_, name), split in split_of.items())
-    drawn = [
+    chosen = [
         np.array(label(tmp_path, **keys | {"splits": "polygons", "seed": seed})[0].splits)
         for seed in (0, 0, 1)
     ]
-    assert (drawn[0] == drawn[1]).all() and (drawn[0] != drawn[2]).any()
+    assert (chosen[0] == chosen[1]).all() and (chosen[0] != chosen[2]).any()
     none = label(tmp_path, **keys | {"splits": ""})
     assert none[0].splits is None
 
@@ -222,7 +224,7 @@ def test_the_same_ground_has_the_same_split_in_two_zones():
 
 
 def test_of_five_blocks_from_west_to_east_one_validates_and_one_tests():
-    """Regression: blocks were drawn one by one, so that a small tile could lack a split."""
+    """Regression: each block was chosen by itself, so that a small tile could lack a split."""
     x, y = np.meshgrid(1600 * np.arange(100) + 800.0, 1600 * np.arange(30) + 5e6)
     splits = block_splits(x, y, "EPSG:6933", 1600.0, 0).reshape(30, 20, 5)
     assert (np.sort(splits, axis=2) == [1, 1, 1, 2, 3]).all()
@@ -324,6 +326,7 @@ def test_the_picture_shows_the_median_of_the_clear_dates(tiles, monkeypatch):
     np.testing.assert_allclose(plot_quick_look(folder), wanted)
     assert (folder / "quick_look.png").stat().st_size > 10_000
     monkeypatch.setattr(quick_look, "MAX_PIXELS", 20)
+    monkeypatch.setattr(utils, "BLOCK_BYTES", 1)  # a row at a time
     np.testing.assert_allclose(plot_quick_look(folder), wanted[::3, ::3])
 
 
@@ -333,12 +336,12 @@ def counts(blue, mask=None):
     return count_block(bands, mask, 0)
 
 
-def test_strange_reflectances_are_told():
+def test_strange_reflectances_are_reported():
     good, bright = counts(400), counts(4000)
     assert check_reflectance({"2021-01-01": good}) == []
     few = np.zeros((20, 20), np.uint8)
     few[0, :5] = 1
-    assert check_reflectance({"2021-01-01": counts(1, few)}) == []  # too few to tell
+    assert check_reflectance({"2021-01-01": counts(1, few)}) == []  # too few pixels to judge
     for value, message in ((1, "subtracted twice"), (1400, "may not have been subtracted")):
         (text,) = check_reflectance({"2021-01-01": good, "2021-02-01": counts(value)})
         assert message in text and text.endswith("on 1 of 2 dates: 2021-02-01")
@@ -346,7 +349,7 @@ def test_strange_reflectances_are_told():
     assert any("calls bright pixels clear" in text for text in texts)
 
 
-def test_few_dates_are_told(tiles, tmp_path, capsys):
+def test_few_dates_are_reported(tiles, tmp_path, capsys):
     label(tmp_path)
     assert "clear dates or fewer, wanted 10 to 20" in capsys.readouterr().out
 
@@ -360,8 +363,106 @@ def test_tiles_of_others_get_what_they_lack(tmp_path):
     np.testing.assert_allclose(tile.band_mean, mean, rtol=1e-5)
     np.testing.assert_allclose(tile.band_std, std, rtol=1e-5)
     assert tile.band_names == TESSERA_BANDS
-    np.save(folder / "band_mean.npy", np.full(10, 7, np.float32))  # what is there stays
-    assert label(tmp_path)[0].band_mean.tolist() == [7] * 10
+
+
+def make_own_tile(base_path):
+    """A tile without labels and what its statistics have to be."""
+    folder = make_tile(base_path / "data" / "toy" / "processed" / "MGRS-0", SHAPE, labels=False)
+    return folder, [np.load(folder / f"{name}.npy") for name in ("band_mean", "band_std")]
+
+
+def complete(base_path):
+    """Complete the one tile there is, as statistics_only=true does; returns it."""
+    processed = base_path / "data" / "toy" / "processed"
+    (folder,) = complete_tiles(processed, {"bands": "tessera"})
+    return Tile(folder)
+
+
+def content(folder):
+    return {file.name: file.read_bytes() for file in folder.iterdir() if file.suffix != ".png"}
+
+
+def test_statistics_follow_a_correction_of_the_observations(tmp_path, monkeypatch, capsys):
+    """Regression: bands.npy was corrected in place, and its statistics stayed as they were."""
+    folder, (mean, std) = make_own_tile(tmp_path)
+    complete(tmp_path)
+    bands, masks = np.load(folder / "bands.npy"), np.load(folder / "masks.npy")
+    times = folder.joinpath("bands.npy").stat()
+    np.save(folder / "bands.npy", bands // 2)
+    os.utime(folder / "bands.npy", ns=(times.st_atime_ns, times.st_mtime_ns))
+    np.testing.assert_allclose(complete(tmp_path).band_mean, mean / 2, atol=1)
+    assert "renewed, as the old ones were others" in capsys.readouterr().out
+    # written before the statistics, so that the sample of the observations alone differs
+    np.save(folder / "bands.npy", bands)
+    for name in ("band_mean", "band_std"):
+        (folder / f"{name}.npy").touch()
+    np.testing.assert_allclose(complete(tmp_path).band_std, std, rtol=1e-5)
+    # outside the sample, so that the time alone differs
+    monkeypatch.setattr(Tile, "fingerprint", lambda tile: "same")
+    complete(tmp_path)
+    np.save(folder / "masks.npy", masks * (np.arange(SIZE) < 30))
+    wanted = bands[:, :, :30][masks[:, :, :30] == 1].mean(0)
+    np.testing.assert_allclose(complete(tmp_path).band_mean, wanted, rtol=1e-5)
+
+
+def test_statistics_of_unknown_origin_are_checked_once(tmp_path, monkeypatch, capsys):
+    folder, (mean, std) = make_own_tile(tmp_path)
+    np.save(folder / "band_mean.npy", mean * np.float32(1 + 1e-5))  # as others round them
+    (folder / "bands.npy").touch()
+    before = content(folder)
+    complete(tmp_path)
+    assert "checked: they are those of the" in capsys.readouterr().out
+    after = content(folder)
+    assert json.loads(after.pop("tile.json")) == json.loads(before.pop("tile.json")) | {
+        "statistics_of": Tile(folder).fingerprint()
+    }
+    assert after == before
+    with monkeypatch.context() as patch:
+        patch.delattr(band_statistics, "count_block")  # nothing is read again
+        complete(tmp_path)
+    info = json.loads((folder / "tile.json").read_text())
+    (folder / "tile.json").write_text(json.dumps({"bands": info["bands"]}))
+    np.save(folder / "band_mean.npy", np.full(10, 7, np.float32))
+    np.testing.assert_allclose(complete(tmp_path).band_mean, mean, rtol=1e-5)
+    assert "renewed" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("has_statistics", [True, False])
+def test_masks_of_other_values_are_refused_before_anything_is_written(tmp_path, has_statistics):
+    """Regression: masks of 0 and 255 were completed to a tile that every other script refused."""
+    folder, _ = make_own_tile(tmp_path)
+    np.save(folder / "masks.npy", 255 * np.load(folder / "masks.npy"))
+    if not has_statistics:
+        for name in ("band_mean.npy", "band_std.npy", "tile.json"):
+            (folder / name).unlink()
+    before = content(folder)
+    with pytest.raises(InputError, match=r"masks.npy: found value 255, wanted 0 .* or 1 \(clear\)"):
+        complete(tmp_path)
+    assert content(folder) == before
+
+
+def test_a_tile_that_was_made_here_need_not_be_checked(tmp_path, monkeypatch):
+    """Its statistics and warnings are renewed, too, where its bands are corrected."""
+    (tmp_path / "33UUP").mkdir()
+    profile = {"count": 3, "height": 20, "width": 20, "dtype": "uint16", "crs": CRS}
+    profile["transform"] = rasterio.Affine(10, 0, LEFT, 0, -10, TOP)
+    values = np.random.default_rng(0).integers(100, 900, (3, 20, 20))
+    values[2] = 4
+    with rasterio.open(tmp_path / "33UUP" / "20210606.tif", "w", "GTiff", **profile) as file:
+        file.write(values.astype(np.uint16))
+        file.descriptions = ("B02", "B04", "SCL")
+    keys = {"bands": "B02,B04", "local_path": str(tmp_path / "33UUP"), "offset": "applied"}
+    label(tmp_path, statistics_only=False, **keys)
+    with monkeypatch.context() as patch:
+        patch.delattr(band_statistics, "count_block")
+        tile = complete(tmp_path)
+    bands = np.asarray(tile.bands) + np.uint16(2000)
+    before = tile.info["counts"]["2021-06-06"]
+    np.save(tile.path / "bands.npy", bands)
+    tile = complete(tmp_path)
+    after = tile.info["counts"]["2021-06-06"]
+    assert after["dark"] == 0 < before["dark"] and before.keys() == after.keys()
+    np.testing.assert_allclose(tile.band_mean, bands.mean((0, 1, 2)), rtol=1e-5)
 
 
 def test_tiles_of_others_that_are_none_end_in_one_line(tmp_path):

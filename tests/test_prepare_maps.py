@@ -214,7 +214,7 @@ def test_tessera_eval_reads_our_int8_maps_as_they_are(mapped, monkeypatch, capsy
     seen = {}
     exec(re.search(r"```py\n(.*?)```", text, re.S)[1], seen)
     path = mapped / "outputs/MGRS-33UUP/representation_map.npy"
-    ((_, wanted),) = RepresentationMap(path).blocks()
+    wanted = np.concatenate([block for _, block in RepresentationMap(path).blocks()])
     np.testing.assert_array_equal(seen["vectors"], wanted)
     assert "mean_f1" in capsys.readouterr().out and seen["chosen"].sum() > 1000
     labels = Tile(mapped / "data" / "bavaria_2021" / "processed" / "MGRS-33UUP").labels

@@ -76,7 +76,7 @@ def test_resume_puts_weights_optimiser_and_progress_back(tmp_path):
         optimiser = torch.optim.AdamW(model.parameters(), 0.1)
         return Run("classifier", {}, None, tmp_path, model, optimiser, {})
 
-    (tmp_path / "best.pt").touch()
+    save_small_checkpoint(tmp_path / "best.pt", "classifier")
     before, run = build(0), build(1)
     before.model(torch.ones(4, 3)).sum().backward()
     before.optimiser.step()
