@@ -74,7 +74,7 @@ def cosines(x, number):
 
 
 def test_similarity_equals_numpys_cosine(page, place):
-    """Of the embeddings themselves; or about their mean, of what the principal components hold."""
+    """Of the embeddings themselves; or, about their mean, of their principal components."""
     representations, _ = truth(place)
     valid = np.isfinite(representations).all(-1)
     x = representations[valid].astype(np.float64)
@@ -124,7 +124,7 @@ def test_ten_labels_a_class_map_like_scikit_learn(page, place, method):
 
 
 def test_clicks_are_scored_by_models_that_did_not_see_them(opened, tmp_path):
-    """Two classes drawn by lot: a neighbour told from itself would be right every time."""
+    """With classes at random, a model that has seen the click would be right every time."""
     rng = np.random.default_rng(0)
     page = opened(make_page(representation_path=save_map(tmp_path, rng.normal(size=(20, 30, 6)))))
     page.js("explore.view.method = 'nearest'; explore.view.k = 1")

@@ -39,7 +39,7 @@ settings.register_profile(
 
 
 def fuzz(name, *strategies):
-    """Run a test on so many examples of strategies; the same ones every time."""
+    """Run a test on EXAMPLES[name] examples of strategies; the same ones every time."""
     options = settings(settings.get_profile("fuzz"), max_examples=EXAMPLES[name])
     return lambda test: options(given(*strategies)(test))
 

@@ -145,7 +145,7 @@ def test_nothing_of_an_earlier_map_stays(place, tmp_path):
 
 @pytest.mark.parametrize("name", ["remove_products", "write_pictures", "read", "publish"])
 def test_a_kill_between_two_maps_leaves_no_mix(place, tmp_path, monkeypatch, name):
-    """However far a run came, what lies in the folder is one map, or has no infer.json."""
+    """Wherever a run is killed, the folder holds one map, or no infer.json."""
     folder = tmp_path / "out"
     earlier_map(place, folder)
     owner = infer.MapWriter if name in ("read", "publish") else infer
@@ -182,7 +182,7 @@ def test_the_old_map_stays_whole_while_the_new_one_is_made(place, tmp_path, monk
 # ---- 16 and 25: stopped, killed and gone on with -------------------------------------------------
 
 
-def test_a_stopped_run_keeps_what_it_goes_on_with(place, tmp_path, monkeypatch, capsys):
+def test_a_stopped_run_is_resumed(place, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(Runtime, "block_pixels", 64)  # four rows
     stop = infer.stop_on_signals()
     monkeypatch.setattr(infer, "stop_on_signals", lambda: stop)
@@ -212,7 +212,7 @@ def test_a_stopped_run_keeps_what_it_goes_on_with(place, tmp_path, monkeypatch, 
 @pytest.mark.parametrize(
     "change", ["checkpoint", "tile", "format", "blocks", "cut part", "damaged progress"]
 )
-def test_what_was_made_from_something_else_is_not_gone_on_with(
+def test_a_map_that_was_made_from_something_else_is_not_resumed(
     place, tmp_path, monkeypatch, change
 ):
     monkeypatch.setattr(Runtime, "block_pixels", 64)
@@ -338,7 +338,7 @@ def test_a_tile_that_changes_while_it_is_mapped_is_refused(place, tmp_path, monk
 
 
 def test_a_change_after_the_last_block_or_before_the_first_counts(place, tmp_path, monkeypatch):
-    """From the moment when the tile is opened to the end of its last block."""
+    """Files are watched from before the tile is opened until after its last block."""
     tile = tmp_path / "MGRS-A"
     shutil.copytree(place / "MGRS-A", tile)
     for name, owner in (("clear_counts", infer.Tile), ("write", infer.MapWriter)):
@@ -359,7 +359,7 @@ def test_a_change_after_the_last_block_or_before_the_first_counts(place, tmp_pat
 
 
 def test_a_checkpoint_that_is_replaced_while_it_is_read_is_refused(place, tmp_path, monkeypatch):
-    """A training that still runs writes best.pt anew: infer.json named another's hash."""
+    """Regression: a training still ran and replaced best.pt: infer.json had another hash."""
     shutil.copy(place / "classifier.pt", tmp_path / "best.pt")
     load = infer.load_checkpoint
 
@@ -413,7 +413,7 @@ def test_a_checkpoint_without_bands_is_refused(place, tmp_path):
 
 
 def test_a_checkpoint_of_nan_is_refused(place, tmp_path):
-    """Its maps were empty, without a word, or its pictures ended in a traceback."""
+    """Regression: its maps were empty, and no line said so, or a picture ended in a traceback."""
     for part, kind in (("backbone", "backbone"), ("head", "classifier")):
         content = torch.load(place / "classifier.pt", weights_only=True)
         next(iter(content[f"{part}_state"].values()))[:] = torch.nan

@@ -33,7 +33,7 @@ def representations(tmp_path):
     return save_map(tmp_path / "out", random_map((*SHAPE, 6)), checkpoint_sha256="a" * 64)
 
 
-def draw(**keywords):
+def plot(**keywords):
     return run(create_false_color_map, **keywords)
 
 
@@ -50,7 +50,7 @@ def train_head(representation_path, **keywords):
 # ---- maps that do not go together ----------------------------------------------------------------
 
 
-@pytest.mark.parametrize("script", [make_page, draw])
+@pytest.mark.parametrize("script", [make_page, plot])
 def test_maps_of_two_checkpoints_are_refused(representations, tmp_path, script, capsys):
     other = save_map(tmp_path / "b", random_map((*SHAPE, 6)), checkpoint_sha256="b" * 64)
     both = f"{representations},{other}"
@@ -65,7 +65,7 @@ def test_a_basis_of_another_checkpoint_is_refused(representations, tmp_path):
     basis = tmp_path / "basis.npz"
     save_basis(fit_basis(random_map().reshape(-1, 6)), {"checkpoint_sha256": "b" * 64}, basis)
     keywords = {"representation_path": representations, "basis_path": basis}
-    for script in (make_page, draw):
+    for script in (make_page, plot):
         refused("basis.npz: found a basis of checkpoint bbbb", script, **keywords)
     save_basis(fit_basis(random_map().reshape(-1, 6)), {"checkpoint_sha256": "a" * 64}, basis)
     assert make_page(**keywords).exists()
@@ -83,7 +83,7 @@ def test_maps_of_other_keys_of_infer_are_said(tmp_path, keys, capsys):
     same = save_map(tmp_path / "b", random_map((*SHAPE, 6)), **made_by)
     other = save_map(tmp_path / "c", random_map((*SHAPE, 6)), **made_by | keys)
     basis = tmp_path / "basis.npz"
-    for script in (draw, make_page):
+    for script in (plot, make_page):
         script(representation_path=f"{one},{same}", basis_path=basis)
         assert "found a" not in capsys.readouterr().out
         notice.cache_clear()
@@ -102,11 +102,11 @@ def test_where_dates_are_averaged_over_draws_their_number_does_not_count(tmp_pat
         save_map(tmp_path / str(dates), random_map(), checkpoint_sha256="a", draws=4, dates=dates)
         for dates in (24, 0)
     ]
-    draw(representation_path=f"{maps[0]},{maps[1]}")
+    plot(representation_path=f"{maps[0]},{maps[1]}")
     assert "found a map" not in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("script", [make_page, draw])
+@pytest.mark.parametrize("script", [make_page, plot])
 def test_fewer_than_three_dimensions_are_refused(tmp_path, script):
     path = save_map(tmp_path, random_map((*SHAPE, 2)))
     refused("found 2 dimensions, wanted 3 or more", script, representation_path=path)
@@ -154,7 +154,7 @@ def test_a_page_of_files_that_change_is_not_written(tmp_path, monkeypatch, name)
     assert make_page(representation_path=path).exists()
 
 
-@pytest.mark.parametrize("script", [make_page, draw, train_head])
+@pytest.mark.parametrize("script", [make_page, plot, train_head])
 def test_a_map_that_is_made_anew_while_it_is_read_is_refused(tmp_path, monkeypatch, script):
     monkeypatch.setattr(reader, "BLOCK_BYTES", 4 * 30 * 6 * 5)  # of five rows
     path = save_map(tmp_path / "out", random_map((*SHAPE, 6)))
@@ -206,7 +206,7 @@ def test_scales_that_are_no_floating_point_numbers_are_refused(representations, 
     scales = np.ones(SHAPE, kind)
     np.save(representations, np.ones((*SHAPE, 6), np.int8))
     np.save(scales_path(representations), scales)
-    for script in (make_page, draw, train_head):
+    for script in (make_page, plot, train_head):
         refused(
             f"_scales.npy: found {scales.dtype}, wanted floating-point numbers",
             script,
@@ -214,7 +214,7 @@ def test_scales_that_are_no_floating_point_numbers_are_refused(representations, 
         )
 
 
-@pytest.mark.parametrize("script", [make_page, draw])
+@pytest.mark.parametrize("script", [make_page, plot])
 def test_values_that_cannot_be_squared_are_refused(tmp_path, script):
     path = save_map(tmp_path, np.sign(random_map((*SHAPE, 6))) * 3e38)
     refused(r"found values up to 3e\+38, wanted at most 1e\+12", script, representation_path=path)
@@ -276,7 +276,7 @@ def test_transforms_that_overflow_are_refused(tmp_path, transform):
 
 
 def test_a_page_smaller_than_the_program_in_it_is_refused(representations):
-    """It advised stride=17, then 18, and so on."""
+    """Regression: it advised stride=17, then 18, and so on."""
     keywords = {"representation_path": representations}
     refused("max_mb=1: wanted 4 or more", make_page, max_mb=1, **keywords)
     config = {**explore.run_config, "representation_path": str(representations), "max_mb": 1.0}
@@ -320,7 +320,7 @@ def test_the_folder_of_a_training_is_refused(representations, tmp_path, name):
 
 
 def test_two_that_simulate_at_once_make_one_data_set(tmp_path, monkeypatch, capsys):
-    """The second comes to an end first; its tiles stay, and nothing else does."""
+    """The second ends first: its tiles stay, and those of the first are removed."""
     small = {"base_path": tmp_path, "size": 16, "num_tiles": 1, "num_dates": 3}
     write_tile, getpid = simulated.write_tile, os.getpid
 
