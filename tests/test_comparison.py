@@ -134,7 +134,7 @@ def test_equal_models_differ_by_nothing_and_one_block_tells_nothing():
 
 
 def test_both_models_are_scored_on_the_classes_that_a_resample_has(monkeypatch):
-    """One that never predicted a missing class was spared it, one that did got a zero for it."""
+    """Regression: a model that never predicted a missing class was spared it."""
     monkeypatch.setattr(comparison, "BOOTSTRAPS", 200)
     labels, groups = np.repeat([1, 2], 60), np.tile(np.arange(6), 20)
     labels[groups == 0] = np.resize([1, 2, 5], 20)

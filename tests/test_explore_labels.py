@@ -217,7 +217,7 @@ def test_geojson_and_picture(page, place):
 
 
 def test_areas_are_of_the_ground(opened, tmp_path):
-    """In Web Mercator at 60 degrees north a pixel of 20 m is one of 10 m: areas were fourfold."""
+    """Regression: a pixel of 20 m in Web Mercator at 60 degrees north has sides of 10 m."""
     info = {"crs": "EPSG:3857", "transform": [20, 0, 0, 0, -20, 8399738]}
     page = opened(make_page(representation_path=save_map(tmp_path, random_map(), **info)))
     page.look(5, 5)

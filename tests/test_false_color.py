@@ -55,7 +55,7 @@ def test_false_colour_straight_from_a_checkpoint_and_from_int8(workplace, tmp_pa
 
 
 def test_of_two_calls_at_once_one_basis_counts(workplace, tmp_path, monkeypatch):
-    """Each fitted its own, and their pictures did not match."""
+    """Regression: each fitted its own, and their pictures did not match."""
     (folder,) = map_tile(workplace, tmp_path / "maps")
     path, basis = folder / "representation_map.npy", tmp_path / "basis.npz"
     fit, others = create_false_color_map.fit_basis, []
@@ -77,7 +77,7 @@ def test_of_two_calls_at_once_one_basis_counts(workplace, tmp_path, monkeypatch)
 
 
 def test_the_sample_is_of_all_valid_pixels_however_few():
-    """Half of a map was taken to be valid: of 100 valid pixels in a large one 3 were found."""
+    """Regression: half of a map was taken to be valid: of 100 valid pixels it found 3."""
     rng = np.random.default_rng(0)
     blocks = np.full((200, 50, 40, 4), np.nan, np.float32)
     valid = rng.random(blocks.shape[:3]) < 1e-3

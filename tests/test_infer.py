@@ -58,7 +58,7 @@ def test_too_few_observations_are_no_data(workplace, tmp_path):
 
 
 def test_a_map_without_a_valid_pixel_is_spoken_of(workplace, tmp_path, capsys):
-    """All files came, white, without a word."""
+    """Regression: all files came, white, without a word."""
     tile = make_tile(tmp_path / "MGRS-few", (4, 8, 8, 10), clear=1.0)
     (folder,) = map_tile(workplace, tmp_path / "few", tile_path=tile)
     assert "MGRS-few: found no pixel with min_valid=5 clear" in capsys.readouterr().out
@@ -66,7 +66,7 @@ def test_a_map_without_a_valid_pixel_is_spoken_of(workplace, tmp_path, capsys):
 
 
 def test_rows_without_a_valid_pixel_come_in_blocks_like_others(workplace, tmp_path, monkeypatch):
-    """They were put before the next valid one, all at once: 31 GB for the half of a full tile."""
+    """Regression: they came all at once with the next valid one: 31 GB for half a tile."""
     monkeypatch.setattr(Runtime, "block_pixels", 16)  # a row
     written, write = [], MapWriter.write
     monkeypatch.setattr(
@@ -214,7 +214,7 @@ def test_pictures_are_logged_to_wandb(workplace, tmp_path):
 
 
 def test_a_folder_of_a_training_is_refused(workplace, tmp_path):
-    """Its metrics.jsonl got lines of the map."""
+    """Regression: its metrics.jsonl got lines of the map."""
     fine_tune(workplace, tmp_path / "out", epochs=1)
     before = (tmp_path / "out/metrics.jsonl").read_bytes()
     with pytest.raises(InputError, match="found last.pt of a training"):

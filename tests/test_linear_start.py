@@ -57,7 +57,7 @@ def test_classes_without_a_label_are_not_predicted():
 
 
 def test_a_class_without_a_label_is_not_predicted_however_far_a_pixel_lies():
-    """All logits of the labelled classes could fall below its own: they shared a linear part."""
+    """Regression: all logits of the labelled classes could fall below its own."""
     y, labels = representations(3)
     mean, var, weight, bias = fit_linear_start(y, labels, 5)
     far = 300 * torch.randn(500, 8, generator=torch.Generator().manual_seed(0))

@@ -86,7 +86,7 @@ def test_a_disk_that_fills_up_later_costs_no_rows(place, tmp_path, small_disk, m
 
 
 def test_a_geotiff_that_is_not_whole_takes_no_place(tmp_path, small_disk):
-    """GDAL says nothing of bytes that find no room at its close: a broken file was published."""
+    """Regression: GDAL does not report bytes that find no room at its close."""
     noise = np.random.default_rng(0).integers(0, 255, (500, 500), np.uint8)
     place = {"crs": "EPSG:32633", "transform": [10, 0, 500_000, 0, -10, 5_000_000]}
     path = small_disk / "map.tif"

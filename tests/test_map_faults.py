@@ -319,7 +319,7 @@ def test_a_checkpoint_without_bands_is_refused(place, tmp_path):
 
 
 def test_a_checkpoint_of_nan_is_refused(place, tmp_path):
-    """Its maps were empty, without a word, or its pictures ended in a traceback."""
+    """Regression: its maps were empty, without a word, or its pictures ended in a traceback."""
     for part, kind in (("backbone", "backbone"), ("head", "classifier")):
         content = torch.load(place / "classifier.pt", weights_only=True)
         next(iter(content[f"{part}_state"].values()))[:] = torch.nan

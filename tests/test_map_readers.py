@@ -229,7 +229,7 @@ def test_more_than_twenty_made_up_colours_differ():
 
 
 def test_a_legend_of_many_long_names_is_drawn_whole(tmp_path):
-    """It was cut off below and left no room for the map; a dollar sign was taken for a formula."""
+    """Regression: it was cut off below; a dollar sign was taken for a formula."""
     names = {str(code): {"name": f"crop {code} at $_$ " + "a ton " * 10} for code in range(1, 61)}
     class_map = np.arange(60, dtype=np.uint8).reshape(6, 10) + 1
     figure = Figure(figsize=land_cover.FIGURE_SIZE, layout="constrained")
@@ -269,7 +269,7 @@ def test_a_map_and_labels_that_mean_something_else_are_said(place, tmp_path, cap
 
 
 def test_labels_of_another_place_are_refused(place, tmp_path, capsys):
-    """Of a tile of the same size elsewhere, they gave scores of nothing."""
+    """Regression: labels of a tile of the same size elsewhere gave scores of nothing."""
     (folder,) = map_tile(place, tmp_path / "out")
     elsewhere = {**GEO, "transform": [10, 0, 600000, 0, -10, 5400000]}
     other = make_tile(tmp_path / "MGRS-other", **elsewhere)

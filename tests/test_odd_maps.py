@@ -181,7 +181,7 @@ def test_transforms_that_overflow_are_refused(tmp_path, transform):
 
 
 def test_a_page_smaller_than_the_program_in_it_is_refused(representations):
-    """It advised stride=17, then 18, and so on."""
+    """Regression: it advised stride=17, then 18, and so on."""
     keywords = {"representation_path": representations}
     refused("max_mb=1: wanted 4 or more", make_page, max_mb=1, **keywords)
     config = {**explore.run_config, "representation_path": str(representations), "max_mb": 1.0}

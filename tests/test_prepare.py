@@ -301,7 +301,7 @@ def test_an_asset_that_fails_twice_is_read_in_the_end(world, tmp_path, fresh, no
 
 
 def test_no_date_is_left_out_for_an_outage(world, tmp_path, fresh, no_waiting):
-    """skip_bad_items=true made a finished tile with an empty date of it."""
+    """Regression: skip_bad_items=true made a finished tile with an empty date of it."""
     path = "/S2A_33UUP_20210606_0_L2A/B04.tif"
     world.server.faults[path] = 1_000_000
     keys = {"bands": "B04", "skip_bad_items": True, "retries": 1, **fresh}
@@ -355,7 +355,7 @@ def test_a_truncated_asset_is_named(tmp_path, truncated, no_waiting):
 
 
 def test_the_first_date_may_be_the_bad_one(world, tmp_path, no_waiting):
-    """Its grid was asked for before anything could be left out."""
+    """Regression: its grid was asked for before anything could be left out."""
     items = json.loads(json.dumps(world.items))
     for asset in items[0]["assets"].values():
         asset["href"] = asset["href"].replace(".tif", ".gone.tif")

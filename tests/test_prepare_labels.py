@@ -207,7 +207,7 @@ def test_blocks_are_of_the_ground_not_of_the_tile(tiles, tmp_path):
 
 
 def test_the_same_ground_has_the_same_side_in_two_zones():
-    """Of polygons in the overlap of two zones half had another side in each of them."""
+    """Regression: half of the polygons where two zones overlap had another side in each."""
     longitude, latitude = np.meshgrid(np.linspace(11.9, 12.1, 200), np.linspace(48, 48.2, 150))
     sides = []
     for crs in ("EPSG:32632", "EPSG:32633", "EPSG:4326"):

@@ -24,7 +24,7 @@ def test_scores_agree_with_counting():
 
 
 def test_a_class_without_a_label_is_no_class_to_average_over():
-    """One pixel called a class that the split lacks cost a sixth of the score on Flanders."""
+    """Regression: one pixel of a class without labels cost a sixth of the score (Flanders)."""
     labels, predicted = np.array([1, 1, 1, 2, 2, 2]), np.array([1, 1, 5, 2, 2, 2])
     scores = score_classes(labels, predicted, class_legend([1, 2, 5], {}))
     assert scores["macro_f1"] == macro_f1(labels, predicted) == pytest.approx((0.8 + 1) / 2)

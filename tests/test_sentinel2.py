@@ -146,7 +146,7 @@ def test_a_folder_of_geotiffs(tmp_path, mask):
 
 
 def test_geotiffs_that_cannot_be_right(tmp_path, capsys):
-    """Reflectance of 0 to 1 became a tile of nodata; a broken file could not be left out."""
+    """Regression: reflectance of 0 to 1 became a tile of nodata."""
     folder, days = tmp_path / "hill", ["2021-04-10", "2021-06-06"]
     folder.mkdir()
     keys = {"local_path": str(folder), "mgrs_tile": "", "bands": "B8A,B04", "offset": "raw"}
@@ -164,7 +164,7 @@ def test_geotiffs_that_cannot_be_right(tmp_path, capsys):
 
 
 def test_a_tile_that_was_begun_with_other_files_begins_anew(tmp_path, monkeypatch):
-    """A file that was mended meanwhile was not read again."""
+    """Regression: a file that was mended meanwhile was not read again."""
     folder = tmp_path / "hill"
     folder.mkdir()
     keys = {"local_path": str(folder), "mgrs_tile": "", "bands": "B8A,B04", "offset": "raw"}

@@ -102,7 +102,7 @@ def test_the_test_split_is_scored_once_and_chooses_nothing(workplace, tmp_path, 
 
 
 def test_an_early_epoch_is_not_the_best(workplace, tmp_path, monkeypatch):
-    """At the full rate scores jump: on real tiles the highest were early, and worse on the test."""
+    """Regression: on real tiles the highest scores were early, and worse on the test."""
     scored = iter([0.5, 0.9, 0.8, 0.7, 0.4, 0.6, 0.5, 0.0])  # of the start, six epochs, the test
     score = train_classification.score_classes
     monkeypatch.setattr(
@@ -116,7 +116,7 @@ def test_an_early_epoch_is_not_the_best(workplace, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("freeze_backbone", [False, True])
 def test_who_has_few_labels_needs_no_others(workplace, tmp_path, freeze_backbone):
-    """A thousand validation labels chose the epoch of a model that was told to use 40."""
+    """Regression: a thousand validation labels chose the epoch of a model that should use 40."""
     scores = []
     for name in ("as they are", "swapped"):
         base_path = make_dataset(tmp_path / name, shape=(20, 24, 16, 10), clear=0.8)
@@ -133,7 +133,7 @@ def test_who_has_few_labels_needs_no_others(workplace, tmp_path, freeze_backbone
 
 
 def test_labels_that_a_classifier_has_seen_are_spoken_of(workplace, tmp_path, capsys):
-    """Fifty labels and an encoder of a classifier of all of them scored .79 in place of .75."""
+    """Regression: 50 labels and a classifier's encoder scored .79 in place of .75."""
     keywords = {"checkpoint_path": workplace / "classifier/best.pt", "epochs": 1}
     fine_tune(workplace, tmp_path / "all", **keywords)
     assert "found a classifier" not in capsys.readouterr().out
@@ -142,7 +142,7 @@ def test_labels_that_a_classifier_has_seen_are_spoken_of(workplace, tmp_path, ca
 
 
 def test_a_frozen_encoder_and_a_linear_head_are_not_trained(workplace, tmp_path):
-    """Trained on by steps, the head only got worse."""
+    """Regression: trained on by steps, the head only got worse."""
     scores = fine_tune(workplace, tmp_path / "out", freeze_backbone=True)
     assert scores["best_epoch"] == 0
     assert [line["step"] for line in lines(tmp_path / "out")] == [0, 1], "the start, the test"
@@ -179,7 +179,7 @@ def test_a_finished_run_is_not_overwritten(workplace):
 
 
 def test_the_result_of_few_labels_is_a_mean_of_start_and_end(workplace, tmp_path):
-    """Fine-tuning 100 labels of real tiles to the end was worse than not to train at all."""
+    """Regression: 100 labels fine-tuned to the end were worse than no training at all."""
     keywords = {"label_count": 40, "epochs": 2}
     parts = {}
     for name, more in (
