@@ -169,7 +169,7 @@ def measure_training(config, work):
 
 
 def loader_share(dataset, step, number):
-    """Share of the time of a loop of N steps that goes into fetching batches, the first included."""
+    """Share of the time of N steps that goes into fetching batches, the first included."""
     loading, start = 0.0, time.perf_counter()
     dataset.set_steps(0, number)
     batches = iterate_batches(dataset)

@@ -24,7 +24,7 @@ def batches(base_path, name="toy", workers=0, kind=SentinelTimeSeriesDataset, **
 
 
 def test_groups_are_the_blocks_of_the_split(tmp_path):
-    """Cut from the tile's corner, they divided blocks of the map grid: neighbours were told apart.
+    """Regression: cut from the tile's corner, the groups divided blocks of the map grid.
 
     So cross-validation and the bootstrap took parts of one block for independent.
     """
@@ -215,7 +215,7 @@ def test_a_part_of_the_batch_may_be_empty(dataset):
 
 
 def test_a_part_of_a_labelled_batch_may_be_empty_and_has_its_dates(dataset):
-    """An MLP or a CNN cannot read pixels of no date: torchrun ended in a traceback."""
+    """Regression: An MLP or a CNN cannot read pixels of no date: torchrun ended in a traceback."""
     kind = SentinelTimeSeriesDatasetForDownstreaming
     keywords = {"kind": kind, "sample_size": 8, "batch_size": 2, "block_size": 4}
     shapes = {tuple(x.shape) for x, *_ in batches(dataset, process=(3, 16), **keywords)}
@@ -268,7 +268,7 @@ def test_splits_are_disjoint(tmp_path, splits_file):
 
 @pytest.mark.parametrize("labels", [True, False])
 def test_an_unlabelled_tile_trains_on_no_ground_that_another_one_tests(tmp_path, labels):
-    """It trained on its test blocks although a labelled year of the same place tests there."""
+    """Regression: it trained on blocks that a labelled year of the same place tests on."""
     place = {"crs": "EPSG:32631", "transform": [10, 0, 500_000, 0, -10, 5_400_000]}
     folder = tmp_path / "data/toy/processed"
     for name, labelled in (("MGRS-2020", False), ("MGRS-2021", labels)):

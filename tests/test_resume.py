@@ -37,7 +37,7 @@ def files(folder):
 
 
 def test_overwrite_never_removes_an_encoder(workplace, tmp_path):
-    """The encoder that it was told to read was deleted, and nothing was written."""
+    """Regression: the encoder that it should read was deleted, and nothing was written."""
     train.main(tiny(workplace, tmp_path / "pre", max_steps=2))
     before = files(tmp_path / "pre")
     with pytest.raises(InputError, match="found a pretrained checkpoint, wanted another"):
@@ -69,7 +69,7 @@ def test_overwrite_removes_nothing_for_a_config_that_is_refused(workplace, tmp_p
 
 
 def test_overwrite_continues_its_own_run_and_replaces_another(workplace, tmp_path):
-    """A command with overwrite=true that a queue starts again threw its own work away."""
+    """Regression: overwrite=true deleted its own work when a queue started it again."""
     keywords = {"epochs": 4, "overwrite": True}
     fine_tune(workplace, tmp_path / "out", **keywords)
     first = lines(tmp_path / "out")
@@ -105,7 +105,7 @@ def swap(labels):
 
 @pytest.mark.parametrize("change", ["swapped", "renamed", "splits"])
 def test_fine_tuning_refuses_changed_labels_and_splits(workplace, tmp_path, change):
-    """It went on, with a head whose classes meant something else, or on its own test pixels."""
+    """Regression: it resumed with classes that meant something else, or on test pixels."""
     base_path = make_dataset(tmp_path, shape=(20, 24, 16, 10), clear=0.8, **GEOREFERENCE)
     keywords = {"base_path": base_path, "epochs": 1}
     fine_tune(workplace, tmp_path / "out", **keywords)
@@ -121,7 +121,7 @@ def test_fine_tuning_refuses_changed_labels_and_splits(workplace, tmp_path, chan
 
 
 def test_pretraining_refuses_labels_that_come_or_go(dataset, tmp_path):
-    """Scores of the probe and minus the loss were compared with each other."""
+    """Regression: scores of the probe and minus the loss were compared with each other."""
     train.main(tiny(dataset, tmp_path / "out", max_steps=8))
     for number in range(2):
         (tile_of(dataset, number) / "labels.npy").unlink()
@@ -146,7 +146,7 @@ def test_clear_counts_notice_another_file_of_the_same_size_and_time(dataset):
 
 @pytest.mark.parametrize("change", ["doys", "band_mean", "masks"])
 def test_a_run_never_goes_on_with_another_year_of_the_same_pixels(workplace, tmp_path, change):
-    """With a checkpoint's statistics nothing told bands, days and masks of two years apart."""
+    """Regression: bands, days and masks of two years passed for the same."""
     base_path = make_dataset(tmp_path, shape=(20, 24, 16, 10), clear=0.8)
     keywords = {"base_path": base_path, "epochs": 1}
     fine_tune(workplace, tmp_path / "out", **keywords)
@@ -163,7 +163,7 @@ def test_a_run_never_goes_on_with_another_year_of_the_same_pixels(workplace, tmp
 
 
 def test_two_trainings_in_one_folder_are_refused(dataset, tmp_path, monkeypatch):
-    """Both ended with success, and with their files mixed."""
+    """Regression: both ended with success, and with their files mixed."""
     (tmp_path / "out").mkdir()
     monkeypatch.setattr("time.sleep", lambda _: None)
     monkeypatch.setattr("time.monotonic", iter(range(0, 10_000, 5)).__next__)
@@ -174,7 +174,7 @@ def test_two_trainings_in_one_folder_are_refused(dataset, tmp_path, monkeypatch)
 
 
 def test_a_limit_of_steps_does_not_change_which_checkpoint_is_best(dataset, tmp_path, monkeypatch):
-    """The validation that ends a limited run could win best.pt, and the run differed for ever."""
+    """Regression: the validation that ends a limited run could win best.pt."""
     monkeypatch.setattr(train, "draw_correlation", lambda *_: None)  # most of the time
     config = tiny(dataset, tmp_path / "whole", epochs=6, val_interval=8)
     train.main(config)
@@ -208,7 +208,7 @@ def test_a_run_of_before_prediction_is_refused_in_one_line(dataset, tmp_path):
 
 
 def test_a_run_that_stopped_between_validations_cannot_end_there(dataset, tmp_path):
-    """It ended in KeyError: 'score', since no checkpoint is best."""
+    """Regression: it ended in KeyError: 'score', since no checkpoint is best."""
     config = tiny(dataset, tmp_path / "out", val_interval=100, checkpoint_interval=2)
     with pytest.MonkeyPatch.context() as patch:
         step = train.train_step
@@ -228,7 +228,7 @@ def test_a_run_that_stopped_between_validations_cannot_end_there(dataset, tmp_pa
 
 
 def test_signals_end_a_script_again_when_its_training_is_done(dataset, tmp_path):
-    """The test split of a large tile was scored to its end whatever the user did."""
+    """Regression: the test split of a large tile was scored to its end whatever the user did."""
     before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
     train.main(tiny(dataset, tmp_path / "out", max_steps=2))
     assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == before
@@ -246,7 +246,7 @@ def test_a_run_that_goes_on_in_another_precision_says_so(dataset, tmp_path, caps
 
 
 def test_a_run_of_before_blending_is_not_blended_from_the_middle_on(dataset, tmp_path):
-    """A key that a checkpoint does not have stood for today's default, not for what was done."""
+    """Regression: a key that the checkpoint lacked stood for today's default."""
     config = tiny(dataset, tmp_path / "out", max_steps=2, blend=0.0)
     train.main(config)
     path = tmp_path / "out/last.pt"
@@ -259,7 +259,7 @@ def test_a_run_of_before_blending_is_not_blended_from_the_middle_on(dataset, tmp
 
 
 def test_two_processes_simulate_their_tiles_and_train_small_batches(tmp_path):
-    """The first start under torchrun always failed; so did batches that one process had none of."""
+    """Regression: the first start under torchrun failed, and batches without a pixel did."""
     config = {**train.run_config, "base_path": str(tmp_path), "output_dir": str(tmp_path / "out")}
     config |= {"max_steps": 2, "batch_size": 16, "width": 16, "depth": 1, "latent_dim": 8}
     config |= {"projector_dim": 16, "val_pixels": 16, "device": "cpu", "wandb_mode": "disabled"}
@@ -294,7 +294,7 @@ def tile_at(folder, name, first, count, size=1e-4, offset=0.0, crs="EPSG:4326"):
 @pytest.mark.parametrize("block_size", [8, 16, 20, 100])
 @pytest.mark.parametrize("offset", [0.0, 0.5, 0.3])
 def test_windows_of_one_grid_have_the_splits_of_the_whole(tmp_path, block_size, offset):
-    """Tiles smaller than a block, and pixel centres on edges of blocks, had splits of their own."""
+    """Regression: tiles smaller than a block, and centres on edges, had splits of their own."""
     for origin in (0, 123_457):
         whole = tile_at(tmp_path, f"MGRS-{origin}", origin, 64, offset=offset).split_map(block_size)
         for first, count in ((3, 10), (17, 30), (40, 15)):

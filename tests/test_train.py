@@ -103,7 +103,7 @@ def test_mix_up_takes_part_where_it_is_asked_for(dataset, tmp_path):
 
 
 def test_every_parameter_is_trained_also_one_without_a_dimension():
-    """A temperature of a backbone of one's own was in no group of the optimiser."""
+    """Regression: a temperature of a backbone of one's own was in no group of the optimiser."""
     model = torch.nn.Linear(3, 2)
     model.temperature = torch.nn.Parameter(torch.tensor(1.0))
     optimiser = train.build_optimiser(model, run_config)
@@ -150,7 +150,7 @@ def test_blended_pixels_are_trained_on_and_predicted(dataset, tmp_path, monkeypa
 
 
 def test_blending_mixing_and_augmenting_draw_numbers_of_their_own(dataset, tmp_path, monkeypatch):
-    """Their seeds differed by 2 ** 61, of which a CPU generator keeps nothing."""
+    """Regression: their seeds differed by 2 ** 61, of which a CPU generator keeps nothing."""
     seeds, partners, numbers = [], transforms.random_partners, barlow_twins.BatchGenerator
     monkeypatch.setattr(
         transforms,
@@ -219,7 +219,7 @@ def test_best_checkpoint_is_the_best_validated(dataset, tmp_path, monkeypatch):
 
 
 def test_an_early_score_that_is_high_by_chance_does_not_choose_the_checkpoint():
-    """At the full learning rate an encoder of 500 steps won over those of 4000 on small sets."""
+    """Regression: an encoder of 500 steps won over those of 4000 on small sets."""
     saved, progress = [], Progress()
     run = SimpleNamespace(progress=progress, config={"val_interval": 10})
     run.save = lambda name: saved.append((name, progress.step))

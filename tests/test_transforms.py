@@ -286,7 +286,7 @@ def test_no_augmentation_leaves_the_views():
 
 
 def test_standardise_leaves_what_it_is_given():
-    """Values that were float32 already were changed in place, and again at a second call."""
+    """Regression: values that were float32 already were changed in place."""
     bands = torch.full((3, 2, 4), 1000.0)
     mean, std = torch.full((4,), 500.0), torch.full((4,), 100.0)
     assert (standardise(bands, mean, std) == 5).all()
