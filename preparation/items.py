@@ -105,7 +105,7 @@ def saved_items(path):
     except FileNotFoundError:
         raise InputError(f"items_path={path}: found no file, wanted an ItemCollection") from None
     except Exception as error:  # what is no collection raises many kinds inside pystac
-        reason = f"{type(error).__name__} {error}".splitlines()[0]
+        reason = without_secrets(f"{type(error).__name__} {error}".splitlines()[0])
         raise InputError(
             f"items_path={path}: found no ItemCollection ({reason}), wanted one as JSON"
         ) from None

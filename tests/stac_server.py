@@ -135,7 +135,8 @@ class RangeHandler(BaseHTTPRequestHandler):
     """Serves files below server.folder, ranges of them too.
 
     server.faults: {path: N}, of whose requests the first N fail with status 500. server.denied:
-    {path: N}, of whose requests all but the first N fail with status 403.
+    {path: N}, of whose requests all but the first N fail with status 403. server.expired: a text,
+    as a signature, all requests with which fail with status 403.
     """
 
     protocol_version = "HTTP/1.1"
@@ -151,7 +152,8 @@ class RangeHandler(BaseHTTPRequestHandler):
         if self.server.faults[path] > 0:
             self.server.faults[path] -= 1
             return self._answer(500, b"")
-        if self.server.seen[path] > self.server.denied.get(path, math.inf):
+        denied = self.server.seen[path] > self.server.denied.get(path, math.inf)
+        if denied or self.server.expired in self.path:
             return self._answer(403, b"")
         if not file.is_file():
             return self._answer(404, b"")
@@ -187,7 +189,7 @@ class FileServer(ThreadingHTTPServer):
     def __init__(self, folder):
         super().__init__(("127.0.0.1", 0), RangeHandler)
         self.folder, self.faults, self.seen, self.delay = Path(folder), Counter(), Counter(), 0
-        self.denied = {}
+        self.denied, self.expired = {}, "never"
         self.url = f"http://127.0.0.1:{self.server_address[1]}"
         threading.Thread(target=self.serve_forever, daemon=True).start()
 

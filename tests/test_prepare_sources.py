@@ -168,6 +168,7 @@ def fiji(tmp_path_factory):
         ("both", "179.5,-17.0,179.9,-16.5", ["01KAB"]),
         ("both", "179.9,-17.0,-179.9,-16.5", ["01KAB"]),
         ("both", "179.9,-17.0,180.6,-16.5", ["60KZF"]),
+        ("both", "-179.99,-17.0,-179.8,-16.5", ["60KZF"]),  # one outline from 179.997, one to -180
         ("both", "179.5,-17.0,-179.5,-16.5", ["01KAB", "60KZF"]),
     ],
 )
@@ -250,9 +251,8 @@ def test_a_tile_may_be_spelt_as_in_the_names_of_products(tmp_path):
     images = write_images(tmp_path / "in")
     item = make_item("S2B_9VWK_20210410_0_L2A", "2021-04-10", images, s2__mgrs_tile="9VWK")
     keys = {"items_path": save(tmp_path, item), "offset": "applied", "bands": "B04"}
-    for spelt in ("T09VWK", "9VWK"):
-        (tile,) = prepare(tmp_path, mgrs_tile=spelt, **keys)
-        assert tile.name == "MGRS-09VWK" and tile.info["made_with"]["mgrs_tile"] == "09VWK"
+    (tile,) = prepare(tmp_path, mgrs_tile="T9VWK", **keys)
+    assert tile.name == "MGRS-09VWK" and tile.info["made_with"]["mgrs_tile"] == "09VWK"
 
 
 UUID = "ec16dbaf-4cef-5a8f-9d72-5e83a8b9f30d"
@@ -482,18 +482,13 @@ def test_an_offset_in_the_tags_is_subtracted_once(tmp_path):
     assert tile.info["items"]["2021-06-05"][0]["offset_subtracted"] == 1000
 
     images = write_images(tmp_path / "items", **options)
-    for applied, baseline in ((False, "04.00"), (True, "04.00"), (False, "02.14")):
-        flags = {"earthsearch__boa_offset_applied": applied, "s2__processing_baseline": baseline}
-        item = make_item("S2A_33UUP_20210410_0_L2A", "2021-04-10", images, **flags)
-        keys = {"items_path": save(tmp_path, item), "bands": "B04", "dataset_name": "flags"}
-        keys |= {"overwrite": True}
-        if sentinel2.offset_of(pystac.Item.from_dict(item)) == 1000:
-            prepare(tmp_path, **keys)
-            continue
-        with pytest.raises(InputError, match="an offset of -1000 in the tags of B04 and of 0 by"):
-            prepare(tmp_path, **keys)
-        (tile,) = prepare(tmp_path, **keys | {"offset": "applied"})
-        np.testing.assert_array_equal(tile.bands[0, ..., 0], values(1))
+    flags = {"earthsearch__boa_offset_applied": True, "s2__processing_baseline": "04.00"}
+    item = make_item("S2A_33UUP_20210410_0_L2A", "2021-04-10", images, **flags)
+    keys = {"items_path": save(tmp_path, item), "bands": "B04"}
+    with pytest.raises(InputError, match="an offset of -1000 in the tags of B04 and of 0 by"):
+        prepare(tmp_path, **keys)
+    (tile,) = prepare(tmp_path, offset="applied", overwrite=True, **keys)
+    np.testing.assert_array_equal(tile.bands[0, ..., 0], values(1))
 
 
 @pytest.mark.parametrize(
@@ -663,10 +658,9 @@ def test_hidden_files_are_no_scenes_and_no_bands(tmp_path):
     assert tile.shape[0] == 1
 
 
-@pytest.mark.parametrize("name", ["a#b", "what?", "50%", "a b"])
-def test_folders_may_have_any_name(tmp_path, name):
+def test_folders_may_have_any_name(tmp_path):
     """Regression: what stands after # or ? was cut off."""
-    folder = tmp_path / name
+    folder = tmp_path / "a #b?c%d"
     write_day(folder / "in" / "a_20210605.tif", values(1), values(2))
     (tile,) = prepare(folder, **local(folder / "in"))
     np.testing.assert_array_equal(tile.bands[0, ..., 1], values(2))
@@ -777,7 +771,7 @@ def test_access_that_has_run_out_blanks_no_date(signed, tmp_path, capsys, answer
         prepare(tmp_path, **search() | {"retries": retries})
     assert "\n" not in str(error.value) and "secret" not in str(error.value)
     assert "secret" not in "".join(capsys.readouterr())
-    server.denied.clear()
+    server.denied, server.expired = {}, "sig=secret"
     # the same command resumes; a new search has new signatures, and the saved ones are not used
     (tile,) = prepare(tmp_path, **search("sig=fresh"))
     assert tile.info["left_out"] == {} and tile.masks[:].all()
