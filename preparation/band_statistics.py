@@ -143,7 +143,7 @@ def _renew_statistics(tile):
         counted = add_counts(counted, count)
     if not counted["count"]:
         raise InputError(f"{tile.path / 'masks.npy'}: found no clear observation, wanted some")
-    tile.check_unchanged()
+    tile.watch.check()
     files, right = [tile.path / name for name in STATISTICS], statistics(counted)
     there = [open_npy(file, "an array (B,)") for file in files if file.exists()]
     label = f"{tile.path}: band_mean.npy, band_std.npy"

@@ -427,6 +427,20 @@ def test_statistics_of_unknown_origin_are_checked_once(tmp_path, monkeypatch, ca
     assert "renewed" in capsys.readouterr().out
 
 
+def test_observations_that_change_while_they_are_counted_are_refused(tmp_path, monkeypatch):
+    folder, _ = make_own_tile(tmp_path)
+    bands = np.load(folder / "bands.npy")
+
+    def count_and_correct(*arguments):
+        np.save(folder / "bands.npy", bands + 1)
+        return count_block(*arguments)
+
+    monkeypatch.setattr(band_statistics, "count_block", count_and_correct)
+    with pytest.raises(InputError, match="bands.npy: found that it changed while it was read"):
+        complete(tmp_path)
+    assert "statistics_of" not in json.loads((folder / "tile.json").read_text())
+
+
 @pytest.mark.parametrize("has_statistics", [True, False])
 def test_masks_of_other_values_are_refused_before_anything_is_written(tmp_path, has_statistics):
     """Regression: masks of 0 and 255 were completed to a tile that every other script refused."""
