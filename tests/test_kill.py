@@ -15,6 +15,7 @@ import train_classification
 from files import load_checkpoint
 from runlog import RunLog
 
+pytestmark = pytest.mark.slow
 A_LINE = (RunLog, "line")  # kills are counted from lines of metrics.jsonl
 
 

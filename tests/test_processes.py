@@ -21,6 +21,8 @@ from helpers import (
 from backbones import BACKBONES
 from train import main
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.mark.parametrize("workers", [0, 2])
 @pytest.mark.parametrize("backbone", BACKBONES)
