@@ -57,6 +57,7 @@ def cheap_children(run_child):
     return run
 
 
+@pytest.mark.slow
 def test_benchmark_at_a_tiny_size(tmp_path, monkeypatch):
     """Forked, with a small encoder; test_a_section_that_is_not_there runs the script itself."""
     monkeypatch.setattr(bench, "run_child", cheap_children(bench.run_child))
@@ -87,6 +88,7 @@ def test_benchmark_at_a_tiny_size(tmp_path, monkeypatch):
     assert 0.1 < min(memory) <= max(memory) < 1.5
 
 
+@pytest.mark.slow
 def test_a_section_that_is_not_there():
     done = run_bench("sections=speed")
     assert done.returncode == 1
@@ -96,6 +98,7 @@ def test_a_section_that_is_not_there():
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here")
 
 
+@pytest.mark.slow
 @needs_gpu
 def test_gpu_section(tmp_path):
     done = run_bench("sections=gpu", "device=cuda", "gpu_size=160", f"output_dir={tmp_path}")

@@ -26,6 +26,7 @@ import train_classification
 from tiles import Tile
 
 pytest_plugins = ["browser"]  # its fixtures
+pytestmark = pytest.mark.slow
 
 
 def test_brush_erase_delete_and_undo(page):

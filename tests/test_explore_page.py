@@ -18,6 +18,7 @@ from sklearn.neighbors import KNeighborsClassifier
 from tiles import Tile
 
 pytest_plugins = ["browser"]  # its fixtures
+pytestmark = pytest.mark.slow
 
 
 def test_opens_from_a_file_and_asks_for_nothing(page, place):

@@ -83,6 +83,7 @@ def test_the_sample_is_of_all_valid_pixels_however_few():
     assert len(np.unique(sample[:, 0])) > 190
 
 
+@pytest.mark.slow
 def test_the_picture_is_logged_to_wandb(workplace, tmp_path):
     (folder,) = map_tile(workplace, tmp_path / "maps")
     path, out = folder / "representation_map.npy", tmp_path / "out"

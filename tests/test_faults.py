@@ -202,6 +202,7 @@ def start_and_wait(config, number, start_script=Fork):
     return process
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("workers", [0, 1, 2])
 def test_a_signal_to_all_processes_of_a_job_loses_nothing(dataset, undisturbed, tmp_path, workers):
     """Regression: the loader workers died first, and all since the last checkpoint was lost."""
@@ -219,14 +220,20 @@ def test_a_signal_to_all_processes_of_a_job_loses_nothing(dataset, undisturbed, 
     assert_same_weights(undisturbed, weights(tmp_path / "stopped"))
 
 
-@pytest.mark.parametrize("start", ["from scratch", "from an encoder"])
-def test_fine_tuning_stops_in_the_middle_of_an_epoch_and_goes_on(workplace, tmp_path, start):
+@pytest.mark.parametrize(
+    ("start", "epochs"),
+    [("from an encoder", 6), pytest.param("from scratch", 3, marks=pytest.mark.slow)],
+)
+def test_fine_tuning_stops_in_the_middle_of_an_epoch_and_goes_on(
+    workplace, tmp_path, start, epochs
+):
     """Regression: it could not be continued at all."""
     config = {**train_classification.run_config, "precision": "float32", "dataset_name": "toy"}
     if start == "from an encoder":
         config["checkpoint_path"] = str(workplace / "pretrained/best.pt")
         config["label_count"] = 128
-    config |= {"base_path": str(workplace), "output_dir": str(tmp_path / "whole"), "epochs": 6}
+    config |= {"base_path": str(workplace), "output_dir": str(tmp_path / "whole")}
+    config["epochs"] = epochs
     config |= {"device": "cpu", "wandb_mode": "disabled", "width": 16, "latent_dim": 8, "depth": 1}
     config |= {"min_valid": 5, "block_size": 4, "batch_size": 16}
     scores = train_classification.main(config)
@@ -255,6 +262,7 @@ def test_fine_tuning_stops_in_the_middle_of_an_epoch_and_goes_on(workplace, tmp_
             assert_same_weights(one[state], other[state])
 
 
+@pytest.mark.slow
 def test_two_processes_stop_in_the_middle_of_an_epoch(workplace, tmp_path, monkeypatch):
     """Regression: they asked each other at the end of an epoch alone, which may take hours."""
     keywords = {"checkpoint_path": str(workplace / "pretrained/best.pt"), "epochs": 1}
@@ -279,6 +287,7 @@ def test_two_processes_stop_in_the_middle_of_an_epoch(workplace, tmp_path, monke
     assert last["step"] % 10 == 0
 
 
+@pytest.mark.slow
 def test_two_processes_fine_tune_the_weights_of_one(workplace, tmp_path):
     """Regression: under torchrun the same job ran in every process, over the same files."""
     keywords = {"checkpoint_path": str(workplace / "pretrained/best.pt"), "epochs": 3}
@@ -340,6 +349,7 @@ def test_pretraining_leaves_a_fine_tuned_folder_alone(workplace, dataset, tmp_pa
     assert before == {path: path.read_bytes() for path in (tmp_path / "out").iterdir()}
 
 
+@pytest.mark.slow
 def test_label_efficiency_keeps_what_is_done(workplace, tmp_path, monkeypatch):
     """Regression: it wrote only at the end, and crashed where all labels had one class."""
     monkeypatch.setattr(classifiers, "REPEATS", 1)
@@ -497,6 +507,7 @@ def test_wandb_that_is_lost_in_the_middle_is_said_once(tmp_path, capsys, monkeyp
     assert capsys.readouterr().out.count("wandb: logging failed (the service is gone)") == 1
 
 
+@pytest.mark.slow
 def test_training_goes_on_when_the_wandb_service_is_killed(dataset, tmp_path):
     config = tiny(dataset, tmp_path / "out", epochs=24, wandb_mode="offline")
     process = start_and_wait(config, 10, start)
@@ -509,6 +520,7 @@ def test_training_goes_on_when_the_wandb_service_is_killed(dataset, tmp_path):
     assert lines(tmp_path / "out")[-1]["step"] == 120
 
 
+@pytest.mark.slow
 def test_training_goes_on_when_the_wandb_folder_is_full(dataset, tmp_path):
     out = tmp_path / "out"
     out.mkdir()

@@ -88,6 +88,7 @@ def whole(tile):
 ARRAYS = ("bands", "masks", "doys", "band_mean", "band_std", "labels")
 
 
+@pytest.mark.slow
 def test_damaged_arrays(tile, whole):
     @fuzz("npy", st.sampled_from(ARRAYS), EDITS, CUT, st.booleans())
     def check(name, edits, cut, in_header):
@@ -105,6 +106,7 @@ def test_damaged_arrays(tile, whole):
     check()
 
 
+@pytest.mark.slow
 def test_damaged_tile_json(tile, whole):
     keys = st.sampled_from(["bands", "dates", "crs", "transform", "classes", "simulated", "x"])
     some = st.dictionaries(keys, JSON, max_size=5)
@@ -122,6 +124,7 @@ def test_damaged_tile_json(tile, whole):
     (tile / "tile.json").write_bytes(whole["tile.json"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["pretrained", "classifier"])
 def test_damaged_checkpoints(workplace, tmp_path, name):
     content = torch.load(workplace / name / "best.pt", weights_only=True)
@@ -144,6 +147,7 @@ def test_damaged_checkpoints(workplace, tmp_path, name):
     check()
 
 
+@pytest.mark.slow
 def test_damaged_bases(tmp_path):
     path = tmp_path / "basis.npz"
     pixels = np.random.default_rng(0).normal(size=(50, 6)).astype(np.float32)
@@ -158,6 +162,7 @@ def test_damaged_bases(tmp_path):
     check()
 
 
+@pytest.mark.slow
 def test_damaged_infer_json(tmp_path):
     keys = st.sampled_from(["crs", "transform", "classes", "tile", "tile_path", "x"])
     some = st.dictionaries(keys, JSON, max_size=5) | JSON

@@ -148,6 +148,7 @@ def test_bad_tiles_are_skipped_when_asked(workplace, tmp_path, capsys):
     assert "skipped" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_a_killed_run_leaves_nothing_that_looks_finished(workplace, tmp_path):
     tile = make_tile(tmp_path / "MGRS-big", (20, 400, 200, 10), labels=False)
     arguments = [f"tile_path={tile}", f"checkpoint_path={workplace / 'classifier/best.pt'}"]
@@ -165,6 +166,7 @@ def test_a_killed_run_leaves_nothing_that_looks_finished(workplace, tmp_path):
     map_tile(workplace, tmp_path / "killed", tile_path=tile)
 
 
+@pytest.mark.slow
 def test_torchrun_divides_a_folder_of_tiles(workplace, tmp_path):
     map_tile(workplace, tmp_path / "one", tile_path=tile_of(workplace).parent)
     config = infer.run_config | {

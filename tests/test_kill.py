@@ -15,6 +15,7 @@ import train_classification
 from running.checkpoints import load_checkpoint
 from running.log import RunLog
 
+pytestmark = pytest.mark.slow
 A_LINE = (RunLog, "line")  # kills are counted from lines of metrics.jsonl
 
 

@@ -48,6 +48,7 @@ def score(workplace, output_dir, **keywords):
     return run(label_efficiency, **standard | keywords)
 
 
+@pytest.mark.slow
 def test_compares_with_baselines(workplace, tmp_path):
     fast = [name for name in MODELS if name not in NETWORKS]
     result = score(workplace, tmp_path / "out", label_counts="20,60", models="fast")
@@ -93,6 +94,7 @@ def run_forked(command, **_):
     return SimpleNamespace(returncode=process.returncode, stdout=stdout, stderr=stderr)
 
 
+@pytest.mark.slow
 def test_networks_see_the_labels_and_test_pixels_of_the_others(workplace, tmp_path, monkeypatch):
     """Rows of one table that were trained or scored on other pixels cannot be compared."""
     trained = []
@@ -126,6 +128,7 @@ def test_networks_see_the_labels_and_test_pixels_of_the_others(workplace, tmp_pa
     ] * 2
 
 
+@pytest.mark.slow
 def test_sigterm_ends_the_training_of_a_network_too(workplace, tmp_path):
     """Regression: the network kept training alone, with all its memory, and its folder stayed."""
     out = tmp_path / "out"
@@ -201,6 +204,7 @@ def test_a_network_that_cannot_be_trained_ends_in_one_line(workplace, tmp_path, 
     assert not (tmp_path / "out/.network").exists()
 
 
+@pytest.mark.slow
 def test_settings_are_chosen_without_the_test_pixels(workplace, tmp_path):
     """With other test pixels the same settings are chosen; and the scores are other ones."""
     checkpoint = load_checkpoint(workplace / "pretrained/best.pt")

@@ -241,6 +241,7 @@ def test_a_map_that_was_made_from_something_else_is_not_resumed(
         assert files(out)[name] == content, name
 
 
+@pytest.mark.slow
 def test_killed_at_random_moments_it_makes_the_same_maps(place, tmp_path, monkeypatch):
     """20 kills within 20 * (4 + 2) of 150 blocks, then the end: every byte as if none had come."""
     monkeypatch.setattr(Runtime, "block_pixels", 100)
@@ -265,6 +266,7 @@ def test_killed_at_random_moments_it_makes_the_same_maps(place, tmp_path, monkey
         assert found[name] == content, name
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
 def test_signals_end_the_script_with_their_status(place, tmp_path, number, status):
     tile, out = make_tile(tmp_path / "MGRS-long", 2000, 100), tmp_path / "out"

@@ -235,6 +235,7 @@ def files_of(folder):
     return {file.name: file.read_bytes() for file in folder.iterdir()}
 
 
+@pytest.mark.slow
 def test_a_kill_and_a_second_run_give_the_same_bytes(world, tmp_path, made):
     arguments = [f"{key}={value}" for key, value in settings(tmp_path, world, threads=1).items()]
     processed = tmp_path / "data" / "sentinel2" / "processed"
@@ -464,6 +465,7 @@ def test_two_processes_do_not_make_one_tile(world, tmp_path):
         prepare(tmp_path, world)
 
 
+@pytest.mark.slow
 def test_without_its_requirements_one_line_says_what_to_install(tmp_path):
     code = (
         "import sys\n"

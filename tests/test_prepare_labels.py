@@ -123,6 +123,7 @@ def test_codes_and_names_of_the_users_own(tiles, tmp_path, fields):
     assert tile.info["classes"]["41"]["color"].startswith("#")
 
 
+@pytest.mark.slow
 def test_no_field_lies_in_two_splits(tiles, tmp_path, fields):
     path, rows = fields
     for splits in ("polygons", "blocks", "use"):

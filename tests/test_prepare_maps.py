@@ -32,6 +32,7 @@ pytestmark = [
     pytest.mark.filterwarnings(f"ignore::{kind}")
     for kind in ("DeprecationWarning", "PendingDeprecationWarning")
 ]
+pytestmark.append(pytest.mark.slow)
 STRIDE = 3  # of the tiles, so that mapping them takes seconds
 WIDTH = SIZE // STRIDE
 SCRIPTS = {

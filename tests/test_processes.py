@@ -23,6 +23,8 @@ from backbones import BACKBONES
 from running.checkpoints import load_checkpoint
 from train import main, run_config
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.mark.parametrize("workers", [0, 2])
 @pytest.mark.parametrize("backbone", BACKBONES)

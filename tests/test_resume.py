@@ -9,6 +9,7 @@ import pytest
 import torch
 from helpers import (
     GEOREFERENCE,
+    Fork,
     assert_same_weights,
     fine_tune,
     in_child,
@@ -258,6 +259,7 @@ def test_a_run_of_before_blending_is_not_blended_from_the_middle_on(dataset, tmp
     assert train.main({**config, "max_steps": 4})["step"] == 4
 
 
+@pytest.mark.slow
 def test_two_processes_simulate_their_tiles_and_train_small_batches(tmp_path):
     """Regression: the first start under torchrun failed, and batches without a pixel did."""
     config = {**train.run_config, "base_path": str(tmp_path), "output_dir": str(tmp_path / "out")}
@@ -305,9 +307,13 @@ def test_windows_of_one_grid_have_the_splits_of_the_whole(tmp_path, block_size, 
 
 
 def test_fork_helpers_report_failures():
-    """A child of the kill tests that fails must not count as one that ended well."""
+    """A forked process that fails must not count as one that ended well."""
     assert in_child(lambda: None) == 0
     assert in_child(lambda: 1 / 0) == 1
+    process = Fork("seed=-1")
+    assert process.communicate() == ["", "error: seed=-1: wanted 0 to 2147483647"]
+    assert process.returncode == 1
+    assert run_ranks({**train.run_config, "seed": -1}).returncode == 1
 
 
 @pytest.mark.parametrize("step", [6, 20])  # in mid-run, and when the run has ended

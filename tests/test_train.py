@@ -268,6 +268,7 @@ def test_lines_after_the_checkpoint_are_written_again(dataset, tmp_path):
     assert [line["step"] for line in lines(tmp_path / "out")] == list(range(9))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sent", [signal.SIGTERM, signal.SIGINT, signal.SIGKILL])
 def test_a_signal_loses_nothing(dataset, undisturbed, tmp_path, sent):
     """SIGTERM and Ctrl-C save the step they come in; after a kill the last checkpoint is whole."""
@@ -486,6 +487,7 @@ def test_wandb_holds_metrics_and_images_with_no_network_and_no_key(dataset, tmp_
     assert all(file.read_bytes()[:4] == b"\x89PNG" for file in pictures)
 
 
+@pytest.mark.slow
 def test_a_server_that_cannot_be_reached_does_not_stop_the_run(dataset, tmp_path):
     config = tiny(dataset, tmp_path / "out", wandb_mode="online", max_steps=2)
     environment = {"WANDB_API_KEY": "0" * 40, "WANDB_BASE_URL": "http://127.0.0.1:9"}

@@ -54,7 +54,7 @@ def test_a_frozen_backbone_stays_as_it_is(workplace, tmp_path):
 @pytest.mark.parametrize("head", HEADS)
 @pytest.mark.parametrize("loss", ["cross_entropy", "focal"])
 def test_learns_and_reports(workplace, tmp_path, head, loss):
-    keywords = {"head": head, "loss": loss, "class_weights": loss == "focal", "epochs": 12}
+    keywords = {"head": head, "loss": loss, "class_weights": loss == "focal", "epochs": 4}
     scores = fine_tune(workplace, tmp_path / "out", learning_rate=3e-3, **keywords)
     assert scores["overall_accuracy"] > 0.7, "two classes, half of the pixels each"
     saved = json.loads((tmp_path / "out/metrics.json").read_text())
