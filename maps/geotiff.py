@@ -30,24 +30,11 @@ def write_geotiff(path, array, georeference, nodata, legend=None, band_names=Non
     georeference: dict with "crs" and "transform" (a, b, c, d, e, f), as in tile.json. legend: of
     class codes; becomes the colour table, and the class names in the .aux.xml beside the file.
     """
-    height, width, count = shape = (*array.shape, 1)[:3]
-    profile = {
-        "driver": "GTiff",
-        "height": height,
-        "width": width,
-        "count": count,
-        "dtype": array.dtype,
-        "crs": georeference["crs"],
-        "transform": rasterio.Affine(*georeference["transform"]),
-        "nodata": nodata,
-        "tiled": True,
-        "blockxsize": ROWS,
-        "blockysize": ROWS,
-        "compress": "deflate",
-    }
+    shape = (*array.shape, 1)[:3]
+    profile = _profile(array.dtype, shape, georeference, nodata)
     if band_names:
         profile |= {"compress": "lzw", "BIGTIFF": "YES"}
-    elif count == 4:
+    elif shape[2] == 4:
         profile |= {"photometric": "RGB", "ALPHA": "YES"}
     with atomic_write(path) as part:
         # the driver of cloud-optimised files can only copy a whole file
@@ -56,9 +43,9 @@ def write_geotiff(path, array, georeference, nodata, legend=None, band_names=Non
             with rasterio.open(file_path, "w", **profile) as file:
                 if band_names:
                     file.descriptions = band_names
-                for first in range(0, height, ROWS):
+                for first in range(0, shape[0], ROWS):
                     block = array[first : first + ROWS].reshape(-1, *shape[1:])
-                    window = Window(0, first, width, len(block))
+                    window = Window(0, first, shape[1], len(block))
                     file.write(np.moveaxis(block, -1, 0), window=window)
                 if legend:
                     file.write_colormap(1, _color_table(legend))
@@ -71,6 +58,24 @@ def write_geotiff(path, array, georeference, nodata, legend=None, band_names=Non
     remove_sidecars(path)
     if legend:
         _write_category_names(path, legend)
+
+
+def _profile(dtype, shape, georeference, nodata):
+    """How rasterio creates a GeoTIFF of a shape (H, W, bands)."""
+    return {
+        "driver": "GTiff",
+        "height": shape[0],
+        "width": shape[1],
+        "count": shape[2],
+        "dtype": dtype,
+        "crs": georeference["crs"],
+        "transform": rasterio.Affine(*georeference["transform"]),
+        "nodata": nodata,
+        "tiled": True,
+        "blockxsize": ROWS,
+        "blockysize": ROWS,
+        "compress": "deflate",
+    }
 
 
 def _color_table(legend):
