@@ -2,9 +2,11 @@
 
 import json
 import re
+import subprocess
 import time
 import warnings
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -21,9 +23,11 @@ from helpers import (
 )
 
 import label_efficiency
+import train_classification
 from evaluation import classifiers
 from evaluation.label_report import MODELS, NETWORKS, OWN
 from running.checkpoints import load_checkpoint
+from running.config import override
 from running.errors import InputError, notice
 from running.files import lock_folder
 from tiles import Tile
@@ -93,7 +97,16 @@ def test_networks_see_the_labels_and_test_pixels_of_the_others(workplace, tmp_pa
         trained.append((content, sorted(path.name for path in (tmp_path / "out").iterdir())))
         return content
 
+    def run_some_here(command, **keywords):
+        """The first in a process of its own, the others in this one: their imports take longest."""
+        if not trained:
+            return subprocess.run([*command, "epochs=1"], **keywords)
+        config = override(train_classification.run_config, [*command[2:], "epochs=1"])
+        train_classification.main(config)
+        return subprocess.CompletedProcess(command, 0)
+
     monkeypatch.setattr(label_efficiency, "train_network", spy)
+    monkeypatch.setattr(label_efficiency, "subprocess", SimpleNamespace(run=run_some_here))
     result = score(
         workplace, tmp_path / "out", models="finetuned,scratch", seeds=2, label_counts="30"
     )
