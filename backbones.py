@@ -10,13 +10,14 @@ from contextlib import contextmanager
 from itertools import pairwise
 from types import SimpleNamespace
 
+from running.device import is_fused_inference, use_onednn
+from running.distributed import gather
+from running.errors import InputError
+
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-from running.device import is_fused_inference, use_onednn
-from running.distributed import gather
-from running.errors import InputError
 from transforms import encode_days
 
 
@@ -179,11 +180,12 @@ def attention_pool(score, x, padding_mask=None):
 #   latent_dim    D of the representations that forward(x, doys) gives
 #   sample_size   dates it was built for, which inference draws where any_length is False
 #   any_length    whether it takes series of any length; then forward(x, doys, padding_mask) too
-# and, for the attention head, features of each date and their pooling:
+# and, only if head=attention should work with it, features of each date and their pooling:
 #   date_dim, date_features(x, doys[, padding_mask]) -> (N, S, date_dim)
 #   pool(features[, padding_mask]) -> (N, D)
-# Register it here. A new knob is named in BACKBONE_KEYS and gets its default in the run_config of
-# train.py and train_classification.py.
+# Register it here. A new key is named in BACKBONE_KEYS, which every constructor then takes; it has a
+# default in the run_config of train.py and train_classification.py, a range in running/config.py,
+# and in OLD_CHECKPOINT_DEFAULTS of running/checkpoints.py the value of earlier checkpoints.
 BACKBONES = {"mlp": SimpleMLP, "cnn": SimpleCNN, "transformer": TransformerEncoder}
 BACKBONE_KEYS = ("sample_size", "latent_dim", "width", "depth", "day_cycles")
 

@@ -4,12 +4,13 @@ Shapes: N pixels of the whole batch, V views, S sampled dates, B bands, D dimens
 representation, P of a projection.
 """
 
+from running.distributed import BatchGenerator, BatchNorm, gather, share
+
 import torch
 import torch.nn.functional as F
 from torch import nn
 
 from backbones import BACKBONES, backbone_arguments, build_backbone, load_backbone
-from running.distributed import BatchGenerator, BatchNorm, gather, share
 from transforms import AUGMENTATIONS, add_mixed_view, blend_pixels, encode_days, thin_dates
 
 EPSILON = 1e-5  # of the variances, as in the reference's BatchNorm

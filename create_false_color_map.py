@@ -10,6 +10,13 @@ basis alone. The basis is fitted to a sample of the valid pixels of all maps of 
 
 from pathlib import Path
 
+from running.config import check
+from running.device import start_runtime
+from running.errors import InputError
+from running.files import atomic_write, make_output_dir
+from running.log import start_log
+from running.script import refuse_torchrun, run_script
+
 import numpy as np
 from matplotlib.image import imsave
 
@@ -17,12 +24,6 @@ from maps.false_color import apply_basis, find_basis
 from maps.geotiff import write_geotiff
 from maps.reader import RepresentationMap, check_together, read_provenance
 from maps.writer import refuse_shared_folders
-from running.config import check
-from running.device import start_runtime
-from running.errors import InputError
-from running.files import atomic_write, make_output_dir
-from running.log import start_log
-from running.script import refuse_torchrun, run_script
 from tile_json import is_georeferenced
 
 run_config = {

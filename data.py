@@ -7,12 +7,13 @@ import hashlib
 import signal
 from itertools import pairwise
 
+from running.errors import InputError
+
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
-from running.errors import InputError
 from tile_json import merge_classes
 from tiles import (
     TEST,

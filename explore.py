@@ -17,6 +17,13 @@ import math
 from contextlib import ExitStack
 from pathlib import Path
 
+from running.config import check
+from running.device import start_runtime
+from running.errors import InputError, notice
+from running.files import make_output_dir
+from running.log import refuse_training_folder, start_log
+from running.script import refuse_torchrun, run_script
+
 import numpy as np
 from sklearn.decomposition import PCA
 
@@ -32,12 +39,6 @@ from explorer.scene import (
 )
 from maps.false_color import find_basis, sample_representations
 from maps.reader import check_together
-from running.config import check
-from running.device import start_runtime
-from running.errors import InputError, notice
-from running.files import make_output_dir
-from running.log import refuse_training_folder, start_log
-from running.script import refuse_torchrun, run_script
 from tile_json import merge_classes
 
 run_config = {

@@ -16,16 +16,6 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-import torch
-from tqdm import tqdm
-
-from backbones import load_backbone, load_classifier
-from maps.geotiff import write_geotiff, write_representation_tif
-from maps.land_cover import class_legend, plot_class_map
-from maps.products import empty_maps, made_products, map_arrays, remove_products
-from maps.reader import read_provenance
-from maps.writer import MapWriter, quantise, refuse_shared_folders
 from running.checkpoints import load_checkpoint
 from running.config import check
 from running.device import start_runtime
@@ -41,6 +31,17 @@ from running.files import (
 )
 from running.log import refuse_training_folder, start_log
 from running.script import run_script, stop_on_signals
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from backbones import load_backbone, load_classifier
+from maps.geotiff import write_geotiff, write_representation_tif
+from maps.land_cover import class_legend, plot_class_map
+from maps.products import empty_maps, made_products, map_arrays, remove_products
+from maps.reader import read_provenance
+from maps.writer import MapWriter, quantise, refuse_shared_folders
 from tile_json import TILE_JSON, is_class_table, is_georeferenced
 from tiles import OBSERVATIONS, Tile, check_tile
 from utils import extract_representations

@@ -22,6 +22,14 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+from running.checkpoints import OLD_CHECKPOINT_DEFAULTS, load_checkpoint
+from running.config import MAX_INT, check
+from running.device import Runtime, start_runtime
+from running.errors import InputError, notice
+from running.files import atomic_write, file_hash, lock_folder, make_output_dir, write_json
+from running.log import refuse_training_folder, start_log
+from running.script import refuse_torchrun, run_script
+
 import numpy as np
 from sklearn.metrics import accuracy_score
 from tqdm import tqdm
@@ -41,13 +49,6 @@ from evaluation.label_report import MODELS, NETWORKS, OWN, find_means, save_resu
 from evaluation.networks import predict
 from evaluation.scores import macro_f1
 from evaluation.seen_pixels import notice_seen_pixels
-from running.checkpoints import OLD_CHECKPOINT_DEFAULTS, load_checkpoint
-from running.config import MAX_INT, check
-from running.device import Runtime, start_runtime
-from running.errors import InputError, notice
-from running.files import atomic_write, file_hash, lock_folder, make_output_dir, write_json
-from running.log import refuse_training_folder, start_log
-from running.script import refuse_torchrun, run_script
 from tiles import check_tile, notice_splits
 
 run_config = {

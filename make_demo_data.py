@@ -8,9 +8,10 @@ SIMULATED: good for trying things out, not for saying anything about the Earth.
 
 from pathlib import Path
 
-from preparation.simulated import simulate_dataset
 from running.config import check
 from running.script import refuse_torchrun, run_script
+
+from preparation.simulated import simulate_dataset
 
 run_config = {
     "base_path": ".",  # tiles go to <base_path>/data/<dataset_name>/processed/MGRS-SIM<n>

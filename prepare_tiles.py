@@ -10,6 +10,11 @@ Needs `pip install -r requirements-prepare.txt`. A stopped run resumes where it 
 tile is not made again.
 """
 
+from running.config import check
+from running.errors import InputError
+from running.files import make_output_dir
+from running.script import run_script
+
 import numpy as np
 
 from preparation.band_statistics import check_reflectance, complete_tiles
@@ -20,10 +25,6 @@ from preparation.pixels import set_up_reading
 from preparation.place import parse_tile
 from preparation.plan import check_same, choose_items, make_plans, parse_request
 from preparation.quick_look import plot_quick_look
-from running.config import check
-from running.errors import InputError
-from running.files import make_output_dir
-from running.script import run_script
 from tile_json import read_tile_json
 from tiles import tiles_folder
 

@@ -7,6 +7,13 @@
 
 from pathlib import Path
 
+from running.config import check
+from running.device import start_runtime
+from running.errors import InputError
+from running.files import make_output_dir, write_json
+from running.log import start_log
+from running.script import refuse_torchrun, run_script
+
 import matplotlib.pyplot as plt
 import numpy as np
 
@@ -20,12 +27,6 @@ from maps.land_cover import (
     plot_class_map,
 )
 from maps.reader import find_labels, read_codes, read_map, read_provenance, row_blocks
-from running.config import check
-from running.device import start_runtime
-from running.errors import InputError
-from running.files import make_output_dir, write_json
-from running.log import start_log
-from running.script import refuse_torchrun, run_script
 from tile_json import merge_classes
 
 run_config = {

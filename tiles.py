@@ -12,11 +12,12 @@ import os
 import zlib
 from pathlib import Path
 
+from running.errors import InputError, notice
+from running.files import Watch, cached_array, open_npy
+
 import numpy as np
 import torch
 
-from running.errors import InputError, notice
-from running.files import Watch, cached_array, open_npy
 from tile_json import read_tile_json
 
 TRAIN, VALIDATION, TEST = 1, 2, 3  # codes of splits.npy; 0: no labels used, pretraining only

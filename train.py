@@ -18,6 +18,14 @@ import time
 from pathlib import Path
 from typing import NamedTuple
 
+from running.checkpoints import Run, inherit, one_run_at_a_time, read_last
+from running.config import MAX_INT, check
+from running.device import start_runtime
+from running.errors import InputError, notice
+from running.files import atomic_write, file_hash, make_output_dir
+from running.log import RecentSteps
+from running.script import run_script, stop_on_signals
+
 import numpy as np
 import torch
 from matplotlib.image import imsave
@@ -34,13 +42,6 @@ from evaluation.seen_pixels import record_splits
 from evaluation.validation import Validation
 from maps.false_color import apply_basis, fit_basis
 from preparation.simulated import simulate_dataset
-from running.checkpoints import Run, inherit, one_run_at_a_time, read_last
-from running.config import MAX_INT, check
-from running.device import start_runtime
-from running.errors import InputError, notice
-from running.files import atomic_write, file_hash, make_output_dir
-from running.log import RecentSteps
-from running.script import run_script, stop_on_signals
 from tiles import Tile, check_bands, check_tile, notice_splits
 from transforms import AUGMENTATIONS
 from utils import extract_representations, learning_rate, plot_cross_corr

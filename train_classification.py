@@ -17,6 +17,14 @@ output_dir, the run resumes from last.pt as if it had never stopped.
 import math
 import time
 
+from running.checkpoints import Run, find_last, inherit, load_checkpoint, one_run_at_a_time
+from running.config import MAX_INT, check
+from running.device import start_runtime
+from running.distributed import gather
+from running.errors import InputError, notice
+from running.files import file_hash, make_output_dir
+from running.script import run_script, stop_on_signals
+
 import numpy as np
 import torch
 from tqdm import tqdm
@@ -36,13 +44,6 @@ from evaluation.networks import predict, read_linear_start
 from evaluation.scores import score_classes, write_report
 from evaluation.seen_pixels import notice_seen_pixels, record_splits
 from maps.land_cover import class_legend
-from running.checkpoints import Run, find_last, inherit, load_checkpoint, one_run_at_a_time
-from running.config import MAX_INT, check
-from running.device import start_runtime
-from running.distributed import gather
-from running.errors import InputError, notice
-from running.files import file_hash, make_output_dir
-from running.script import run_script, stop_on_signals
 from tiles import check_tile, notice_splits
 from transforms import drop_dates
 from utils import learning_rate

@@ -9,6 +9,13 @@ Pixels split by splits_path (1 train, 2 and 3 test) where it is given, else 80:2
 import math
 from pathlib import Path
 
+from running.config import check
+from running.device import start_runtime
+from running.errors import InputError, notice
+from running.files import make_output_dir
+from running.log import refuse_training_folder, start_log
+from running.script import refuse_torchrun, run_script
+
 import numpy as np
 import torch
 from sklearn.model_selection import train_test_split
@@ -19,12 +26,6 @@ from backbones import focal_loss
 from evaluation.scores import score_classes, write_report
 from maps.land_cover import class_legend
 from maps.reader import RepresentationMap, find_labels, read_codes, read_provenance
-from running.config import check
-from running.device import start_runtime
-from running.errors import InputError, notice
-from running.files import make_output_dir
-from running.log import refuse_training_folder, start_log
-from running.script import refuse_torchrun, run_script
 from tiles import TEST
 
 run_config = {

@@ -6,10 +6,10 @@ whole batches of tensors and runs the same code on CPU and GPU.
 
 import math
 
+from running.distributed import BatchGenerator, gather, share
+
 import numpy as np
 import torch
-
-from running.distributed import BatchGenerator, gather, share
 
 DAYS = 365.25  # of a year
 NO_RANK = 1 << 14  # larger than any rank: marks a date that is not sampled
@@ -297,5 +297,6 @@ def jitter_bands(x, doys, generator):
 
 # An augmentation takes the views x (N, V, S, B), doys (N, V, S) and a generator whose
 # normal(*shape) and uniform(*shape) give (N, *shape) random numbers. It returns new x and doys,
-# with days that still ascend. Validation is never augmented. Register it here.
+# with days that still ascend. It comes after the views are thinned and before mix-up; the bands to
+# predict and validation are never augmented. Register it here.
 AUGMENTATIONS = {"none": no_augmentation, "jitter_bands": jitter_bands}

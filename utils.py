@@ -5,13 +5,14 @@ Shapes: N pixels, T dates, S sampled dates, B bands, D dimensions of a represent
 
 import math
 
+from running.files import atomic_write
+
 import numpy as np
 import torch
 import torch.nn.functional as F
 from matplotlib import rcParams
 from matplotlib.figure import Figure
 
-from running.files import atomic_write
 from transforms import clear_dates, even_dates, even_draws, standardise
 
 BLOCK_BYTES = 1 << 26  # of bands.npy that are read at a time

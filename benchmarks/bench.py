@@ -23,6 +23,13 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
+from running.config import check  # noqa: E402
+from running.device import Runtime, start_runtime  # noqa: E402
+from running.errors import InputError  # noqa: E402
+from running.files import make_output_dir, write_json  # noqa: E402
+from running.log import start_log  # noqa: E402
+from running.script import run_script  # noqa: E402
+
 import numpy as np  # noqa: E402
 import torch  # noqa: E402
 from mapping import (  # noqa: E402
@@ -53,12 +60,6 @@ import train  # noqa: E402
 from backbones import build_backbone  # noqa: E402
 from barlow_twins import BarlowTwins, Projector  # noqa: E402
 from data import SentinelTimeSeriesDataset, iterate_batches  # noqa: E402
-from running.config import check  # noqa: E402
-from running.device import Runtime, start_runtime  # noqa: E402
-from running.errors import InputError  # noqa: E402
-from running.files import make_output_dir, write_json  # noqa: E402
-from running.log import start_log  # noqa: E402
-from running.script import run_script  # noqa: E402
 from tiles import Tile  # noqa: E402
 from utils import encode_series  # noqa: E402
 

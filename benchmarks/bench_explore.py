@@ -19,11 +19,12 @@ import numpy as np
 from scipy.ndimage import zoom
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-import explore as script
 from running.config import check
 from running.errors import InputError
 from running.files import make_output_dir, write_json
 from running.script import run_script
+
+import explore as script
 
 run_config = {
     "size": 1098,  # pixels along a side

@@ -9,6 +9,8 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
+from running.device import start_runtime, use_onednn  # noqa: E402
+
 import numpy as np  # noqa: E402
 import torch  # noqa: E402
 from measures import (  # noqa: E402
@@ -27,7 +29,6 @@ from reference import PixelLoop, SequenceFirstEncoder  # noqa: E402
 
 from backbones import build_backbone  # noqa: E402
 from data import SentinelTimeSeriesDataset, iterate_batches  # noqa: E402
-from running.device import start_runtime, use_onednn  # noqa: E402
 from tiles import Tile  # noqa: E402
 from utils import encode_series  # noqa: E402
 

@@ -25,14 +25,15 @@ from scipy.ndimage import gaussian_filter
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
+from running.config import check  # noqa: E402
+from running.script import run_script  # noqa: E402
+
 import prepare_tiles  # noqa: E402
 from preparation import sentinel2  # noqa: E402
 from preparation.builder import build_tile  # noqa: E402
 from preparation.items import find_items  # noqa: E402
 from preparation.pixels import NETWORK, set_up_reading  # noqa: E402
 from preparation.plan import BLOCK, choose_items, make_plans, parse_request  # noqa: E402
-from running.config import check  # noqa: E402
-from running.script import run_script  # noqa: E402
 
 run_config = {
     "sizes": "1024,2048,4096",  # pixels along an edge of the tiles

@@ -3,11 +3,12 @@
 import math
 from dataclasses import dataclass
 
+from running.files import atomic_write, write_json
+
 import numpy as np
 from matplotlib.figure import Figure
 
 from evaluation.differences import independent_f1
-from running.files import atomic_write, write_json
 from utils import save_figure
 
 

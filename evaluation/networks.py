@@ -3,6 +3,8 @@
 Shapes: N pixels, D dimensions of a representation, C classes.
 """
 
+from running.distributed import gather
+
 import numpy as np
 import torch
 from sklearn.dummy import DummyClassifier
@@ -10,7 +12,6 @@ from tqdm import tqdm
 
 from data import iterate_batches
 from evaluation.classifiers import fit_classifier
-from running.distributed import gather
 from utils import encode_series
 
 MAX_LABELS = 10_000  # that a head's start is fitted to: more hardly change it, and take long

@@ -1,5 +1,7 @@
 """Scores of a classification: computed, printed, written, plotted."""
 
+from running.files import write_json
+
 import numpy as np
 from matplotlib.figure import Figure
 from sklearn.metrics import (
@@ -9,7 +11,6 @@ from sklearn.metrics import (
     precision_recall_fscore_support,
 )
 
-from running.files import write_json
 from utils import save_figure
 
 MAX_NUMBERED = 40  # classes of a confusion matrix whose cells have room for a number

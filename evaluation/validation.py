@@ -3,6 +3,9 @@
 import hashlib
 import itertools
 
+from running.distributed import gather
+from running.errors import notice
+
 import numpy as np
 import torch
 from sklearn.linear_model import LogisticRegression
@@ -14,8 +17,6 @@ from threadpoolctl import threadpool_limits
 
 from barlow_twins import pretraining_loss
 from data import iterate_batches
-from running.distributed import gather
-from running.errors import notice
 from utils import encode_series, rankme
 
 

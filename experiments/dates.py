@@ -17,13 +17,14 @@ from sklearn.metrics import accuracy_score
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from running.checkpoints import load_checkpoint
+from running.device import start_runtime
+from running.script import run_script
+
 from study import Pixels, score
 
 from backbones import load_backbone, load_classifier
 from evaluation.scores import macro_f1
-from running.checkpoints import load_checkpoint
-from running.device import start_runtime
-from running.script import run_script
 from transforms import even_dates
 from utils import encode_series
 

@@ -27,6 +27,11 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from running.checkpoints import load_checkpoint
+from running.device import start_runtime
+from running.errors import InputError
+from running.script import run_script
+
 import train
 from backbones import load_backbone
 from data import (
@@ -36,10 +41,6 @@ from data import (
 )
 from evaluation.classifiers import fit_classifier
 from evaluation.scores import macro_f1
-from running.checkpoints import load_checkpoint
-from running.device import start_runtime
-from running.errors import InputError
-from running.script import run_script
 from transforms import gap_fill, harmonic_coefficients, split_dates
 from utils import encode_series, rankme, retrieval
 

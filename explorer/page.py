@@ -13,10 +13,10 @@ import re
 import zlib
 from pathlib import Path
 
-import numpy as np
-
 from running.errors import InputError
 from running.files import atomic_write
+
+import numpy as np
 
 FOLDER = Path(__file__).resolve().parent
 # in the order of the page; a module comes after those whose constants it reads at the start

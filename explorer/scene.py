@@ -7,6 +7,9 @@ them kept by the PCA.
 from datetime import datetime
 from pathlib import Path
 
+from running.errors import InputError
+from running.files import Watch
+
 import numpy as np
 from rasterio._err import CPLE_BaseError  # GDAL's errors, which have no public name
 from rasterio.crs import CRS
@@ -16,8 +19,6 @@ from maps.false_color import apply_basis
 from maps.land_cover import WORLDCOVER, class_legend, row_hectares
 from maps.reader import RepresentationMap, check_same_place, read_codes, read_map
 from maps.writer import quantise
-from running.errors import InputError
-from running.files import Watch
 from tile_json import is_georeferenced
 from tiles import Tile
 from utils import median_color

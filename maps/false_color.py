@@ -5,12 +5,13 @@ import math
 import zipfile
 from pathlib import Path
 
+from running.errors import InputError
+from running.files import atomic_write, make_output_dir
+
 import numpy as np
 from sklearn.decomposition import PCA
 
 from maps.reader import MADE_BY, check_made_alike
-from running.errors import InputError
-from running.files import atomic_write, make_output_dir
 
 MAX_VALUE = 1e12  # of a representation, so that sums of squares stay finite
 MAX_BASIS_BYTES = 1 << 24  # of a basis file: one of 65536 dimensions has a megabyte

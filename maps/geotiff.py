@@ -4,14 +4,14 @@ import errno
 from pathlib import Path
 from xml.etree import ElementTree
 
+from running.files import atomic_write
+
 import numpy as np
 import rasterio
 import rasterio.shutil
 from matplotlib.colors import to_rgba
 from rasterio.errors import RasterioError
 from rasterio.windows import Window
-
-from running.files import atomic_write
 
 ROWS = 256  # of a file's own blocks, which are square; as many rows are in memory at a time
 INT8_NODATA = -128  # which no value of an int8 map has

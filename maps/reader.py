@@ -2,10 +2,11 @@
 
 from pathlib import Path
 
-import numpy as np
-
 from running.errors import InputError, notice
 from running.files import Watch, describe_files, open_npy
+
+import numpy as np
+
 from tile_json import is_georeferenced, read_tile_json
 
 BLOCK_BYTES = 1 << 26  # of a representation map as float32, in memory at a time

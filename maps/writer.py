@@ -4,10 +4,10 @@ import json
 import math
 import os
 
-import numpy as np
-
 from running.errors import InputError
 from running.files import create_npy, remove_parts, reserve, write_error, write_json
+
+import numpy as np
 
 PROGRESS = ".progress.part.json"
 

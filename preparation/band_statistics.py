@@ -3,12 +3,13 @@
 Shapes: h x w pixels of a block, B bands.
 """
 
+from running.errors import InputError
+from running.files import atomic_write, open_npy, write_json
+
 import numpy as np
 from tqdm import tqdm
 
 from preparation import sentinel2
-from running.errors import InputError
-from running.files import atomic_write, open_npy, write_json
 from tiles import OBSERVATIONS, Tile
 
 STATISTICS = ("band_mean.npy", "band_std.npy")

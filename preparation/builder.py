@@ -16,6 +16,9 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from datetime import date
 from pathlib import Path
 
+from running.errors import InputError
+from running.files import create_npy, lock_folder, remove_parts, write_json
+
 import numpy as np
 from tqdm import tqdm
 
@@ -23,8 +26,6 @@ from preparation import need, pixels, sentinel2
 from preparation.band_statistics import add_counts, count_block, statistics
 from preparation.items import FILE_KEY, ItemError, saved_items, without_secrets
 from preparation.plan import Plan, check_same
-from running.errors import InputError
-from running.files import create_npy, lock_folder, remove_parts, write_json
 from tiles import Tile
 
 

@@ -10,10 +10,11 @@ import warnings
 from collections import defaultdict
 from pathlib import Path
 
+from running.errors import InputError
+
 import numpy as np
 
 from preparation import need
-from running.errors import InputError
 from tiles import TEST, TRAIN, VALIDATION
 
 TABLES, PARQUET = (".csv", ".tsv", ".psv"), (".parquet", ".geoparquet", ".pq")

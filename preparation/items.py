@@ -11,12 +11,13 @@ import xml.etree.ElementTree as ElementTree
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
+from running.errors import InputError
+
 import numpy as np
 import rasterio
 from rasterio.errors import RasterioError
 
 from preparation import need, place, sentinel2
-from running.errors import InputError
 
 SECONDS = (30, 60)  # time limits of a search: to connect, and to wait for a part of an answer
 FILE_KEY = "local:file"  # of an item's properties: size and time of the last change of its file

@@ -11,6 +11,9 @@ import warnings
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from running.errors import InputError
+from running.files import atomic_write, write_json
+
 import numpy as np
 import rasterio
 from rasterio.enums import ColorInterp, Resampling
@@ -24,8 +27,6 @@ from maps.land_cover import WORLDCOVER, class_legend
 from preparation import need
 from preparation.features import is_vector_name, read_features
 from preparation.pixels import NETWORK
-from running.errors import InputError
-from running.files import atomic_write, write_json
 from tile_json import is_class_table, is_georeferenced, read_tile_json
 from tiles import Tile, split_blocks
 

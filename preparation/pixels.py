@@ -11,6 +11,8 @@ import threading
 import time
 import warnings
 
+from running.errors import InputError
+
 import numpy as np
 import rasterio
 from rasterio.enums import MaskFlags, Resampling
@@ -21,7 +23,6 @@ from rasterio.windows import Window
 from preparation import need, sentinel2
 from preparation.items import BAND_KEY, ItemError, without_secrets
 from preparation.place import check_place, outline
-from running.errors import InputError
 
 NETWORK = {  # settings of GDAL: no listing of folders, time limits, and a bounded cache
     "GDAL_DISABLE_READDIR_ON_OPEN": "EMPTY_DIR",

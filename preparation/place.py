@@ -8,8 +8,9 @@ import functools
 import math
 import re
 
-from preparation import need
 from running.errors import InputError
+
+from preparation import need
 
 TILE_SIZE, MARGIN = 109_800, 100  # metres: a tile, and how far its corner may lie off the square
 DEGREES = "EPSG:4326"

@@ -3,9 +3,10 @@
 import datetime
 from dataclasses import dataclass, fields
 
+from running.errors import InputError
+
 from preparation import pixels, place, sentinel2
 from preparation.items import ItemError
-from running.errors import InputError
 
 BLOCK = 2048  # pixels along an edge of a block: two internal blocks of the usual files
 # settings that change what is in a tile, in the order of run_config

@@ -12,10 +12,11 @@ import math
 import re
 from datetime import date, timedelta
 
+from running.errors import InputError
+
 import numpy as np
 
 from preparation.place import TILE, parse_tile
-from running.errors import InputError
 
 TESSERA_BANDS = ["B04", "B02", "B03", "B08", "B8A", "B05", "B06", "B07", "B11", "B12"]
 ANCESTOR_BANDS = ["B04", "B02", "B03", "B08", "B8A", "B09", "B05", "B06", "B07", "B11", "B12"]

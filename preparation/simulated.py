@@ -13,14 +13,15 @@ import shutil
 from datetime import date, timedelta
 from pathlib import Path
 
+from running.errors import InputError
+from running.files import create_npy, make_output_dir, write_error
+
 import numpy as np
 from scipy.ndimage import gaussian_filter
 from scipy.spatial import cKDTree
 
 from maps.land_cover import WORLDCOVER
 from preparation.band_statistics import add_counts, count_block, statistics
-from running.errors import InputError
-from running.files import create_npy, make_output_dir, write_error
 
 BANDS = ["B04", "B02", "B03", "B08", "B8A", "B09", "B05", "B06", "B07", "B11", "B12"]
 # reflectance x 10000 in the order of BANDS

@@ -1,1 +1,10 @@
-"""How any script runs: errors, config, start and stop, device, files, checkpoints, log."""
+"""How any script runs: errors, config, start and stop, device, files, checkpoints, log.
+
+Imported before torch (ruff sorts it there), since OpenMP reads its settings when torch is loaded.
+"""
+
+import os
+
+# Threads that wait without spinning: where another process wants the cores, spinning threads take
+# them from those that compute, and a training step took seven times as long.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")

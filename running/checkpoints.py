@@ -7,12 +7,12 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 
-import torch
-
 from running.device import Runtime
 from running.errors import InputError, Stopped, notice
 from running.files import atomic_write, lock_folder, remove_parts, write_error, write_json
 from running.log import RunLog, start_log
+
+import torch
 
 # ---- files ---------------------------------------------------------------------------------------
 

@@ -5,10 +5,10 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import pairwise
 
+from running.errors import InputError
+
 import torch
 import torch.distributed as dist
-
-from running.errors import InputError
 
 
 @dataclass(frozen=True)

@@ -13,9 +13,9 @@ import time
 from contextlib import contextmanager
 from pathlib import Path
 
-import numpy as np
-
 from running.errors import InputError
+
+import numpy as np
 
 CACHE_FILES = 2000  # arrays that are kept at most
 

@@ -5,10 +5,10 @@ import os
 import time
 from pathlib import Path
 
-import torch
-
 from running.errors import InputError
 from running.files import write_error
+
+import torch
 
 
 class RunLog:

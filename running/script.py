@@ -5,10 +5,10 @@ import signal
 import sys
 import threading
 
-import torch.distributed as dist
-
 from running.config import override
 from running.errors import InputError, Stopped
+
+import torch.distributed as dist
 
 
 def run_script(main, run_config, docstring):

@@ -3,6 +3,8 @@
 import os
 import tempfile
 
+import running  # noqa: F401  # before torch
+
 import pytest
 import torch
 

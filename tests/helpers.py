@@ -17,6 +17,9 @@ import traceback
 from pathlib import Path
 from types import SimpleNamespace
 
+from running.checkpoints import load_checkpoint, save_checkpoint
+from running.script import run_script
+
 import numpy as np
 import torch
 from torch.distributed import TCPStore
@@ -25,8 +28,6 @@ from tqdm import tqdm
 import infer
 import train
 import train_classification
-from running.checkpoints import load_checkpoint, save_checkpoint
-from running.script import run_script
 
 ROOT = Path(__file__).resolve().parent.parent
 SHARED = Path(os.environ.get("TILES_DIR", ROOT.parent / "shared"))

@@ -4,14 +4,15 @@ import json
 import os
 from pathlib import Path
 
+from running.checkpoints import save_checkpoint
+from running.errors import InputError
+
 import numpy as np
 import pytest
 import torch
 
 import infer
 from backbones import Classifier, build_backbone
-from running.checkpoints import save_checkpoint
-from running.errors import InputError
 
 BANDS = ["B02", "B03", "B04", "B08"]
 GEO = {"crs": "EPSG:32631", "transform": [10, 0, 500000, 0, -10, 5400000]}

@@ -1,11 +1,12 @@
 """Every backbone: shapes, dependence on the day of year, masks, batches of one; heads; loss."""
 
+from running.device import start_runtime
+
 import pytest
 import torch
 import torch.nn.functional as F
 
 from backbones import BACKBONES, Classifier, build_backbone, focal_loss
-from running.device import start_runtime
 from transforms import encode_days
 
 SIZES = {"num_bands": 4, "sample_size": 6, "latent_dim": 10, "width": 16, "depth": 2}

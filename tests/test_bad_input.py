@@ -9,6 +9,9 @@ import sys
 import tempfile
 from pathlib import Path
 
+from running.errors import InputError
+from running.script import run_script
+
 import numpy as np
 import pytest
 from helpers import (
@@ -25,8 +28,6 @@ from helpers import (
 
 import infer
 import train
-from running.errors import InputError
-from running.script import run_script
 from tiles import Tile
 
 SHAPE = (6, 8, 8, 3)  # of the tiles here: T, H, W, B

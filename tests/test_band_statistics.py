@@ -3,6 +3,8 @@
 import json
 import os
 
+from running.errors import InputError
+
 import numpy as np
 import pytest
 import rasterio
@@ -12,7 +14,6 @@ import prepare_tiles
 from preparation import band_statistics
 from preparation.band_statistics import check_reflectance, complete_tiles, count_block
 from preparation.sentinel2 import TESSERA_BANDS
-from running.errors import InputError
 from tiles import Tile
 
 CRS, LEFT, TOP, SIZE = "EPSG:32633", 300000, 5400000, 60

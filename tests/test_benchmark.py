@@ -6,13 +6,14 @@ import subprocess
 import sys
 import time
 
+from running.device import start_runtime
+
 import bench
 import pytest
 import torch
 from helpers import ROOT, Fork, in_child, make_tile
 
 from backbones import build_backbone
-from running.device import start_runtime
 from tiles import Tile
 from utils import extract_representations
 

@@ -1,5 +1,7 @@
 """The stream of batches that is drawn from tiles, and the splits and labels in it."""
 
+from running.errors import InputError
+
 import numpy as np
 import pytest
 import torch
@@ -11,7 +13,6 @@ from data import (
     SentinelTimeSeriesDatasetForDownstreaming,
     iterate_batches,
 )
-from running.errors import InputError
 from tiles import TEST, Tile, open_dataset
 
 ZERO, ONE = np.zeros(10, np.float32), np.ones(10, np.float32)  # leave the values as stored

@@ -1,5 +1,7 @@
 """make_demo_data.py: simulated tiles that look like real ones where it matters."""
 
+from running.errors import InputError
+
 import numpy as np
 import pytest
 from helpers import run
@@ -7,7 +9,6 @@ from helpers import run
 import make_demo_data
 from maps.land_cover import WORLDCOVER
 from preparation import simulated
-from running.errors import InputError
 from tiles import open_dataset
 
 

@@ -1,9 +1,9 @@
 """One batch over several processes, as far as one process shows it; test_processes.py has more."""
 
+from running.distributed import BatchGenerator, BatchNorm, gather, share
+
 import pytest
 import torch
-
-from running.distributed import BatchGenerator, BatchNorm, gather, share
 
 
 @pytest.mark.parametrize("method", ["uniform", "normal"])

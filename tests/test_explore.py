@@ -2,6 +2,8 @@
 
 import re
 
+from running.errors import InputError
+
 import numpy as np
 import pytest
 from browser import GEO, facts_of, make_page, random_map, read_blob, save_map
@@ -12,7 +14,6 @@ import explore
 from explorer.page import FOLDER, PAGE_MODULES, WORKER_MODULES
 from maps import reader
 from maps.writer import quantise
-from running.errors import InputError
 
 
 def test_pca_keeps_the_variance_it_says(tmp_path):

@@ -2,6 +2,8 @@
 
 from types import SimpleNamespace
 
+from running.errors import InputError
+
 import matplotlib.pyplot as plt
 import numpy as np
 import pytest
@@ -10,7 +12,6 @@ from helpers import assert_pictures_logged, make_tile, map_tile, run
 import create_false_color_map
 from maps import false_color
 from maps.reader import RepresentationMap
-from running.errors import InputError
 
 
 def test_tiles_that_share_pixels_get_equal_colours_there(workplace, tmp_path):

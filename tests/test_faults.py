@@ -10,6 +10,12 @@ import time
 from contextlib import contextmanager
 from pathlib import Path
 
+from running import files
+from running.checkpoints import cut_metrics, load_checkpoint
+from running.device import Runtime
+from running.errors import InputError, Stopped
+from running.log import RunLog
+
 import numpy as np
 import pytest
 import torch
@@ -42,11 +48,6 @@ import train_classification
 from data import SHARDS, SentinelTimeSeriesDataset, iterate_batches
 from evaluation import classifiers
 from evaluation.validation import find_folds
-from running import files
-from running.checkpoints import cut_metrics, load_checkpoint
-from running.device import Runtime
-from running.errors import InputError, Stopped
-from running.log import RunLog
 from tiles import Tile
 
 

@@ -2,13 +2,13 @@
 
 import subprocess
 
-import pytest
-import torch
-from helpers import save_small_checkpoint
-
 from running.checkpoints import load_checkpoint
 from running.errors import InputError
 from running.files import atomic_write
+
+import pytest
+import torch
+from helpers import save_small_checkpoint
 
 
 def test_atomic_write_leaves_nothing_half(tmp_path):

@@ -1,5 +1,7 @@
 """What a GPU needs of a training step, as far as it can be shown without one."""
 
+from running.device import Runtime, read_ahead, start_runtime
+
 import pytest
 import torch
 from helpers import TINY, make_dataset, tile_of, tiny
@@ -10,7 +12,6 @@ import infer
 import train
 from data import SentinelTimeSeriesDataset, iterate_batches
 from evaluation.validation import Validation
-from running.device import Runtime, read_ahead, start_runtime
 
 NEEDS_GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 CONFIG = {**TINY, "augment": "jitter_bands", "min_sample_size": 3}

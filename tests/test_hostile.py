@@ -9,6 +9,10 @@ import os
 import pickle
 import tracemalloc
 
+from running.checkpoints import load_checkpoint
+from running.errors import InputError
+from running.files import open_npy
+
 import numpy as np
 import pytest
 import torch
@@ -21,9 +25,6 @@ from backbones import load_backbone, load_classifier
 from maps import false_color
 from maps.land_cover import class_legend
 from maps.reader import open_representations, read_provenance
-from running.checkpoints import load_checkpoint
-from running.errors import InputError
-from running.files import open_npy
 from tile_json import is_georeferenced
 from tiles import Tile
 

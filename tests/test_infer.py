@@ -3,6 +3,9 @@
 import signal
 import time
 
+from running.device import Runtime
+from running.errors import InputError
+
 import matplotlib.pyplot as plt
 import numpy as np
 import pytest
@@ -21,8 +24,6 @@ from helpers import (
 import create_false_color_map
 import infer
 from maps.writer import MapWriter
-from running.device import Runtime
-from running.errors import InputError
 
 
 def test_maps_of_a_tile(workplace, tmp_path):

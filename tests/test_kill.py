@@ -7,13 +7,14 @@ in order, no temporary file left. test_map_faults.py does the same to mapping.
 import statistics
 import time
 
+from running.checkpoints import load_checkpoint
+from running.log import RunLog
+
 import pytest
 from helpers import assert_same_weights, kill_again_and_again, lines, tiny, weights
 
 import train
 import train_classification
-from running.checkpoints import load_checkpoint
-from running.log import RunLog
 
 pytestmark = pytest.mark.slow
 A_LINE = (RunLog, "line")  # kills are counted from lines of metrics.jsonl

@@ -7,6 +7,10 @@ import warnings
 from pathlib import Path
 from types import SimpleNamespace
 
+from running.checkpoints import load_checkpoint
+from running.errors import InputError, notice
+from running.files import lock_folder
+
 import numpy as np
 import pytest
 import torch
@@ -25,9 +29,6 @@ import label_efficiency
 import train_classification
 from evaluation import classifiers
 from evaluation.label_report import MODELS, NETWORKS, OWN
-from running.checkpoints import load_checkpoint
-from running.errors import InputError, notice
-from running.files import lock_folder
 from tiles import Tile
 
 QUICK = "embedding,harmonic"

@@ -3,6 +3,8 @@
 import json
 import sys
 
+from running.errors import InputError
+
 import geopandas
 import numpy as np
 import pandas
@@ -15,7 +17,6 @@ from rasterio.warp import transform as transform_places
 
 import prepare_tiles
 from preparation.labels import block_splits, burn_features, open_labels, warp_rasters
-from running.errors import InputError
 
 PLANE = 'LOCAL_CS["drone",UNIT["metre",1]]'  # a coordinate system without a place on the Earth
 UTM = "EPSG:32633"

@@ -7,10 +7,10 @@ import runpy
 import subprocess
 import sys
 
+from running.errors import InputError
+
 import pytest
 from helpers import ROOT
-
-from running.errors import InputError
 
 FOLDERS = ("running", "maps", "evaluation", "preparation", "explorer")
 ROOT_FILES = sorted(ROOT.glob("*.py"))

@@ -4,6 +4,10 @@ import contextlib
 import shutil
 import subprocess
 
+from running.device import Runtime
+from running.errors import InputError
+from running.files import create_npy
+
 import numpy as np
 import pytest
 import rasterio
@@ -13,9 +17,6 @@ from map_helpers import as_words, files, make_place, make_tile, map_tile, refuse
 import infer
 import make_demo_data
 from maps.geotiff import write_geotiff
-from running.device import Runtime
-from running.errors import InputError
-from running.files import create_npy
 
 
 @pytest.fixture(scope="module")

@@ -7,6 +7,11 @@ import signal
 import time
 from pathlib import Path
 
+from running.config import check, override
+from running.device import Runtime
+from running.errors import Stopped
+from running.files import lock_folder
+
 import numpy as np
 import pytest
 from helpers import Fork, kill_again_and_again
@@ -30,10 +35,6 @@ import train_classification
 import train_classification_maddy
 from maps.products import product_files
 from maps.writer import PROGRESS, MapWriter
-from running.config import check, override
-from running.device import Runtime
-from running.errors import Stopped
-from running.files import lock_folder
 
 
 @pytest.fixture(scope="module")

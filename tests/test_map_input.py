@@ -4,6 +4,9 @@ import json
 import os
 import shutil
 
+from running.checkpoints import load_checkpoint
+from running.device import Runtime
+
 import numpy as np
 import pytest
 import torch
@@ -19,8 +22,6 @@ from map_helpers import (
 
 import infer
 import read_inference_map
-from running.checkpoints import load_checkpoint
-from running.device import Runtime
 
 
 @pytest.fixture(scope="module")

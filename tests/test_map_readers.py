@@ -5,6 +5,9 @@ import shutil
 import tracemalloc
 import zipfile
 
+from running.errors import InputError
+from running.files import create_npy
+
 import matplotlib.pyplot as plt
 import numpy as np
 import pytest
@@ -30,8 +33,6 @@ from maps.land_cover import (
     row_hectares,
 )
 from maps.reader import read_map
-from running.errors import InputError
-from running.files import create_npy
 from tile_json import merge_classes
 
 

@@ -1,11 +1,12 @@
 """Loss and gradients stay finite, whatever the pixels are."""
 
+from running.device import Runtime
+
 import pytest
 import torch
 from helpers import tiny
 
 from backbones import BACKBONES, focal_loss
-from running.device import Runtime
 from train import build_model, training_loss
 
 GENERATOR = torch.Generator().manual_seed(0)

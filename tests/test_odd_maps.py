@@ -4,6 +4,9 @@ import json
 import math
 import os
 
+from running.config import check
+from running.errors import notice
+
 import numpy as np
 import pytest
 from browser import make_page, random_map, save_map
@@ -20,8 +23,6 @@ from maps.false_color import fit_basis, save_basis
 from maps.products import remove_products
 from maps.reader import scales_path
 from preparation import simulated
-from running.config import check
-from running.errors import notice
 from tile_json import read_tile_json
 
 SHAPE = (20, 30)

@@ -11,6 +11,9 @@ import time
 from datetime import date
 from types import SimpleNamespace
 
+from running.errors import InputError
+from running.files import lock_folder
+
 import numpy as np
 import pytest
 import rasterio
@@ -34,8 +37,6 @@ from stac_server import (
 
 import prepare_tiles
 from preparation import pixels, plan, sentinel2
-from running.errors import InputError
-from running.files import lock_folder
 
 pytestmark = [  # of libraries that we cannot change
     pytest.mark.filterwarnings(f"ignore::{kind}")

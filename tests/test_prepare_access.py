@@ -4,6 +4,8 @@ import json
 import socket
 import time
 
+from running.errors import InputError
+
 import numpy as np
 import planetary_computer
 import pytest
@@ -23,7 +25,6 @@ from stac_server import FileServer
 
 from preparation import items as sources
 from preparation import pixels, plan, sentinel2
-from running.errors import InputError
 
 pytestmark = [
     pytest.mark.filterwarnings(f"ignore::{kind}")

@@ -2,6 +2,8 @@
 
 import json
 
+from running.errors import InputError
+
 import geopandas
 import numpy as np
 import pytest
@@ -18,7 +20,6 @@ from preparation import quick_look
 from preparation.features import choose_splits
 from preparation.labels import block_splits, worldcover_places
 from preparation.quick_look import plot_quick_look
-from running.errors import InputError
 from tiles import Tile
 
 CRS, LEFT, TOP, SIZE = "EPSG:32633", 300000, 5400000, 60

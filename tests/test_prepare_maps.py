@@ -7,6 +7,9 @@ import shutil
 import subprocess
 from types import SimpleNamespace
 
+from running.config import override
+from running.errors import InputError
+
 import geopandas
 import numpy as np
 import prepare
@@ -24,8 +27,6 @@ import train
 import train_classification
 from maps.geotiff import write_representation_tif
 from maps.reader import RepresentationMap, open_representations
-from running.config import override
-from running.errors import InputError
 from tiles import Tile
 
 pytestmark = [

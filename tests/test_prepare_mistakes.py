@@ -3,12 +3,13 @@
 import subprocess
 import sys
 
+from running.errors import InputError
+
 import pytest
 from helpers import ROOT
 from scenes import prepare
 
 from preparation import plan
-from running.errors import InputError
 
 
 @pytest.fixture(autouse=True, scope="module")

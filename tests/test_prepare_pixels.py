@@ -1,5 +1,7 @@
 """What the pixels and metadata of scenes declare: nodata, masks, scale, offsets, texts."""
 
+from running.errors import InputError
+
 import numpy as np
 import pystac
 import pytest
@@ -24,7 +26,6 @@ from stac_server import LEFT, TOP
 
 from preparation import items as sources
 from preparation import pixels, plan, sentinel2
-from running.errors import InputError
 
 pytestmark = [
     pytest.mark.filterwarnings(f"ignore::{kind}")

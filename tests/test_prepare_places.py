@@ -1,5 +1,7 @@
 """Where scenes lie: across 180 degrees, names of tiles, rasters without a place, other units."""
 
+from running.errors import InputError
+
 import numpy as np
 import pystac
 import pytest
@@ -23,7 +25,6 @@ from stac_server import Catalogue
 
 from preparation import items as sources
 from preparation import place, plan, sentinel2
-from running.errors import InputError
 
 pytestmark = [
     pytest.mark.filterwarnings(f"ignore::{kind}")

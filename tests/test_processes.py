@@ -4,6 +4,8 @@ import os
 import subprocess
 import sys
 
+from running.checkpoints import load_checkpoint
+
 import pytest
 import torch
 from helpers import (
@@ -20,7 +22,6 @@ from helpers import (
 )
 
 from backbones import BACKBONES
-from running.checkpoints import load_checkpoint
 from train import main, run_config
 
 pytestmark = pytest.mark.slow

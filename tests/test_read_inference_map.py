@@ -1,11 +1,12 @@
 """read_inference_map.py: class areas, and agreement with labels."""
 
+from running.errors import InputError
+
 import numpy as np
 import pytest
 from helpers import assert_pictures_logged, map_tile, run, tile_of
 
 import read_inference_map
-from running.errors import InputError
 
 
 def test_areas_and_agreement(workplace, tmp_path, capsys):

@@ -5,13 +5,14 @@ import re
 import shlex
 from itertools import chain
 
+from running.config import override
+
 import numpy as np
 import pytest
 from helpers import ROOT, lines, make_dataset, map_tile, run, tile_of, tiny
 
 import infer
 import train
-from running.config import override
 from tiles import Tile
 
 README = ROOT / "README.md"

@@ -4,6 +4,10 @@ import os
 import shutil
 import signal
 
+from running.checkpoints import load_checkpoint
+from running.errors import InputError, Stopped, notice
+from running.files import lock_folder
+
 import numpy as np
 import pytest
 import torch
@@ -24,9 +28,6 @@ from helpers import (
 )
 
 import train
-from running.checkpoints import load_checkpoint
-from running.errors import InputError, Stopped, notice
-from running.files import lock_folder
 from tiles import Tile
 
 

@@ -2,12 +2,12 @@
 
 import sys
 
+from running.device import Runtime
+from running.log import start_log
+
 import pytest
 import torch
 from helpers import lines
-
-from running.device import Runtime
-from running.log import start_log
 
 HERE = Runtime(torch.device("cpu"), 0, 1)
 ODD = {

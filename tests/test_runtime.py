@@ -4,14 +4,14 @@ import os
 import subprocess
 import sys
 
-import pytest
-import torch
-from helpers import ROOT
-
 from running.config import check, override
 from running.device import start_runtime
 from running.errors import InputError
 from running.script import run_script
+
+import pytest
+import torch
+from helpers import ROOT
 
 
 def test_override_keeps_the_type_of_the_default():

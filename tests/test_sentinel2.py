@@ -1,5 +1,7 @@
 """The rules of Sentinel-2, and sources on the disk: GeoTIFFs, .SAFE folders, overviews."""
 
+from running.errors import InputError
+
 import numpy as np
 import pystac
 import pytest
@@ -9,7 +11,6 @@ from stac_server import CRS, LEFT, SIZE, TOP, pixel_size, true_classes, true_ref
 
 from preparation import builder, pixels, sentinel2
 from preparation.pixels import read_band, sign, source_grid, with_retries
-from running.errors import InputError
 
 pytestmark = [
     pytest.mark.filterwarnings(f"ignore::{kind}")

@@ -2,6 +2,9 @@
 
 import json
 
+from running.checkpoints import load_checkpoint
+from running.errors import InputError
+
 import numpy as np
 import pytest
 import torch
@@ -20,8 +23,6 @@ from helpers import (
 import label_efficiency
 import tiles
 import train
-from running.checkpoints import load_checkpoint
-from running.errors import InputError
 from tiles import Tile, open_dataset
 
 

@@ -2,13 +2,14 @@
 
 import json
 
+from running.errors import InputError
+
 import pytest
 import study
 from helpers import lines, make_dataset, run
 
 import train
 from evaluation import classifiers
-from running.errors import InputError
 
 TINY = {"width": 16, "depth": 1, "latent_dim": 16, "val_pixels": 256, "max_steps": 2}
 

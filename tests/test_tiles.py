@@ -3,12 +3,13 @@
 import json
 import shutil
 
+from running.errors import InputError
+
 import numpy as np
 import pytest
 from helpers import make_dataset, make_tile, save
 
 from data import SentinelTimeSeriesDataset
-from running.errors import InputError
 from tiles import Tile, open_dataset
 
 

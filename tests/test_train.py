@@ -5,6 +5,11 @@ import signal
 import sys
 from types import SimpleNamespace
 
+from running.checkpoints import Progress, load_checkpoint
+from running.device import start_runtime
+from running.errors import InputError
+from running.script import run_script
+
 import matplotlib.pyplot as plt
 import numpy as np
 import pytest
@@ -28,10 +33,6 @@ from helpers import (
 import train
 import train_classification
 from backbones import BACKBONES, TransformerEncoder, load_backbone
-from running.checkpoints import Progress, load_checkpoint
-from running.device import start_runtime
-from running.errors import InputError
-from running.script import run_script
 from tiles import Tile
 from train import main, run_config
 

@@ -2,6 +2,9 @@
 
 import json
 
+from running.checkpoints import load_checkpoint
+from running.errors import InputError, notice
+
 import numpy as np
 import pytest
 import torch
@@ -11,8 +14,6 @@ import infer
 import train_classification
 from backbones import BACKBONES, HEADS, Classifier, load_backbone
 from evaluation import networks
-from running.checkpoints import load_checkpoint
-from running.errors import InputError, notice
 from tiles import TEST, TRAIN, VALIDATION, Tile
 
 

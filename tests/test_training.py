@@ -3,13 +3,14 @@
 import json
 from collections import OrderedDict
 
+from running.checkpoints import Run, cut_metrics, read_last
+from running.errors import InputError
+
 import numpy as np
 import pytest
 import torch
 from helpers import lines, save_small_checkpoint
 
-from running.checkpoints import Run, cut_metrics, read_last
-from running.errors import InputError
 from train import run_config
 from utils import learning_rate
 

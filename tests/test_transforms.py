@@ -1,5 +1,7 @@
 """Drawing, packing, mixing: properties that hold for every pixel of every batch."""
 
+from running.distributed import BatchGenerator
+
 import numpy as np
 import pytest
 import torch
@@ -8,7 +10,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.linear_model import Ridge
 
-from running.distributed import BatchGenerator
 from tiles import Tile
 from transforms import (
     AUGMENTATIONS,

@@ -1,5 +1,7 @@
 """RankMe, and the representations of series and tiles."""
 
+from running.device import start_runtime
+
 import numpy as np
 import pytest
 import torch
@@ -7,7 +9,6 @@ from helpers import make_tile
 
 from backbones import BACKBONES, build_backbone
 from data import SentinelTimeSeriesDatasetForDownstreaming, iterate_batches
-from running.device import start_runtime
 from tiles import Tile
 from utils import encode_series, extract_representations, rankme, retrieval
 

@@ -3,6 +3,9 @@
 import json
 import re
 
+from running.device import start_runtime
+from running.errors import notice
+
 import numpy as np
 import pytest
 import torch
@@ -11,8 +14,6 @@ from helpers import make_dataset, save, tile_of, tiny
 from barlow_twins import pretraining_loss
 from data import SentinelTimeSeriesDatasetForDownstreaming
 from evaluation.validation import LinearProbe, Validation
-from running.device import start_runtime
-from running.errors import notice
 from tiles import VALIDATION, Tile
 from train import build_model, open_data
 from utils import rankme
