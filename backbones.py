@@ -1,7 +1,7 @@
-"""Encoders of pixel series, their encoding of the day of year, classification heads, their loss.
+"""Encoders of pixel series, classification heads and their loss.
 
 Every backbone takes x (N, S, B), standardised bands, and doys (N, S), days of year, and gives
-representations (N, D). All read the day of year itself, never a date's position in the series.
+representations (N, D). All read the day of year itself, never the position of a date in the series.
 Shapes: N pixels, S dates, B bands, W width of the network, D = latent_dim, C classes.
 """
 
@@ -14,32 +14,14 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from running.device import is_fused_inference, use_onednn
 from running.distributed import gather
 from running.errors import InputError
 from transforms import encode_days
 
 
-def is_fused():
-    """Whether to compute with fused kernels: in inference mode, see `Runtime.inference`."""
-    if torch.compiler.is_compiling():  # which fuses by itself, and cannot trace the question
-        return False
-    return torch.is_inference_mode_enabled() and torch.backends.mkldnn.is_available()
-
-
-def dense(layer, x, activation="none"):
-    """nn.Linear and, where activation is "gelu", GELU: (.., size_in) to (.., size_out).
-
-    Fused, both are one product of oneDNN with the same weights, on an AMD processor with AVX-512
-    about twice as fast as MKL's, with which training computes; the last bits differ.
-    """
-    if not is_fused():
-        return F.gelu(layer(x)) if activation == "gelu" else layer(x)
-    product = torch.ops.mkldnn._linear_pointwise  # what torch.compile makes of a Linear
-    return product(x, layer.weight, layer.bias, activation, [], "none")
-
-
 class SimpleMLP(nn.Module):
-    """All dates of a series, with their days, side by side through dense layers.
+    """Dense layers on all dates of a series and their days, side by side.
 
     Takes exactly `sample_size` dates. num_bands: B; width: of the hidden layers; depth: how many;
     day_cycles: highest harmonic of the days, 0 for 4.
@@ -122,17 +104,17 @@ class TransformerLayer(nn.Module):
 
     def forward(self, x, attention_mask):  # (N, S, W), (N, 1, 1, S) True for dates to leave out
         y = self.norm_attention(x)
-        query, value = dense(self.to_query_value, y).chunk(2, dim=-1)
+        query, value = self.to_query_value(y).chunk(2, dim=-1)
         query, key, value = (
             part.unflatten(-1, (self.heads, self.HEAD_DIM)).transpose(1, 2)  # (N, heads, S, 16)
-            for part in (query, dense(self.to_key, y), value)
+            for part in (query, self.to_key(y), value)
         )
         y = self.attend(query, key, value, attention_mask)
-        x = x + dense(self.from_heads, y.transpose(1, 2).flatten(2))
-        return x + dense(self.mlp[2], dense(self.mlp[0], self.norm_mlp(x), "gelu"))
+        x = x + self.from_heads(y.transpose(1, 2).flatten(2))
+        return x + self.mlp(self.norm_mlp(x))
 
     def attend(self, query, key, value, attention_mask):  # (N, heads, S, 16), mask as in forward
-        if is_fused():
+        if is_fused_inference():
             is_read = None if attention_mask is None else ~attention_mask
             return F.scaled_dot_product_attention(query, key, value, is_read)
         # written out: trains faster on the CPU than the fused kernel for series this short
@@ -165,12 +147,12 @@ class TransformerEncoder(nn.Module):
         self.norm = nn.LayerNorm(width, bias=False)
         self.score = nn.Linear(width, 1, bias=False)
         self.head = nn.Linear(width, latent_dim, bias=False)
+        use_onednn(self.embed, self.layers)  # in inference on a CPU
 
     def date_features(self, x, doys, padding_mask=None):
         """Features of each date, (N, S, date_dim)."""
-        x = dense(self.embed[2], dense(self.embed[0], x, "gelu"))
         days = encode_days(doys, self.day_features)
-        x = x + F.pad(days, (0, self.date_dim - self.day_features))
+        x = self.embed(x) + F.pad(days, (0, self.date_dim - self.day_features))
         mask = None if padding_mask is None else padding_mask[:, None, None]
         for layer in self.layers:
             x = layer(x, mask)
@@ -197,7 +179,7 @@ def attention_pool(score, x, padding_mask=None):
 #   latent_dim    D of the representations that forward(x, doys) gives
 #   sample_size   dates it was built for, which inference draws where any_length is False
 #   any_length    whether it takes series of any length; then forward(x, doys, padding_mask) too
-# and, where the attention head shall work on it, features of each date and their pooling:
+# and, for the attention head, features of each date and their pooling:
 #   date_dim, date_features(x, doys[, padding_mask]) -> (N, S, date_dim)
 #   pool(features[, padding_mask]) -> (N, D)
 # Register it here. A new knob is named in BACKBONE_KEYS and gets its default in the run_config of
@@ -341,19 +323,21 @@ class Classifier(nn.Module):
 def focal_loss(logits, target, gamma, weight=None):
     """Focal Loss (Lin et al. 2017), in float32: cross-entropy times (1 - p)^gamma; gamma 0: plain.
 
-    logits: (N, C); target: (N,) class numbers; weight: (C,) of the classes, or None.
+    logits: (N, C); target: (N,) class numbers; weight: (C,) of the classes, or None. Gradients are
+    finite for every gamma, 0 for a pixel whose p is 1.
     """
     loss = F.cross_entropy(logits.float(), target, weight=weight, reduction="none")
     if gamma:
         probability = logits.float().softmax(1).gather(1, target[:, None])[:, 0]
-        loss = (1 - probability) ** gamma * loss
+        # a power below 1 has an infinite slope at 0, which times the loss of 0 would be NaN
+        loss = (1 - probability).clamp(min=torch.finfo(torch.float32).tiny) ** gamma * loss
     return loss.mean() if weight is None else loss.sum() / weight[target].sum()
 
 
 def load_backbone(checkpoint):
     """The backbone of a checkpoint (`load_checkpoint`), all keys matched, in eval mode.
 
-    Raises InputError for weights that are not finite, or do not fit the backbone that it tells of.
+    Raises InputError for weights that are not finite, or do not fit the backbone that it names.
     """
     with _one_line("backbone"):
         backbone = build_backbone(**checkpoint["backbone"])
@@ -363,7 +347,7 @@ def load_backbone(checkpoint):
 
 @contextmanager
 def _one_line(part):
-    """Tell in one line what is wrong with a part of a checkpoint."""
+    """InputError of one line for a part of a checkpoint that cannot be built."""
     try:
         yield
     except (ValueError, TypeError, KeyError, AttributeError, RuntimeError) as error:

@@ -1,6 +1,6 @@
 """Barlow Twins (Zbontar et al. 2021, arXiv 2103.03230) and the prediction of observations.
 
-Shapes: N pixels of the whole batch, V views, S drawn dates, B bands, D dimensions of a
+Shapes: N pixels of the whole batch, V views, S sampled dates, B bands, D dimensions of a
 representation, P of a projection.
 """
 
@@ -8,8 +8,9 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from running.distributed import BatchNorm, gather
-from transforms import encode_days
+from backbones import BACKBONES, backbone_arguments, build_backbone, load_backbone
+from running.distributed import BatchGenerator, BatchNorm, gather, share
+from transforms import AUGMENTATIONS, add_mixed_view, blend_pixels, encode_days, thin_dates
 
 EPSILON = 1e-5  # of the variances, as in the reference's BatchNorm
 
@@ -32,8 +33,8 @@ class Projector(nn.Sequential):
 class HarmonicDecoder(nn.Module):
     """Bands at any day, from harmonics of the year whose coefficients a representation holds.
 
-    The coefficients are linear in the representation. So what a harmonic regression of the whole
-    year would tell of a pixel is there for any linear model on the embedding.
+    The coefficients are linear in the representation. So a linear model on the embedding can use
+    what a harmonic regression of the whole year knows of a pixel.
     """
 
     def __init__(self, *, latent_dim, num_bands, harmonics):
@@ -50,12 +51,12 @@ class HarmonicDecoder(nn.Module):
 class BarlowTwins(nn.Module):
     """Backbone, projector and, where observations are predicted, a decoder.
 
-    forward(x, doys, days): x (N, V, S, B), doys (N, V, S), and days (N, 2, S') to predict
-    the bands at. All views go through the backbone in one call and through the projector one by
-    one, since its BatchNorm belongs to a view.
+    forward(x, doys, days): x (N, V, S, B), doys (N, V, S); days (N, 2, S'): where bands are
+    predicted. All views go through the backbone in one call, and through the projector one by one,
+    since BatchNorm standardises each view by itself.
     Returns representations (N, V, D) of this process's pixels; a list of V projections, each (N, P)
-    float32, gathered over the processes; and (N, 2, S', B) what the first two views predict of each
-    other, or None without a decoder.
+    float32, gathered over the processes; and the bands (N, 2, S', B) that views a and b predict of
+    each other, or None without a decoder.
     """
 
     def __init__(self, backbone, projector, decoder=None):
@@ -87,8 +88,8 @@ def cross_correlation(z_a, z_b):
 def barlow_twins_loss(z, config, mixture=None):
     """Equation 1 of the paper: sum_i (C_ii - 1)^2 + lambda sum_{i != j} C_ij^2.
 
-    z: projections of views a and b and, where there is a mixture, of the mixed view. mixture: the
-    weights (N,) of view a and the order (N,) of view b's partners; adds `mix_up_loss`.
+    z: projections of views a and b and, with a mixture, of the mixed view. mixture: the weights
+    (N,) of view a and the partners (N,), indices into view b; adds `mix_up_loss`.
     """
     z_a, z_b, *z_m = map(normalise, z)
     c = cross_correlation(z_a, z_b)
@@ -106,7 +107,8 @@ def mix_up_loss(z_m, z_a, z_b_shuffled, z_b, weight):
     """Mixed Barlow Twins (arXiv 2312.02151): the mixed view's correlations against the mixture's.
 
     All (N, P), normalised; weight: (N,) share of a in each mixed sample.
-    Returns |C_ma - C_ma'|^2 + |C_mb - C_mb'|^2 where ' takes the mixed embeddings for z_m.
+    Returns |C_ma - C_ma'|^2 + |C_mb - C_mb'|^2, where C' has the mixture of embeddings in place of
+    z_m.
     """
     mixture = weight[:, None] * z_a + (1 - weight[:, None]) * z_b_shuffled
     difference = z_m - mixture
@@ -125,7 +127,7 @@ def pretraining_loss(z, predicted, observed, config, mixture=None):
 
     z, mixture: as a loss takes them; predicted: (N, 2, S, B) as `BarlowTwins` gives it, or None;
     observed: (N, 2, S, B), the standardised bands of both views, of this process's pixels.
-    Smooth L1 bears the clouds that a mask has missed. Returns the loss and a dict of its parts.
+    Smooth L1 limits the weight of clouds that the mask missed. Returns the loss and its parts.
     """
     loss, parts = LOSSES[config["loss"]](z, config, mixture)
     if predicted is not None:
@@ -133,3 +135,46 @@ def pretraining_loss(z, predicted, observed, config, mixture=None):
         parts["prediction_error"] = gather(error.flatten(1).mean(1)).mean()
         loss = loss + config["prediction"] * parts["prediction_error"]
     return loss, parts
+
+
+def build_model(config, num_bands, checkpoint=None):
+    """Backbone, projector and decoder from a config: the same weights for the same seed.
+
+    The backbone is the checkpoint's, where there is one to start from.
+    """
+    torch.manual_seed(config["seed"])
+    size = config["projector_dim"]
+    # projector first: the order of construction decides their random weights
+    projector = Projector(latent_dim=config["latent_dim"], width=size, projection_dim=size)
+    backbone, decoder = build_backbone(**backbone_arguments(config, num_bands)), None
+    if checkpoint:
+        backbone = load_backbone(checkpoint).train()
+    if config["prediction"]:
+        decoder = HarmonicDecoder(
+            latent_dim=config["latent_dim"], num_bands=num_bands, harmonics=config["harmonics"]
+        )
+    return BarlowTwins(backbone, projector, decoder)
+
+
+def training_loss(model, x, doys, config, runtime, step):
+    """The loss of a step on views x (N, 2, S, B), doys (N, 2, S).
+
+    Returns the loss, a dict of its parts, and the projections (V of (N, P)): tensors.
+    """
+    seed = config["seed"] * 1_000_003 + step  # the same numbers on any machine
+    rows, total = share(len(x))
+    # generators use 32 bits of a seed: offsets of 2^30 and 2^31 keep the three streams apart
+    generator = BatchGenerator(rows, total, seed + (1 << 31), x.device)
+    if config["blend"]:
+        x = blend_pixels(x, doys, config["blend"], seed, rows, total)
+    observed, days_observed, mixture = x, doys, None
+    if BACKBONES[config["backbone"]].any_length:
+        x, doys = thin_dates(x, doys, config["min_sample_size"], seed)
+    x, doys = AUGMENTATIONS[config["augment"]](x, doys, generator)
+    if config["mix_up"]:
+        x, doys, mixture = add_mixed_view(x, doys, seed + (1 << 30), rows, total)
+    runtime.mark_dynamic(x, doys, days_observed)
+    with runtime.autocast(training=True):
+        _, z, predicted = model(x, doys, days_observed)
+    loss, parts = pretraining_loss(z, predicted, observed, config, mixture)
+    return loss, {"loss": loss, "loss_per_dim": loss / z[0].shape[1], **parts}, z

@@ -4,16 +4,17 @@
     python explore.py output_dir=outputs max_mb=100 \\
         representation_path=outputs/MGRS-SIM1/representation_map.npy,outputs/MGRS-SIM2/representation_map.npy
 
-Copy explore.html wherever you like and open it in a browser: click a pixel to see its year and what
-is like it, drop a few labels, and a classifier maps all the rest at once. What infer.py wrote
-beside a map (classes, confidence, clear observations) goes in, and so does the tile where it is at
-hand (labels, median colour, series).
+Copy explore.html wherever you like and open it in a browser: click a pixel to see its year and the
+pixels like it, label a few pixels, and a classifier maps all others at once. The page also holds
+what infer.py wrote beside a map (classes, confidence, clear observations) and, where the tile is
+found, its labels, median colour and series.
 
 Shapes: H x W pixels of the page's grid, T dates, B bands, D dimensions of a representation, K of
 them kept by the PCA.
 """
 
 import math
+from contextlib import ExitStack
 from pathlib import Path
 
 import numpy as np
@@ -21,38 +22,36 @@ from sklearn.decomposition import PCA
 
 from explorer.page import Blobs, write_page
 from explorer.scene import (
+    Scene,
+    describe_place,
     embed,
-    legend_of,
+    legends_of,
     map_layers,
-    median_color,
-    open_scene,
-    place,
+    median_layer,
     read_series,
 )
-from maps import false_color
-from maps.reader import (
-    check_same_checkpoint,
-    check_together,
-)
+from maps.false_color import find_basis, sample_representations
+from maps.reader import check_together
 from running.config import check
 from running.device import start_runtime
-from running.errors import InputError
+from running.errors import InputError, notice
 from running.files import make_output_dir
 from running.log import refuse_training_folder, start_log
 from running.script import refuse_torchrun, run_script
+from tile_json import merge_classes
 
 run_config = {
     # input
     "representation_path": "",  # representation_map.npy of infer.py; several divided by commas
     "tile_path": "",  # the tiles of the maps, divided by commas; empty: where infer.py found them
-    "basis_path": "",  # .npz of create_false_color_map.py; empty: false colour fitted to these maps
+    "basis_path": "",  # .npz: used where it exists, else fitted and saved there; empty: fitted
     # page
     "title": "",  # empty: the names of the tiles
-    "dimensions": 32,  # most principal components that the page keeps ..
+    "dimensions": 32,  # principal components that the page keeps, at most ..
     "variance": 0.999,  # .. and fewer where they hold this share of the variance
-    "bands": "",  # of the series, divided by commas; empty: those of BANDS that the tile has
-    "max_mb": 200.0,  # most megabytes (10^6 bytes) of the page; series take what maps leave over
-    "stride": 0,  # every so many-th row and column of a map; 0: the smallest that max_mb allows
+    "bands": "",  # of the series, divided by commas; empty: B02 B03 B04 B08 B11 B12, if there
+    "max_mb": 200.0,  # megabytes (10^6 bytes) of the page, at most; series take what maps leave
+    "stride": 0,  # N: every N-th row and column of a map; 0: the smallest that max_mb allows
     # output
     "output_dir": "",  # receives explore.html; empty: beside the first map
     # running
@@ -61,7 +60,7 @@ run_config = {
     "wandb_mode": "auto",  # auto (online where logged in), online, offline or disabled
 }
 
-LAYER_BYTES = 16  # a pixel, at most, beside the representation: colours, classes, counts, scale
+LAYER_BYTES = 16  # a pixel has at most, beside its representation: colours, classes, counts, scale
 
 
 # ---- maps and tiles ------------------------------------------------------------------------------
@@ -75,15 +74,30 @@ def open_scenes(config):
     tiles = config["tile_path"].split(",") if config["tile_path"] else [""] * len(paths)
     if len(tiles) != len(paths):
         raise InputError(f"tile_path: found {len(tiles)} tiles, wanted {len(paths)}, one a map")
-    scenes = [open_scene(path, tile) for path, tile in zip(paths, tiles, strict=True)]
+    scenes = [Scene(path, tile) for path, tile in zip(paths, tiles, strict=True)]
     check_together(scenes)
+    notice_other_names(scenes)
     return scenes
+
+
+def notice_other_names(scenes):
+    """Print where one code has different names in the files of the maps and their tiles."""
+    sources = [(scene.path.with_name("infer.json"), scene.info) for scene in scenes]
+    sources += [(scene.tile.path / "tile.json", scene.tile.info) for scene in scenes if scene.tile]
+    names = [
+        (path, {"classes": {code: {"name": one["name"]} for code, one in classes.items()}})
+        for path, classes in ((path, info.get("classes", {})) for path, info in sources)
+    ]
+    try:
+        merge_classes(names)
+    except InputError as error:
+        notice(f"{error}; the page shows each map with its own names, and joins labels by name")
 
 
 def choose_stride(scenes, config):
     """Set the scenes' stride. Returns the bytes of the page that the maps leave for the series.
 
-    Raises InputError where the stride that was asked for makes more than `max_mb`.
+    Raises InputError where the page would be larger than `max_mb` with `stride` of the config.
     """
     allowed = config["max_mb"] * 1e6 * 3 / 4 - 2e6  # base64; page, numbers and names
     depth = min(config["dimensions"], scenes[0].shape[2]) + LAYER_BYTES
@@ -101,37 +115,22 @@ def choose_stride(scenes, config):
         larger = f", or stride={fits}" if needed(fits) <= allowed else ""
         raise InputError(
             f"max_mb={config['max_mb']:g}: found maps that need {needed(stride) / 0.75e6 + 3:.0f} "
-            f"MB at stride={stride}, wanted so much{larger}"
+            f"MB at stride={stride}, wanted that much{larger}"
         )
     if stride > 1:
-        print(f"thinned to every {stride}. row and column (max_mb={config['max_mb']:g})")
+        print(f"thinned to one of {stride} rows and columns (max_mb={config['max_mb']:g})")
     return allowed - needed(stride)
 
 
 # ---- the representation --------------------------------------------------------------------------
 
 
-def draw_sample(scenes, config):
-    """At most `sample_pixels` valid representations (N, D) of all maps, in bounded memory."""
-    blocks = (block for scene in scenes for block in scene.blocks())
-    return false_color.draw_sample(blocks, config, scenes[0].path)
-
-
-def find_basis(sample, scenes, config):
-    """The false-colour basis of basis_path, or one fitted to the sample."""
-    if not config["basis_path"]:
-        return false_color.fit_basis(sample)
-    basis, made_by = false_color.load_basis(config["basis_path"], scenes[0].shape[2])
-    check_same_checkpoint(config["basis_path"], "a basis", made_by, scenes[0])
-    return basis
-
-
 def fit_components(sample, config):
     """Principal components that hold `variance`, but no more than `dimensions` of them.
 
-    sample: (N, D). Returns mean (D,), components (K, D) float32, and facts for the page, with which
-    it gets back the cosines of the representations themselves: offset (K,), the mean along the
-    components; rest, the squared length of what of the mean lies across them; deviation, the root
+    sample: (N, D). Returns mean (D,), components (K, D) float32, and facts, from which the page
+    computes cosines of the representations themselves: offset (K,), the mean along the components;
+    rest, the squared length of the part of the mean that is orthogonal to them; deviation, the root
     mean square of all D dimensions, by which the classifier divides.
     """
     pca = PCA(random_state=0).fit(sample.astype(np.float64))
@@ -150,14 +149,11 @@ def fit_components(sample, config):
     return pca.mean_.astype(np.float32), components.astype(np.float32), facts
 
 
-# ---- layers of a scene ---------------------------------------------------------------------------
-
-
 # ---- the page ------------------------------------------------------------------------------------
 
 
 def pack_scene(scene, projection, basis, config, blobs, allowed):
-    """Everything of one scene: its arrays go to the blobs, returned are its facts for the page."""
+    """Add the arrays of a scene to the blobs. Returns its facts for the page."""
     values, scales, color = embed(scene, *projection, basis)
     layers = map_layers(scene)
     facts = {
@@ -168,14 +164,14 @@ def pack_scene(scene, projection, basis, config, blobs, allowed):
         "fullHeight": scene.shape[0],
         "fullWidth": scene.shape[1],
         "stride": scene.stride,
-        "place": place(scene),
-        "classes": legend_of(scene, layers),
+        "place": describe_place(scene.tile.info if scene.tile else scene.info, scene.shape[:2]),
+        **legends_of(scene, layers),
         "tileInfo": scene.tile.info if scene.tile else {},
         "embedding": blobs.add(values),
         "scales": blobs.add(scales),
     }
     layers = {"falseColor": color} | layers
-    if scene.tile and (median := median_color(scene)) is not None:
+    if scene.tile and (median := median_layer(scene)) is not None:
         layers["median"] = median
     facts["layers"] = {name: blobs.add(array) for name, array in layers.items()}
     if scene.tile and (series := read_series(scene, config, allowed)):
@@ -192,19 +188,21 @@ def main(config):
 
     # maps
     scenes = open_scenes(config)
-    allowed = choose_stride(scenes, config)
-    sample = draw_sample(scenes, config)
-    basis = find_basis(sample, scenes, config)
-    mean, components, embedding = fit_components(sample, config)
     folder = config["output_dir"] or scenes[0].path.parent
     refuse_training_folder(folder)
-    output_dir = make_output_dir(folder)
-    log = start_log(config, "explore", output_dir, start_runtime("cpu"))
+    allowed = choose_stride(scenes, config)
+    blobs, each = Blobs(), allowed / len(scenes)
+    with ExitStack() as stack:  # nothing of what is packed may change meanwhile
+        for watch in (watch for scene in scenes for watch in scene.watches):
+            stack.enter_context(watch)
+        sample = sample_representations(scenes, config, scenes[0].stride)
+        basis = find_basis(scenes, config, sample)
+        *projection, embedding = fit_components(sample, config)
+        output_dir = make_output_dir(folder)
+        pixels = [pack_scene(s, projection, basis, config, blobs, each) for s in scenes]
 
     # page
-    blobs = Blobs()
-    each = allowed / len(scenes)
-    pixels = [pack_scene(s, (mean, components), basis, config, blobs, each) for s in scenes]
+    log = start_log(config, "explore", output_dir, start_runtime("cpu"))
     title = config["title"] or ", ".join(scene.title for scene in scenes)
     facts = {"format": 1, "title": title, "embedding": embedding, "scenes": pixels}
     facts["hash"] = blobs.digest.hexdigest()[:32]

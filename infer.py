@@ -6,28 +6,32 @@
         tile_path=data/simulated/processed output_dir=outputs
     torchrun --nproc-per-node=2 infer.py ...      # the tiles of a folder, divided
 
-Streams blocks of rows, so memory does not grow with the tile. Deterministic: same checkpoint and
-tile, same map. Tiles already done are skipped unless overwrite=true; a tile that was stopped or
-killed is gone on with, behind the last block on the disk.
+Reads and writes blocks of rows, so memory does not grow with the tile. Deterministic: same
+checkpoint and tile, same map. Tiles already done are skipped unless overwrite=true; a tile that was
+stopped or killed is resumed after the last block on the disk.
 """
 
 import os
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import torch
 from tqdm import tqdm
 
-from backbones import Classifier, load_backbone, load_classifier
+from backbones import load_backbone, load_classifier
 from maps.geotiff import write_geotiff, write_representation_tif
 from maps.land_cover import class_legend, plot_class_map
+from maps.products import empty_maps, made_products, map_arrays, remove_products
 from maps.reader import read_provenance
-from maps.writer import MapWriter, quantise, remove_products
+from maps.writer import MapWriter, quantise, refuse_shared_folders
 from running.checkpoints import load_checkpoint
 from running.config import check
 from running.device import start_runtime
 from running.errors import InputError, Stopped, notice
 from running.files import (
+    Watch,
     describe_files,
     file_hash,
     lock_folder,
@@ -37,7 +41,8 @@ from running.files import (
 )
 from running.log import refuse_training_folder, start_log
 from running.script import run_script, stop_on_signals
-from tiles import Tile, check_tile, is_georeferenced
+from tile_json import TILE_JSON, is_class_table, is_georeferenced
+from tiles import OBSERVATIONS, Tile, check_tile
 from utils import extract_representations
 
 run_config = {
@@ -46,22 +51,20 @@ run_config = {
     "tile_path": "data/simulated/processed/MGRS-SIM1",  # a tile, or a folder of tiles MGRS-*
     "output_dir": "",  # empty: outputs/<tile>; a folder of tiles gets one folder each in it
     "overwrite": False,  # map tiles again that are done
-    "skip_bad_tiles": False,  # say what is wrong with a tile and go on
+    "skip_bad_tiles": False,  # print what is wrong with a tile, and map the others
     # maps
     "classify": "auto",  # auto: where the checkpoint is fine-tuned; true: refuse others; false
     "representation_format": "float32",  # float32, float16, or int8 with a scale for each pixel
     "representation_tif": False,  # write it as a cloud-optimised GeoTIFF too
     "min_valid": 0,  # clear observations that a pixel needs; 0: as in training
-    "dates": 24,  # most clear dates of a pixel that are read, evenly spaced; 0: all
-    "draws": 0,  # where not 0: the mean of so many even draws of sample_size from all clear dates
+    "dates": 24,  # clear dates of a pixel that are read, at most, evenly spaced; 0: all
+    "draws": 0,  # above 0: the mean of N even samples of sample_size dates, from all clear dates
     # running
     "device": "auto",  # auto, cpu or cuda
     "wandb_mode": "auto",  # auto (online where logged in), online, offline or disabled
 }
 
-FORMATS = {"float32": np.float32, "float16": np.float16, "int8": np.int8}
-# what a map depends on; labels, splits and class names in tile.json may come later
-TILE_FILES = ("bands.npy", "masks.npy", "doys.npy")
+FORMATS = ("float32", "float16", "int8")  # of representations on the disk
 
 
 # ---- what is to be mapped ------------------------------------------------------------------------
@@ -88,22 +91,16 @@ def output_folders(config, folders):
         outputs = [Path(config["output_dir"])]
     else:
         outputs = [Path(config["output_dir"]) / target.name for target in targets]
-    taken = {}
-    for folder, output_dir in zip(folders, outputs, strict=True):
-        other = taken.setdefault(output_dir, folder)
-        if other != folder:
-            raise InputError(
-                f"{folder}: found {other} that goes to {output_dir} too, wanted tiles of different "
-                "names (or one call for each, with an output_dir of its own)"
-            )
+    refuse_shared_folders(folders, outputs)
     return outputs
 
 
 @contextmanager
 def skipping(config, bad, say=print):
-    """Say what is wrong with a tile and go on, where skip_bad_tiles=true; count it in `bad`.
+    """With skip_bad_tiles=true, print what is wrong with a tile instead of raising it.
 
-    To be put around what reads tiles alone: the user's own mistakes are no fault of a tile.
+    Only for code that reads tiles: no other mistake of the user may be skipped. bad: receives the
+    errors.
     """
     try:
         yield
@@ -119,7 +116,7 @@ def open_tiles(config, checkpoint, bad):
 
     Raises InputError where there is none.
     """
-    folders, tiles = find_tiles(config["tile_path"]), []
+    folders, jobs = find_tiles(config["tile_path"]), []
     for folder, output_dir in zip(folders, output_folders(config, folders), strict=True):
         with skipping(config, bad, notice):
             tile = Tile(folder)
@@ -129,33 +126,79 @@ def open_tiles(config, checkpoint, bad):
                     f"{folder / 'tile.json'}: found no crs and transform, wanted both for "
                     "representation_tif=true"
                 )
-            tiles.append((tile, output_dir))
-    if not tiles:
+            jobs.append((tile, output_dir))
+    if not jobs:
         raise InputError(f"{config['tile_path']}: found {len(bad)} bad tiles and no good one")
-    return tiles
+    return jobs
 
 
-def load_module(config, checkpoint):
-    """Classifier or backbone, in eval mode, as `classify` says.
+@dataclass
+class Model:
+    """A checkpoint to map with.
 
-    Raises InputError for a classifier that does not tell of its classes.
+    module: classifier or backbone, in eval mode. classes: of a classifier that classifies, as in
+    tile.json and in the order of its head; else {}. min_valid: clear observations a pixel needs.
     """
-    if config["classify"] == "false" or checkpoint["kind"] != "classifier":
-        return load_backbone(checkpoint)
-    module, classes = load_classifier(checkpoint), checkpoint.get("classes")
-    if not isinstance(classes, dict) or len(classes) != checkpoint["head"]["num_classes"]:
-        raise InputError(
-            f"{config['checkpoint_path']}: found classes {classes}, wanted "
-            f"{checkpoint['head']['num_classes']}, as its head has"
+
+    checkpoint: dict
+    sha256: str
+    module: torch.nn.Module
+    classes: dict
+    min_valid: int
+
+    @property
+    def codes(self):
+        """The class codes, (C,) uint8."""
+        return np.array([int(code) for code in self.classes], np.uint8)
+
+    @property
+    def size(self):
+        """D of its representations."""
+        return (self.module.backbone if self.classes else self.module).latent_dim
+
+
+def load_model(config, runtime):
+    """The Model of a config. Raises InputError for a checkpoint that cannot be mapped with."""
+    path = Path(config["checkpoint_path"])
+    kinds = ("classifier",) if config["classify"] == "true" else ("pretrained", "classifier")
+    with Watch(path.parent, [path.name]):
+        checkpoint = load_checkpoint(config["checkpoint_path"], kinds)
+        sha256 = file_hash(path)
+    classifies = config["classify"] != "false" and checkpoint["kind"] == "classifier"
+    module = load_classifier(checkpoint) if classifies else load_backbone(checkpoint)
+    check_header(path, checkpoint, checkpoint["head"]["num_classes"] if classifies else 0)
+    classes = checkpoint["classes"] if classifies else {}
+    min_valid = config["min_valid"] or checkpoint["config"]["min_valid"]
+    return Model(checkpoint, sha256, module.to(runtime.device), classes, min_valid)
+
+
+def check_header(path, checkpoint, num_classes):
+    """Raise InputError where a checkpoint that can be loaded cannot be mapped with.
+
+    num_classes: of its head, 0 where it does not classify.
+    """
+    bands, min_valid = checkpoint["backbone"]["num_bands"], checkpoint["config"]["min_valid"]
+    classes = checkpoint.get("classes") if num_classes else {}
+    lengths = {len(checkpoint[key]) for key in ("mean", "std", "bands")} - {0}
+    if lengths != {bands}:
+        found, wanted = (
+            f"bands, mean and std of {sorted(lengths)} bands",
+            f"{bands} as its backbone",
         )
-    return module
+    elif not 1 <= min_valid <= 65535:
+        found, wanted = f"min_valid {min_valid}", "1 to 65535"
+    elif not is_class_table(classes) or len(classes) != num_classes:
+        found, wanted = f"classes {classes!r:.200}", f"{num_classes}: {TILE_JSON['classes'][1]}"
+    else:
+        return
+    raise InputError(f"{path}: found {found}, wanted {wanted}")
 
 
 def describe_source(tile):
     """Which tile is mapped, for infer.json: its real path, its place, sizes and times of files."""
     path = os.path.realpath(tile.path)
     place = {key: tile.info[key] for key in ("crs", "transform") if key in tile.info}
-    return {"tile_path": path, "tile_files": describe_files(path, TILE_FILES), **place}
+    return {"tile_path": path, "tile_files": describe_files(path, OBSERVATIONS), **place}
 
 
 def is_done(output_dir, made_by, overwrite):
@@ -165,7 +208,7 @@ def is_done(output_dir, made_by, overwrite):
     if not before:
         return False
     differ = [
-        key if isinstance(value, dict) else f"{key} (was {before.get(key, 'not told')})"
+        key if isinstance(value, dict) else f"{key} (was {before.get(key, 'not recorded')})"
         for key, value in made_by.items()
         if before.get(key) != value
     ]
@@ -174,154 +217,119 @@ def is_done(output_dir, made_by, overwrite):
             f"{file}: was made with another {', '.join(differ)}; wanted another output_dir or "
             "overwrite=true"
         )
-    names = map_arrays((0, 0), made_by, 0)
-    return all((output_dir / f"{name}.npy").exists() for name in names)
+    return all((output_dir / f"{one.name}.npy").exists() for one in made_products(made_by))
 
 
 # ---- maps ----------------------------------------------------------------------------------------
 
 
-def map_blocks(tile, module, checkpoint, config, runtime, codes, first_row):
+def map_blocks(tile, model, config, runtime, made_by, first_row):
     """Yield (rows, maps) of a tile from north to south, each row from `first_row` on once.
 
-    maps: representation_map (rows, W, D) float32, NaN for no data, and with codes (C,) also
-    classification_map (rows, W) uint8, 0 for no data, and confidence (rows, W) float32, NaN for it.
+    rows: (first, last + 1). maps: {name: array (rows, W), or (rows, W, D) of representations} of
+    the rows of maps/products.py that are made.
     """
-    width = tile.shape[2]
-    size = (module.backbone if len(codes) else module).latent_dim
+    width, counts = tile.shape[2], tile.clear_counts()
     blocks = extract_representations(
-        module,
+        model.module,
         tile,
-        checkpoint["mean"],
-        checkpoint["std"],
-        find_min_valid(config, checkpoint),
+        model.checkpoint["mean"],
+        model.checkpoint["std"],
+        model.min_valid,
         runtime,
         draws=config["draws"],
         dates=0 if config["draws"] else config["dates"],
         first_row=first_row,
     )
     for (first, last), row, column, y, logits in blocks:
-        maps = empty_maps(last - first, width, size, codes)
+        maps = empty_maps((last - first, width), made_by, model.size)
         row = row - first
+        maps["valid_count"][:] = counts[first:last]
         maps["representation_map"][row, column] = y.numpy()
-        if len(codes):
+        if model.classes:
             probability, predicted = logits.softmax(1).max(1)
-            maps["classification_map"][row, column] = codes[predicted.numpy()]
+            maps["classification_map"][row, column] = model.codes[predicted.numpy()]
             maps["confidence"][row, column] = probability.numpy()
+        if made_by["representation_format"] == "int8":
+            values, scales = quantise(maps["representation_map"])
+            maps |= {"representation_map": values, "representation_map_scales": scales}
         yield (first, last), maps
 
 
-def find_min_valid(config, checkpoint):
-    """Clear observations that a pixel needs."""
-    return config["min_valid"] or checkpoint["config"]["min_valid"]
-
-
 def notice_empty(tile, min_valid):
-    """Say that a tile's maps will be empty, where they will."""
-    if (most := tile.clear_counts().max()) < min_valid:
+    """Print that a tile's maps will be empty, where they will."""
+    if (found := tile.clear_counts().max()) < min_valid:
         notice(
             f"{tile.path}: found no pixel with min_valid={min_valid} clear observations, the "
-            f"clearest has {most}; its maps are empty"
+            f"clearest has {found}; its maps are empty"
         )
 
 
-def empty_maps(rows, width, size, codes):
-    maps = {"representation_map": np.full((rows, width, size), np.nan, np.float32)}
-    if len(codes):
-        maps["classification_map"] = np.zeros((rows, width), np.uint8)
-        maps["confidence"] = np.full((rows, width), np.nan, np.float32)
-    return maps
+def map_tile(tile, output_dir, model, config, runtime, made_by, stop):
+    """Write all files of one tile; infer.json, which marks it as done, comes last.
 
-
-def map_arrays(shape, made_by, size):
-    """{name: (dtype, shape)} of the maps of a tile. shape: (H, W); size: D."""
-    kind = FORMATS[made_by["representation_format"]]
-    arrays = {"valid_count": (np.uint16, shape), "representation_map": (kind, (*shape, size))}
-    if kind is np.int8:
-        arrays["representation_map_scales"] = (np.float32, shape)
-    if made_by["classify"]:
-        arrays |= {"classification_map": (np.uint8, shape), "confidence": (np.float32, shape)}
-    return arrays
-
-
-def map_tile(tile, module, checkpoint, config, runtime, output_dir, made_by, stop):
-    """Write all files of one tile; infer.json, which says that it is done, comes last.
-
-    Goes on where a run that was killed had come to. Raises Stopped by a signal.
+    Resumes a run that was stopped or killed. Raises Stopped by a signal, and InputError where the
+    tile changes while it is read.
     """
-    classes = checkpoint["classes"] if made_by["classify"] else {}
-    legend = class_legend(classes, classes)
-    codes = np.array([int(code) for code in classes], np.uint8)  # in the order of the head
-    size = (module.backbone if len(codes) else module).latent_dim
     height, width = shape = tile.shape[1:3]
     # the bytes of a map depend on how its pixels are put into batches
     batches = [runtime.device.type, runtime.block_pixels, runtime.batch_dates, runtime.pad_dates]
+    made_from = made_by | {"batches": batches, "files": tile.watch.before}
     room = 8 * height * width  # the pictures that follow are smaller
     if config["representation_tif"]:  # written twice, see maps/geotiff.py
-        room += 8 * size * height * width
-    writer = MapWriter(
-        output_dir,
-        map_arrays(shape, made_by, size),
-        made_by | {"batches": batches},
-        room=room,
-    )
+        room += model.size * room
+    writer = MapWriter(output_dir, map_arrays(shape, made_by, model.size), made_from, room=room)
     if writer.rows:
-        print(f"{output_dir}: goes on behind row {writer.rows} of {height}")
-    else:
-        writer.fill("valid_count", 0, tile.clear_counts())
-    notice_empty(tile, find_min_valid(config, checkpoint))
+        print(f"{output_dir}: resumes after row {writer.rows} of {height}")
+    notice_empty(tile, model.min_valid)
     bar = tqdm(
         total=height, initial=writer.rows, desc=tile.name, unit="row", disable=not runtime.is_main
     )
-    blocks = map_blocks(tile, module, checkpoint, config, runtime, codes, first_row=writer.rows)
-    for rows, maps in runtime.read_ahead(blocks):  # a GPU computes the next while one is written
-        if config["representation_format"] == "int8":
-            values, scales = quantise(maps["representation_map"])
-            maps |= {"representation_map": values, "representation_map_scales": scales}
-        writer.write(rows, maps)
-        bar.update(rows[1] - bar.n)
-        raise_if_stopped(stop, f"{tile.name} behind row {rows[1]} of {height}")
-    bar.close()
-    finish(writer, tile, legend, output_dir, made_by)
+    blocks = map_blocks(tile, model, config, runtime, made_by, first_row=writer.rows)
+    with bar, tile.watch:
+        # a GPU computes the next block while one is written
+        for rows, maps in runtime.read_ahead(blocks):
+            writer.write(rows, maps)
+            tile.watch.check()
+            bar.update(rows[1] - bar.n)
+            raise_if_stopped(stop, f"{tile.name} after row {rows[1]} of {height}")
+    finish(writer, tile, class_legend(model.classes, model.classes), output_dir, made_by)
 
 
 def raise_if_stopped(stop, where):
     if stop.is_set():
-        raise Stopped(f"stopped {where}; the same command goes on", stop.status)
+        raise Stopped(f"stopped {where}; the same command resumes", stop.status)
 
 
 def finish(writer, tile, legend, output_dir, made_by):
-    """Put the new maps in the place of earlier ones.
+    """Replace earlier maps by the new ones.
 
-    infer.json goes first and comes last, so whenever a kill comes, no mix of both looks finished.
+    infer.json is removed first and written last, so that a kill never leaves a mix of both that
+    looks finished.
     """
     (output_dir / "infer.json").unlink(missing_ok=True)
     published = [f"{name}.npy" for name in writer.arrays if writer.is_published(name)]
     remove_products(output_dir, kept=published)
     writer.free_room()
-    write_pictures(writer, tile, legend, output_dir)
-    if made_by.get("representation_tif"):
-        is_int8 = made_by["representation_format"] == "int8"
-        write_representation_tif(output_dir, writer.read, is_int8, tile.info)
+    write_pictures(writer, tile, legend, output_dir, made_by)
     writer.publish()
-    made_by = made_by | {"tile": tile.title, "classes": legend}
-    write_json(output_dir / "infer.json", made_by)
+    write_json(output_dir / "infer.json", made_by | {"tile": tile.title, "classes": legend})
     remove_parts(output_dir)
 
 
-def write_pictures(writer, tile, legend, output_dir):
+def write_pictures(writer, tile, legend, output_dir, made_by):
     """PNG of the class map, and GeoTIFFs where the tile is georeferenced."""
     if legend:
         class_map = writer.read("classification_map")
         plot_class_map(class_map, legend, output_dir / "classification_map.png", tile.title)
-    if not is_georeferenced(tile.info):
-        return
-    write_geotiff(output_dir / "valid_count.tif", writer.read("valid_count"), tile.info, None)
-    if legend:
-        path = output_dir / "classification_map.tif"
-        write_geotiff(path, class_map, tile.info, 0, legend)
-        confidence = writer.read("confidence")
-        write_geotiff(output_dir / "confidence.tif", confidence, tile.info, np.nan)
+    for one in made_products(made_by) if is_georeferenced(tile.info) else ():
+        if one.geotiff:
+            path, codes = output_dir / f"{one.name}.tif", one.name == "classification_map"
+            names = legend if codes else None
+            write_geotiff(path, writer.read(one.name), tile.info, one.no_data, names)
+    if made_by.get("representation_tif"):
+        is_int8 = made_by["representation_format"] == "int8"
+        write_representation_tif(output_dir, writer.read, is_int8, tile.info)
 
 
 def main(config):
@@ -336,23 +344,22 @@ def main(config):
     stop = stop_on_signals()
 
     # checkpoint
-    kinds = ("classifier",) if config["classify"] == "true" else ("pretrained", "classifier")
-    checkpoint = load_checkpoint(config["checkpoint_path"], kinds)
-    module = load_module(config, checkpoint).to(runtime.device)
+    model = load_model(config, runtime)
     made_by = {key: config[key] for key in ("representation_format", "min_valid", "dates", "draws")}
-    made_by["classify"] = isinstance(module, Classifier)
+    made_by["classify"] = bool(model.classes)
     if config["representation_tif"]:  # maps that were made with it are done without it too
         made_by["representation_tif"] = True
-    made_by["checkpoint_sha256"] = file_hash(config["checkpoint_path"])
+    made_by["checkpoint_sha256"] = model.sha256
 
     # tiles, divided among the processes: all are looked at before the first is mapped
     bad, jobs = [], []
-    for tile, output_dir in open_tiles(config, checkpoint, bad)[runtime.rank :: runtime.world_size]:
+    opened = open_tiles(config, model.checkpoint, bad)
+    for tile, output_dir in opened[runtime.rank :: runtime.world_size]:
         raise_if_stopped(stop, f"before {tile.name}")
         done = is_done(output_dir, made_by | describe_source(tile), config["overwrite"])
         with skipping(config, bad):
             if not done:
-                tile.clear_counts()  # looks at all masks, and keeps the counts in the cache
+                tile.clear_counts()  # reads all masks, and keeps the counts in the cache
             jobs.append((tile, output_dir))
     if bad and not jobs and runtime.world_size == 1:
         raise InputError(f"{config['tile_path']}: found {len(bad)} bad tiles and no good one")
@@ -372,7 +379,7 @@ def main(config):
                     remove_parts(output_dir)
                     print(f"{output_dir}: done already (overwrite=true maps it again)")
                     continue
-                map_tile(tile, module, checkpoint, config, runtime, output_dir, source, stop)
+                map_tile(tile, output_dir, model, config, runtime, source, stop)
             log_map(log, number, tile, output_dir, made_by["classify"])
     if bad:
         print(f"{len(bad)} bad tiles skipped")
@@ -380,7 +387,7 @@ def main(config):
 
 
 def log_map(log, number, tile, output_dir, classify):
-    """Say and log what lies in the folder of a tile that was mapped."""
+    """Print and log the files in the folder of a tile that was mapped."""
     valid = np.load(output_dir / "valid_count.npy", mmap_mode="r", allow_pickle=False)
     log.line({"step": number, "median_valid_count": float(np.median(valid))})
     print(f"{output_dir}: {', '.join(sorted(path.name for path in output_dir.glob('*.*')))}")

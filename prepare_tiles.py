@@ -12,7 +12,7 @@ tile is not made again.
 
 import numpy as np
 
-from preparation.band_statistics import check_reflectance, complete_tiles, read_info
+from preparation.band_statistics import check_reflectance, complete_tiles
 from preparation.builder import build_tile, remove_begun
 from preparation.items import find_items
 from preparation.labels import WORLDCOVER_URL, forget_labels, open_labels, write_labels
@@ -24,6 +24,7 @@ from running.config import check
 from running.errors import InputError
 from running.files import make_output_dir
 from running.script import run_script
+from tile_json import read_tile_json
 from tiles import tiles_folder
 
 run_config = {
@@ -47,7 +48,8 @@ run_config = {
     "clear_scl": "4,5,6,7,10,11",  # scene classes that count as clear
     "offset": "auto",  # auto: as each item declares; where that is wrong: applied, or raw
     # labels and splits, also of finished tiles
-    "labels": "",  # worldcover, a raster, or a file of polygons or points
+    "labels": "",  # worldcover, a raster, a file of polygons or points, or a table with lon and lat
+    "labels_layer": "",  # of a file with several layers; empty: the only one
     "worldcover_url": WORLDCOVER_URL,  # {place}: of a file of 3 x 3 degrees, N48E012
     "class_column": "",  # of a vector file: names or codes 1 to 255
     "classes_path": "",  # JSON {"10": {"name": .., "color": ..}}; empty: made from the labels
@@ -99,7 +101,7 @@ def fetch_tiles(processed, request):
         if request.overwrite:
             remove_begun(folder)
         if folder.exists() and not request.overwrite:
-            before = read_info(folder).get("made_with", {})
+            before = read_tile_json(folder / "tile.json").get("made_with", {})
             check_same(folder, before, request.made_with)
             (folder / "progress.json").unlink(missing_ok=True)  # of a run that was killed
             print(f"{folder}: done already (overwrite=true makes it again)")
@@ -112,7 +114,7 @@ def fetch_tiles(processed, request):
 
 def warn(folder):
     """Print what looks strange about a tile. Returns the warnings."""
-    info = read_info(folder)
+    info = read_tile_json(folder / "tile.json")
     warnings = check_reflectance(info.get("counts", {}))
     masks = np.load(folder / "masks.npy", mmap_mode="r", allow_pickle=False)
     step = max(1, max(masks.shape[1:]) // 512)  # of a large tile, every step-th row and column

@@ -16,8 +16,7 @@ from maps.land_cover import (
     class_areas,
     class_legend,
     count_classes,
-    draw_class_map,
-    merge_classes,
+    fill_figure,
     plot_class_map,
 )
 from maps.reader import find_labels, read_codes, read_map, read_provenance, row_blocks
@@ -27,6 +26,7 @@ from running.errors import InputError
 from running.files import make_output_dir, write_json
 from running.log import start_log
 from running.script import refuse_torchrun, run_script
+from tile_json import merge_classes
 
 run_config = {
     "map_path": "outputs/MGRS-SIM1/classification_map.npy",  # of infer.py
@@ -37,8 +37,8 @@ run_config = {
 }
 
 
-def compare(class_map, labels):
-    """Pixels of each pair of label and class code, (256, 256); row or column 0: it has none."""
+def count_pairs(class_map, labels):
+    """Pixels of each pair of label and class code, (256, 256); row and column 0: without one."""
     pairs = np.zeros(256 * 256, np.int64)
     for first, block in row_blocks(class_map):
         place = labels[first : first + len(block)].astype(np.int64) * 256 + block
@@ -49,8 +49,8 @@ def compare(class_map, labels):
 def read_both(path, config):
     """A map and its labels, in bounded memory.
 
-    Returns the map (H, W), what infer.json tells of it, its legend, where the labels lie ("" for
-    none) and the pairs of `compare`. Raises InputError for labels without a pixel of the map.
+    Returns the map (H, W), the content of infer.json beside it, its legend, the path of the labels
+    ("" for none) and `count_pairs`. Raises InputError for labels without a pixel of the map.
     """
     class_map = read_map(path)
     if class_map.dtype != np.uint8:
@@ -59,7 +59,7 @@ def read_both(path, config):
     labels_path, tile_info = find_labels(config["labels_path"], info)
     sources = [(path.with_name("infer.json"), info)]
     if labels_path:
-        pairs = compare(class_map, read_codes(labels_path, class_map.shape))
+        pairs = count_pairs(class_map, read_codes(labels_path, class_map.shape))
         if not pairs[1:, 1:].any():
             raise InputError(f"{labels_path}: found no labelled pixel that the map covers")
         sources.append((Path(labels_path).parent / "tile.json", tile_info))
@@ -84,7 +84,7 @@ def show_window(class_map, legend, title):
         print(f"show=true: no display to open a window on ({error}); the PNG has the picture")
         return
     figure = plt.figure(figsize=FIGURE_SIZE, layout="constrained")
-    draw_class_map(figure, class_map, legend, title)
+    fill_figure(figure, class_map, legend, title)
     plt.show()
     plt.close(figure)
 

@@ -7,25 +7,21 @@ blocks of rows, so the size of a tile or a data set is bounded by the disk alone
 Shapes: H x W pixels, T dates, N chosen pixels, B bands.
 """
 
-import contextlib
 import hashlib
-import json
-import math
 import os
-import re
-import tempfile
-from datetime import datetime
+import zlib
 from pathlib import Path
 
 import numpy as np
 import torch
 
 from running.errors import InputError, notice
-from running.files import atomic_write, open_npy
+from running.files import Watch, cached_array, open_npy
+from tile_json import read_tile_json
 
 TRAIN, VALIDATION, TEST = 1, 2, 3  # codes of splits.npy; 0: no labels used, pretraining only
 CACHE_PIXELS = 512  # pixels whose whole series fit into a core's own cache
-CACHE_FILES = 2000  # most clear counts that are kept
+OBSERVATIONS = ("bands.npy", "masks.npy", "doys.npy")
 
 
 class Tile:
@@ -33,27 +29,30 @@ class Tile:
 
     Attributes: name, title (for pictures), path, shape (T, H, W, B), doys (T,) int16, band_mean
     and band_std (B,) float32, info (the content of tile.json), band_names (B names, or empty where
-    tile.json does not tell). bands (T, H, W, B) uint16, masks (T, H, W) uint8, labels and splits
-    (H, W) uint8 or None are opened as memory maps whenever they are asked for: a map that is let
-    go gives its memory and its file handle back, so neither grows with the tiles.
+    tile.json has none). bands (T, H, W, B) uint16, masks (T, H, W) uint8, labels and splits (H, W)
+    uint8 or None are memory maps, opened at each access, so that memory and open files do not grow
+    with the number of tiles. watch: of the files of observations, which a long run checks.
+    statistics: False for a tile that has no band_mean and band_std yet.
     Raises InputError that names the file, what was found and what was wanted.
     """
 
-    def __init__(self, path):
+    def __init__(self, path, statistics=True):
         self.path = Path(path)
+        self.watch = Watch(self.path, OBSERVATIONS)
         self.name = Path(os.path.realpath(self.path)).name
         self.shape = self._load("bands.npy", ("T", "H", "W", "B"), np.uint16).shape
         self._load("masks.npy", self.shape[:3], np.uint8)
         self.doys = self._load_doys()
-        self.band_mean = self._load_statistic("band_mean.npy")
-        self.band_std = self._load_statistic("band_std.npy")
         splits = self.splits
         if splits is not None and splits.max() > TEST:
             self._fail("splits.npy", f"value {splits.max()}", "0, 1, 2 or 3")
         self.has_labels = self.labels is not None
         self.info = read_tile_json(self.path / "tile.json", self.shape)
         self.band_names = self.info.get("bands", [])
-        self._check_constant_bands()
+        if statistics:
+            self.band_mean = self._load_statistic("band_mean.npy")
+            self.band_std = self._load_statistic("band_std.npy")
+            self._check_constant_bands()
         self.title = f"{self.name} (simulated)" if self.info.get("simulated") else self.name
 
     @property
@@ -76,7 +75,7 @@ class Tile:
         raise InputError(f"{self.path / name}: found {found}, wanted {wanted}")
 
     def _load(self, name, shape, dtype, optional=False):
-        """Memory-map a file and check it. shape: of numbers, or of names where any size is fine."""
+        """Memory-map a file and check it. shape: numbers, or names where any size is allowed."""
         file = self.path / name
         if optional and not file.exists() and not file.is_symlink():
             return None
@@ -106,7 +105,7 @@ class Tile:
         return doys.astype(np.int16)
 
     def _check_constant_bands(self):
-        """A deviation of 0 would leave a band unscaled: refuse it where the band varies."""
+        """Refuse a deviation of 0, which would leave a band unscaled, where the band varies."""
         constant = self.band_std == 0
         if constant.any():
             rows = self.row_ranges(1 << 12)[0][1]
@@ -123,38 +122,40 @@ class Tile:
     def clear_counts(self):
         """Clear observations of each pixel, (H, W) uint16.
 
-        Counting reads all masks, so the answer is kept in the user's cache folder until masks.npy
+        Counting reads all masks, so the counts are kept in the user's cache folder until masks.npy
         changes.
         """
         file = self.path / "masks.npy"
         stat = file.stat()
-        # an unpacked archive can bring another file with the size and mtime of the last one
-        key = [
-            os.path.realpath(file),
-            stat.st_size,
-            stat.st_mtime_ns,
-            stat.st_ctime_ns,
-            stat.st_ino,
-        ]
-        cached = cache_folder() / f"{hashlib.sha256(repr(key).encode()).hexdigest()[:32]}.npy"
-        with contextlib.suppress(OSError, ValueError, EOFError):
-            counts = np.load(cached, allow_pickle=False)
-            if counts.shape == self.shape[1:3] and counts.dtype == np.uint16:
-                return counts
+        # ctime and inode too: an unpacked archive can bring another file of the same size and mtime
+        key = (stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino)
+        key = (os.path.realpath(file), *key)
+        return cached_array(key, self.shape[1:3], np.uint16, self._count_clear)
+
+    def _count_clear(self):
         counts = np.empty(self.shape[1:3], np.uint16)
         for first, last in self.row_ranges(1 << 16):
             block = self.masks[:, first:last]
             if block.max() > 1:
                 self._fail("masks.npy", f"value {block.max()}", "0 (not clear) or 1 (clear)")
             block.sum(0, dtype=np.uint16, out=counts[first:last])
-        with contextlib.suppress(OSError, InputError):  # without a cache only time is lost
-            _keep_counts(cached, counts)
         return counts
+
+    def fingerprint(self):
+        """Hash of a sample of the observations: on each date 64 neighbouring pixels in 4 places."""
+        content, size = hashlib.sha256(), self.shape[1] * self.shape[2]
+        bands, masks = self.bands.reshape(self.shape[0], size, -1), self.masks.reshape(-1, size)
+        places = scramble(np.arange(self.shape[0])[:, None], np.arange(4)) % max(1, size - 63)
+        for date, place in np.ndindex(places.shape):  # other places on each date
+            pixels = slice(int(places[date, place]), int(places[date, place]) + 64)
+            content.update(bands[date, pixels])
+            content.update(masks[date, pixels])
+        return content.hexdigest()[:16]
 
     def read_clear(self, pixels):
         """Whether each observation of some pixels is clear, (T, N) bool tensor.
 
-        pixels: (N,) int, flat indices into the tile; a read is fastest where they ascend.
+        pixels: (N,) int, flat indices into the tile; ascending ones are read fastest.
         """
         masks = self.masks.reshape(self.shape[0], -1)
         return torch.from_numpy(np.take(masks, pixels, axis=1)).bool()
@@ -164,8 +165,8 @@ class Tile:
 
         pixels: (N,) int as in `read_clear`; dates: (N, ..) int64 tensor of indices into the dates,
         -1 for padding.
-        Returns tensors: bands (N, .., B) uint16 and days of year (N, ..) int16. Padding has doy 0,
-        which tells it from data, and its bands have no meaning.
+        Returns tensors: bands (N, .., B) uint16 and days of year (N, ..) int16. Padding has doy 0;
+        its bands have no meaning.
         """
         num_dates, height, width, num_bands = self.shape
         bands = self.bands.reshape(num_dates, height * width, num_bands)
@@ -188,24 +189,23 @@ class Tile:
     def split_map(self, block_size=16, seed=0):
         """Split of each pixel, (H, W) uint8: 1 train, 2 validation, 3 test, 0 pretraining only.
 
-        `splits.npy` where there is one. Else square blocks of `block_size` pixels: about a fifth
-        is validation, a fifth is test, and the rest train. Where tile.json tells CRS and transform,
+        From `splits.npy` where it exists. Else from square blocks of `block_size` pixels: about a
+        fifth validates, a fifth tests, the rest trains. Where tile.json has CRS and transform,
         blocks lie on a fixed grid in map coordinates, so that the same ground has the same split in
-        every tile and year of one CRS and pixel size. Else they are drawn by the tile's name, and
+        every tile and year of one CRS and pixel size. Else they depend on the tile's name, and
         overlapping tiles differ.
         """
         if (splits := self.splits) is not None:
             return np.asarray(splits)
         rows, columns = self.block_numbers(block_size)
         y, x = (np.arange(numbers.min(), numbers.max() + 1) for numbers in (rows, columns))
-        draw = self._split_by_place if self.has_grid else self._split_by_name
-        split = draw(y, x, seed)
+        split = (self._split_by_place if self.has_grid else self._split_by_name)(y, x, seed)
         return split[np.ix_(rows - y[0], columns - x[0])]
 
     def block_numbers(self, block_size):
         """The row of blocks that each row of pixels lies in, (H,), and the column, (W,); int64.
 
-        Blocks of a fixed grid in map coordinates where tile.json tells them, else from the corner.
+        Of a fixed grid in map coordinates where the tile has one, else from the tile's corner.
         """
         if not self.has_grid:
             block_size = min(block_size, max(self.shape[1:3]))
@@ -213,13 +213,24 @@ class Tile:
         (a, _, c, _, e, f), (height, width) = self.info["transform"], self.shape[1:3]
         return _grid_index(f, e, height) // block_size, _grid_index(c, a, width) // block_size
 
+    def block_ids(self, row, column, block_size, number):
+        """Id of the block that holds each pixel at (row, column), (N,) int64.
+
+        number: of the tile. On a map grid the same ground has one id in every tile and year.
+        """
+        rows, columns = self.block_numbers(block_size)
+        if self.has_grid:
+            number = 1 << 14 | zlib.crc32(self.info["crs"].encode()) >> 18
+        place = (rows[row] % (1 << 24)) << 24 | columns[column] % (1 << 24)
+        return np.asarray(number, np.int64) << 48 | place
+
     @property
     def has_grid(self):
-        """Whether tile.json tells where the pixels lie, north up."""
+        """Whether tile.json has a place whose rows and columns run along the map's axes."""
         return "crs" in self.info and self.info["transform"][1] == self.info["transform"][3] == 0
 
     def _split_by_name(self, y, x, seed):
-        """Splits of the blocks of rows y and columns x, in an order drawn from the tile's name."""
+        """Splits of the blocks of rows y and columns x, in a random order seeded by the name."""
         rng = np.random.default_rng([seed, *self.name.encode()])
         order = rng.permutation(len(y) * len(x)).reshape(len(y), len(x))
         fifth = round(order.size / 5)
@@ -238,7 +249,7 @@ _MIX = np.array([0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB], np
 
 
 def _grid_index(origin, step, count):
-    """Numbers of pixels on a grid that begins at 0, (count,) int64, equal for all tiles of it."""
+    """Index of each pixel on the grid that starts at coordinate 0, (count,) int64."""
     center = origin / abs(step) + np.sign(step) * (np.arange(count) + 0.5)
     return np.floor(np.round(center, 6)).astype(np.int64)  # a centre may lie on an edge of the grid
 
@@ -260,127 +271,8 @@ def split_blocks(x, y, seed):
     random = scramble(scramble(scramble(np.uint64(seed), x // 5), y), 0)
     validation = random % 5
     test = (validation + 1 + (random >> 32) % 4) % 5
-    place = x % 5
-    return np.select([place == validation, place == test], [VALIDATION, TEST], TRAIN).astype(
-        np.uint8
-    )
-
-
-# ---- files ---------------------------------------------------------------------------------------
-
-
-def read_tile_json(path, shape=()):
-    """The content of a tile.json, checked against the tile's shape (T, H, W, B); {} for none.
-
-    shape: () where it is not known; then bands and dates, which depend on it, are not checked.
-    A CRS is given back in the short form that GDAL has for it, such as EPSG:32633.
-    """
-    try:
-        info = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return {}
-    except (OSError, ValueError, RecursionError) as error:
-        raise InputError(f"{path}: found no readable JSON ({error}), wanted an object") from None
-    if not isinstance(info, dict):
-        raise InputError(f"{path}: found {type(info).__name__}, wanted a JSON object")
-    for key, (is_right, wanted) in TILE_JSON.items():
-        is_known = shape or key not in ("bands", "dates")
-        if key in info and is_known and not is_right(info[key], shape):
-            raise InputError(f"{path}: found {key} {_short(info[key])}, wanted {wanted}")
-    if ("crs" in info) != ("transform" in info):
-        raise InputError(f"{path}: found one of crs and transform, wanted both or none")
-    if "crs" in info:
-        info["crs"] = _check_crs(path, info["crs"])
-    return info
-
-
-def _short(value):
-    text = json.dumps(value)
-    return text if len(text) <= 200 else f"{text[:200]}.."
-
-
-def _check_crs(path, text):
-    from rasterio.crs import CRS  # takes a while, and most unlabelled toys have none
-    from rasterio.errors import CRSError
-
-    try:
-        return CRS.from_user_input(text).to_string()
-    except (CRSError, ValueError) as error:
-        line = (str(error).splitlines() or ["unknown"])[0]
-        raise InputError(
-            f"{path}: found crs {text!r} ({line}), wanted one like EPSG:32633"
-        ) from None
-
-
-def _is_band_list(value, shape):
-    names = isinstance(value, list) and all(isinstance(name, str) and name for name in value)
-    return names and len(value) in (0, shape[3]) and len(set(value)) == len(value)
-
-
-def _is_date_list(value, shape):
-    return (
-        isinstance(value, list)
-        and len(value) == shape[0]
-        and all(isinstance(day, str) and _is_date(day) for day in value)
-    )
-
-
-def _is_date(text):
-    try:
-        return bool(datetime.fromisoformat(text))
-    except ValueError:
-        return False
-
-
-def _is_transform(value, shape):
-    """Six numbers with which no coordinate of a pixel, nor the number of its block, overflows."""
-    numbers = isinstance(value, list) and len(value) == 6
-    if not numbers or not all(type(n) in (int, float) and abs(n) <= 1e9 for n in value):
-        return False
-    a, b, _, d, e, _ = value
-    sizes = math.hypot(a, d), math.hypot(b, e)  # of a pixel, along a row and along a column
-    return all(1e-9 <= size <= 1e7 for size in sizes) and abs(a * e - b * d) > 0
-
-
-def is_class_table(value, shape=None):
-    """Whether a value is {code: {"name": .., "color": ..}}, as tile.json has it of any shape."""
-    return isinstance(value, dict) and all(
-        re.fullmatch(r"[1-9]\d{0,2}", code)
-        and int(code) <= 255
-        and isinstance(entry, dict)
-        and isinstance(entry.get("name"), str)
-        and re.fullmatch(r"#[0-9a-fA-F]{6}", str(entry.get("color", "#000000")))
-        for code, entry in value.items()
-    )
-
-
-TILE_JSON = {  # what is checked of tile.json, and the words of the error; other keys are free
-    "bands": (_is_band_list, "a list of as many different names as there are bands"),
-    "dates": (_is_date_list, "as many dates like 2021-06-05 as there are days"),
-    "crs": (lambda value, shape: isinstance(value, str), "text like EPSG:32633"),
-    "transform": (_is_transform, "six numbers a, b, c, d, e, f up to 1e9 that span an area"),
-    "classes": (is_class_table, 'codes 1 to 255 with "name" and a "color" like #00aa00'),
-    "simulated": (lambda value, shape: isinstance(value, bool), "true or false"),
-}
-
-
-def cache_folder():
-    """Where clear counts are kept: XDG_CACHE_HOME, ~/.cache or, without a home, /tmp."""
-    try:
-        home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    except RuntimeError:
-        home = Path(tempfile.gettempdir())
-    return home / "pixel-series"
-
-
-def _keep_counts(path, counts):
-    """Write clear counts to the cache, and remove the oldest where it has too many files."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with atomic_write(path) as part:
-        np.save(part, counts)
-    files = sorted(path.parent.glob("*.npy"), key=lambda file: file.stat().st_mtime_ns)
-    for file in files[:-CACHE_FILES]:
-        file.unlink(missing_ok=True)
+    splits = np.select([x % 5 == validation, x % 5 == test], [VALIDATION, TEST], TRAIN)
+    return splits.astype(np.uint8)
 
 
 # ---- data sets -----------------------------------------------------------------------------------
@@ -394,7 +286,7 @@ def tiles_folder(base_path, dataset_name):
 def open_dataset(base_path, dataset_name, skip_bad_tiles=False):
     """The tiles of a data set, in order of name.
 
-    Raises InputError where there is none, where one is out of contract, or where two differ in
+    Raises InputError where there is none, where one breaks the contract, or where two differ in
     their bands. skip_bad_tiles: leave such a tile out, and say so.
     """
     folder = tiles_folder(base_path, dataset_name)
@@ -443,7 +335,7 @@ def check_tile(tile, checkpoint, checkpoint_path):
 
 
 def notice_splits(tiles):
-    """Say which tiles split by name, where the same ground may lie in several splits."""
+    """Say which tiles split by their name, since then the same ground may lie in several splits."""
     by_name = [tile.name for tile in tiles if tile.splits is None and not tile.has_grid]
     if by_name:
         notice(
@@ -471,8 +363,3 @@ def pool_statistics(tiles, weights):
     std = np.sqrt((weights * (stds**2 + (means - mean) ** 2)).sum(0))
     std[std < 1e-6] = 1.0
     return mean.astype(np.float32), std.astype(np.float32)
-
-
-def is_georeferenced(info):
-    """Whether a tile.json or an infer.json tells where its pixels lie."""
-    return {"crs", "transform"} <= set(info)

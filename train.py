@@ -6,13 +6,12 @@ give both the same embedding, with decorrelated dimensions.
     python train.py                                  # simulated tiles, made on first use
     python train.py base_path=/data dataset_name=austria_2022 output_dir=checkpoints/austria
     python train.py base_path=/data dataset_name=tyrol_2023 min_samples=300000 learning_rate=2e-3 \\
-        checkpoint_path=checkpoints/austria/best.pt  # goes on from an encoder of more regions
+        checkpoint_path=checkpoints/austria/best.pt  # starts from an encoder of more regions
     torchrun --nproc-per-node=2 train.py base_path=/data dataset_name=austria_2022
 
-Started again with the same output_dir it goes on from last.pt as if it had never stopped.
+Started again with the same output_dir it resumes from last.pt as if it had never stopped.
 """
 
-import contextlib
 import math
 import os
 import time
@@ -24,34 +23,26 @@ import torch
 from matplotlib.image import imsave
 from tqdm import tqdm
 
-from backbones import BACKBONE_KEYS, BACKBONES, backbone_arguments, build_backbone, load_backbone
-from barlow_twins import (
-    LOSSES,
-    BarlowTwins,
-    HarmonicDecoder,
-    Projector,
-    cross_correlation,
-    normalise,
-    pretraining_loss,
-)
+from backbones import BACKBONE_KEYS, BACKBONES, backbone_arguments
+from barlow_twins import LOSSES, build_model, cross_correlation, normalise, training_loss
 from data import (
     SentinelTimeSeriesDataset,
     SentinelTimeSeriesDatasetForDownstreaming,
     iterate_batches,
 )
+from evaluation.seen_pixels import record_splits
 from evaluation.validation import Validation
 from maps.false_color import apply_basis, fit_basis
 from preparation.simulated import simulate_dataset
-from running.checkpoints import inherit, one_run_at_a_time, read_last, start_run
+from running.checkpoints import Run, inherit, one_run_at_a_time, read_last
 from running.config import MAX_INT, check
 from running.device import start_runtime
-from running.distributed import BatchGenerator, share
-from running.errors import InputError, Stopped
+from running.errors import InputError, notice
 from running.files import atomic_write, file_hash, make_output_dir
 from running.log import RecentSteps
 from running.script import run_script, stop_on_signals
 from tiles import Tile, check_bands, check_tile, notice_splits
-from transforms import AUGMENTATIONS, add_mixed_view, blend_pixels, thin_dates
+from transforms import AUGMENTATIONS
 from utils import extract_representations, learning_rate, plot_cross_corr
 
 run_config = {
@@ -60,41 +51,41 @@ run_config = {
     "dataset_name": "simulated",  # tiles in <base_path>/data/<dataset_name>/processed/MGRS-*
     "val_dataset_name": "",  # validation tiles; empty: blocks held out of dataset_name
     "test_tile_path": "",  # tile of the false-colour picture; empty: the first training tile
-    "skip_bad_tiles": False,  # leave tiles out that are out of contract, in place of an error
+    "skip_bad_tiles": False,  # leave out tiles that break the contract, in place of an error
     "output_dir": "",  # receives all files; empty: checkpoints/<time>
-    "sample_size": 16,  # clear dates drawn for a view; repeated where a pixel has fewer
-    "min_sample_size": 8,  # of them so many or more are read, another number in each step
+    "sample_size": 16,  # clear dates sampled for a view; repeated where a pixel has fewer
+    "min_sample_size": 8,  # each step reads a random number of them, from this to sample_size
     "min_valid": 10,  # clear observations that a pixel needs to take part
-    "block_size": 16,  # pixels along a held-out block where a tile has no splits.npy; and along
-    # the squares that the probe's folds keep whole
+    "block_size": 16,  # pixels along a held-out block where a tile has no splits.npy, and along a
+    # block that the folds of the probe keep whole
     "split_seed": 0,  # of the held-out blocks
     # model
-    "checkpoint_path": "",  # of train.py: the encoder to go on from, in place of random weights
-    # with checkpoint_path, the next five, sample_size, block_size and split_seed are taken from it
+    "checkpoint_path": "",  # of train.py: an encoder to start from, in place of random weights;
+    # then the next five, sample_size, block_size and split_seed are taken from the checkpoint
     "backbone": "transformer",  # transformer, cnn or mlp
     "latent_dim": 128,  # dimensions of a representation
     "width": 64,  # of the backbone; a multiple of 16 for the transformer
     "depth": 2,  # layers of the backbone
-    "day_cycles": 8,  # highest harmonic of the year in the encoding of days; 0: the backbone's own
+    "day_cycles": 8,  # highest harmonic of the year in the day encoding; 0: the backbone's default
     "projector_dim": 512,  # width of the projector and of the projections
     # loss
     "loss": "barlow_twins",  # a key of barlow_twins.LOSSES
     "barlow_lambda": 0.005,  # weight of the off-diagonal part
     "prediction": 100.0,  # weight of predicting each view's observations from the other; 0: none
-    "harmonics": 8,  # of the year that is predicted: sines and cosines of 1 .. 8 cycles
-    "blend": 0.5,  # share of the pixels that become new ones, half way at most to or from another
+    "harmonics": 8,  # the prediction has sines and cosines of 1 .. 8 cycles a year
+    "blend": 0.5,  # share of pixels replaced by x + w (other - x), w in -0.5 .. 0.5
     "mix_up": 1.0,  # weight of mix-up regularisation, times barlow_lambda; 0: none
     "augment": "none",  # a key of transforms.AUGMENTATIONS
     # optimiser
     "batch_size": 256,  # pixels a step, over all processes
-    "epochs": 0,  # times that every valid pixel is visited; 0: once, but within these bounds
-    "min_samples": 1_000_000,  # pixels drawn in all, so that a small set is visited many times
-    "max_samples": 1_000_000_000,  # and of a large one no more than this is drawn
-    "max_steps": 0,  # stop after so many steps, the schedule unchanged; 0: no limit
-    "learning_rate": 6e-3,  # AdamW's, after warm-up
+    "epochs": 0,  # passes over all valid pixels; 0: one, or more until min_samples, see below
+    "min_samples": 1_000_000,  # a small data set is visited until this many pixels were read
+    "max_samples": 1_000_000_000,  # a large one ends after this many
+    "max_steps": 0,  # stop after N steps, the schedule unchanged; 0: no limit
+    "learning_rate": 6e-3,  # of AdamW, after the warm-up
     "weight_decay": 1e-4,  # on matrices; biases and norms have none
     "warmup_steps": 100,  # linear from 0; at most a tenth of all steps
-    "hold_fraction": 0.3,  # of all steps, at the full rate, before the cosine to 0
+    "hold_fraction": 0.3,  # share of the steps at the full rate, before the cosine to 0
     "clip_norm": 1.0,  # gradients are scaled down to this norm
     "seed": 0,  # of weights, order and views
     # running
@@ -104,13 +95,13 @@ run_config = {
     # logging
     "log_interval": 10,  # steps between two lines of metrics.jsonl
     "val_interval": 500,  # steps between two validations, which choose best.pt
-    "val_pixels": 4096,  # at most: of the loss, in whole batches, one at least; of the probe
+    "val_pixels": 4096,  # at most: of the loss (whole batches, at least one) and of the probe
     "checkpoint_interval": 200,  # steps between two last.pt
     "wandb_mode": "auto",  # auto (online where logged in), online, offline or disabled
 }
 
 INHERITED = ("backbone", *BACKBONE_KEYS, "block_size", "split_seed")
-# what may differ between a run and its continuation, since the weights do not depend on it
+# keys that may differ when a run is resumed, since the weights do not depend on them
 FREE_KEYS = {"output_dir", "test_tile_path", "max_steps", "device", "num_workers", "log_interval"}
 FREE_KEYS |= {"checkpoint_interval", "wandb_mode", "base_path", "skip_bad_tiles", "checkpoint_path"}
 
@@ -140,64 +131,62 @@ def make_simulated_tiles(config, runtime):
     runtime.barrier()
 
 
-def open_data(config, runtime, checkpoint=None):
-    """Training data, validation data, its labelled pixels or None, and the tile to draw.
+class Data(NamedTuple):
+    """What a training reads."""
 
-    Bands are standardised by the statistics of the checkpoint to go on from, where there is one.
+    train: SentinelTimeSeriesDataset
+    validation: SentinelTimeSeriesDataset
+    labelled: SentinelTimeSeriesDatasetForDownstreaming | None  # validation pixels for the probe
+    picture_tile: Tile  # for the false-colour picture
+
+
+def open_data(config, runtime, checkpoint=None):
+    """The Data of a training; bands are standardised by the checkpoint's statistics, if any.
+
+    Raises InputError for tiles that break the contract, or whose bands differ.
     """
     base_path, name = config["base_path"], config["val_dataset_name"] or config["dataset_name"]
     keys = ("min_valid", "block_size", "split_seed", "seed", "skip_bad_tiles")
     keywords = {key: config[key] for key in keys}
     views = {key: config[key] for key in ("sample_size", "batch_size")}
-    views |= {"rank": runtime.rank, "world_size": runtime.world_size}
-    statistics = {key: checkpoint[key] for key in ("mean", "std")} if checkpoint else {}
+    views["process"] = runtime.rank, runtime.world_size
+    keywords["statistics"] = (checkpoint["mean"], checkpoint["std"]) if checkpoint else None
     train_set = SentinelTimeSeriesDataset(
-        base_path, config["dataset_name"], split="train", **views, **keywords, **statistics
+        base_path, config["dataset_name"], split="train", **views, **keywords
     )
-    keywords |= {"mean": train_set.mean, "std": train_set.std}
+    keywords["statistics"] = train_set.mean, train_set.std
     keywords["split"] = "train+validation" if config["val_dataset_name"] else "validation"
     val_set = SentinelTimeSeriesDataset(base_path, name, **views, **keywords)
+    labelled = None
+    try:
+        labelled = SentinelTimeSeriesDatasetForDownstreaming(
+            base_path, name, batch_size=config["val_pixels"], **keywords
+        )
+    except InputError as error:  # no labels among the validation pixels, or of different classes
+        notice(f"{error}; without a probe, the loss chooses best.pt")
+    tile = Tile(config["test_tile_path"]) if config["test_tile_path"] else train_set.tiles[0]
+    check_data(config, train_set, val_set, tile, checkpoint)
+    return Data(train_set, val_set, labelled, tile)
+
+
+def check_data(config, train_set, val_set, picture_tile, checkpoint):
+    """Refuse data that do not belong together: InputError."""
     if config["val_dataset_name"]:
         train_paths = {os.path.realpath(tile.path) for tile in train_set.tiles}
         for tile in val_set.tiles:
             if os.path.realpath(tile.path) in train_paths:
+                name = config["val_dataset_name"]
                 raise InputError(f"val_dataset_name={name}: {tile.path} is a training tile")
-    labelled = None
-    with contextlib.suppress(InputError):  # no labels among the validation pixels: no probe
-        labelled = SentinelTimeSeriesDatasetForDownstreaming(
-            base_path, name, batch_size=config["val_pixels"], **keywords
-        )
-    picture = Tile(config["test_tile_path"]) if config["test_tile_path"] else train_set.tiles[0]
-    for tile in (*val_set.tiles, picture):
+    for tile in (*val_set.tiles, picture_tile):
         origin = train_set.tiles[0].path.parent
         check_bands(tile, train_set.band_names, train_set.num_bands, origin)
-    for tile in (*train_set.tiles, *val_set.tiles, picture) if checkpoint else ():
+    for tile in (*train_set.tiles, *val_set.tiles, picture_tile) if checkpoint else ():
         check_tile(tile, checkpoint, config["checkpoint_path"])
     train_set.refuse_single_pixels()
     notice_splits(train_set.tiles)
-    return train_set, val_set, labelled, picture
 
 
-# ---- model and loss ------------------------------------------------------------------------------
-
-
-def build_model(config, num_bands, checkpoint=None):
-    """Backbone, projector and decoder from a config: the same weights for the same seed.
-
-    The backbone is the checkpoint's, where there is one to go on from.
-    """
-    torch.manual_seed(config["seed"])
-    size = config["projector_dim"]
-    # the projector first: the order decides which random weights each of them gets
-    projector = Projector(latent_dim=config["latent_dim"], width=size, projection_dim=size)
-    backbone, decoder = build_backbone(**backbone_arguments(config, num_bands)), None
-    if checkpoint:
-        backbone = load_backbone(checkpoint).train()
-    if config["prediction"]:
-        decoder = HarmonicDecoder(
-            latent_dim=config["latent_dim"], num_bands=num_bands, harmonics=config["harmonics"]
-        )
-    return BarlowTwins(backbone, projector, decoder)
+# ---- step ------------------------------------------------------------------------------
 
 
 def build_optimiser(model, config):
@@ -209,32 +198,8 @@ def build_optimiser(model, config):
     return torch.optim.AdamW(groups, weight_decay=config["weight_decay"], fused=True)
 
 
-def training_loss(model, x, doys, config, runtime, step):
-    """The loss of a step on views x (N, 2, S, B), doys (N, 2, S).
-
-    Returns the loss, a dict of its parts, and the projections (V of (N, P)): tensors.
-    """
-    seed = config["seed"] * 1_000_003 + step  # each step has its own numbers, on any machine
-    rows, total = share(len(x))
-    # seeds far away (of one, 32 bits count), so that no two of these draw the same numbers
-    generator = BatchGenerator(rows, total, seed + (1 << 31), x.device)
-    if config["blend"]:
-        x = blend_pixels(x, doys, config["blend"], seed, rows, total)
-    observed, days_observed, mixture = x, doys, None
-    if BACKBONES[config["backbone"]].any_length:
-        x, doys = thin_dates(x, doys, config["min_sample_size"], seed)
-    x, doys = AUGMENTATIONS[config["augment"]](x, doys, generator)
-    if config["mix_up"]:
-        x, doys, mixture = add_mixed_view(x, doys, seed + (1 << 30), rows, total)
-    runtime.mark_dynamic(x, doys, days_observed)
-    with runtime.autocast(training=True):
-        _, z, predicted = model(x, doys, days_observed)
-    loss, parts = pretraining_loss(z, predicted, observed, config, mixture)
-    return loss, {"loss": loss, "loss_per_dim": loss / z[0].shape[1], **parts}, z
-
-
 def train_step(model, optimiser, x, doys, config, runtime, step, rate):
-    """One step at a learning rate, in which no number of a GPU's is waited for.
+    """One step at a learning rate; never synchronises with the GPU.
 
     Returns the parts of the loss and the projections, as `training_loss`.
     """
@@ -286,26 +251,27 @@ def plot_correlation(z, run):
 class Length(NamedTuple):
     """How long a training is, in steps."""
 
-    epoch: int  # steps that visit every pixel once
-    total: int  # steps of the schedule
-    last: int  # where this run ends
+    steps_per_epoch: int  # visit every pixel once
+    total_steps: int  # of the schedule
+    stop_step: int  # where this run ends: total_steps, or earlier by max_steps
 
 
 def find_length(config, train_set):
     """Length of a training: `epochs` passes, or one pass between min_samples and max_samples."""
-    epoch, pixels = train_set.steps_per_epoch, train_set.num_pixels
+    steps_per_epoch, pixels = train_set.steps_per_epoch, train_set.num_pixels
     samples = min(max(pixels, config["min_samples"]), config["max_samples"])
-    total = config["epochs"] * epoch or -(-samples * epoch // pixels)
-    return Length(epoch, total, min(total, config["max_steps"] or total))
+    total_steps = config["epochs"] * steps_per_epoch or -(-samples * steps_per_epoch // pixels)
+    stop_step = min(total_steps, config["max_steps"] or total_steps)
+    return Length(steps_per_epoch, total_steps, stop_step)
 
 
 def keep_best(run, score, total_steps):
     """Save best.pt where the score is the best so far.
 
-    In the last third, where the learning rate has fallen, scores are compared anew: an early one
+    In the last third, where the learning rate has fallen, the choice starts anew: an early score
     may be the highest by chance, of an encoder that is far from done. The validation that ends a
-    run at max_steps chooses only where no other has: a run that goes on later has the best.pt of
-    one that was never stopped.
+    run at max_steps chooses only where no other has, so that a run which is resumed later has the
+    best.pt of one that was never stopped.
     """
     progress, settled = run.progress, total_steps * 2 // 3
     if progress.step == total_steps or progress.step % run.config["val_interval"] == 0:
@@ -320,29 +286,33 @@ def report(run, recent, length, bar):
     """Show and return the line of metrics.jsonl for the steps since the last one."""
     step, line = run.progress.step, recent.summary(run.runtime.world_size)
     if run.runtime.is_main and bar.n == bar.initial:  # the first line
-        minutes = (length.last - step) * recent.seconds_per_step() / 60
-        bar.write(f"about {minutes:.0f} minutes to go (Ctrl-C stops, the same command goes on)")
+        minutes = (length.stop_step - step) * recent.seconds_per_step() / 60
+        bar.write(f"about {minutes:.0f} minutes left (Ctrl-C stops, the same command resumes)")
     bar.update(step - bar.n)
     bar.set_postfix_str(f"loss {line['loss']:.2f}, {line['samples_per_second']:.0f} samples/s")
-    return {"step": step, "epoch": step / length.epoch, **line}
+    return {"step": step, "epoch": step / length.steps_per_epoch, **line}
 
 
-def train(run, batches, validate, length):
+def train(run, data, validate, length):
     """The loop, from the run's step to the last one; raises Stopped after a signal."""
     config, runtime, progress = run.config, run.runtime, run.progress
     model, stop, recent = runtime.distribute(run.model), stop_on_signals(), RecentSteps()
-    warmup_steps = min(config["warmup_steps"], math.ceil(length.total / 10))
-    schedule = (length.total, warmup_steps, config["hold_fraction"])
-    bar = tqdm(total=length.last, initial=progress.step, unit="step", disable=not runtime.is_main)
-    for x, doys in batches:
+    warmup_steps = min(config["warmup_steps"], math.ceil(length.total_steps / 10))
+    schedule = (length.total_steps, warmup_steps, config["hold_fraction"])
+    data.train.set_steps(progress.step, length.stop_step)
+    workers = runtime.workers(config["num_workers"])
+    bar = tqdm(
+        total=length.stop_step, initial=progress.step, unit="step", disable=not runtime.is_main
+    )
+    for x, doys in iterate_batches(data.train, workers, runtime):
         rate = learning_rate(config["learning_rate"], progress.step, *schedule)
         parts, z = train_step(model, run.optimiser, x, doys, config, runtime, progress.step, rate)
         recent.add(progress.step, rate, parts, x)
         progress.step += 1
 
-        # log, validate, save; a loss that is not finite ends the run in report
+        # log, validate, save; report ends the run where a loss is not finite
         due = {
-            key: progress.step == length.last or progress.step % config[f"{key}_interval"] == 0
+            key: progress.step == length.stop_step or progress.step % config[f"{key}_interval"] == 0
             for key in ("log", "val", "checkpoint")
         }
         stopped = runtime.max_over_processes(stop.status, now=any(due.values()))
@@ -353,17 +323,71 @@ def train(run, batches, validate, length):
             progress.line |= validate(run.model)
             plot_correlation(z, run)
         run.log.line(progress.line)
+        if due["val"] or due["checkpoint"] or stopped:
+            data.train.check_unchanged()
         if due["val"]:
-            keep_best(run, progress.line["score"], length.total)
+            keep_best(run, progress.line["score"], length.total_steps)
         if due["checkpoint"] or stopped:
             run.save("last.pt")
         recent.restart()
-        if stopped and progress.step < length.last:
+        if stopped and progress.step < length.stop_step:
             bar.close()
-            run.log.finish()
-            raise Stopped(run.describe_stop(), stopped)
+            raise run.stopped(stopped)
     bar.close()
     stop.release()
+
+
+# ---- the script ----------------------------------------------------------------------------------
+
+
+def make_header(config, checkpoint, data, validate):
+    """What every checkpoint of the run carries beside its weights."""
+    train_set, path = data.train, config["checkpoint_path"]
+    return {
+        "config": dict(config),
+        "backbone": backbone_arguments(config, train_set.num_bands),
+        "bands": train_set.band_names or (checkpoint["bands"] if checkpoint else []),
+        "mean": train_set.mean,
+        "std": train_set.std,
+        "classes": data.picture_tile.info.get("classes", {}),
+        "splits": record_splits(train_set, checkpoint),
+        "data": {
+            "training": train_set.describe(),
+            "validation": data.validation.describe(),
+            "probe": validate.probe.describe() if validate.probe else "none",
+            "observations": {
+                tile.path.name: tile.fingerprint()
+                for tile in (*train_set.tiles, *data.validation.tiles)
+            },
+            # a checkpoint is known by its content, not by its path
+            "checkpoint_sha256": file_hash(path) if checkpoint else None,
+        },
+    }
+
+
+def print_start(run, data, length):
+    """Print what is trained on, and how long."""
+    print(
+        f"{run.config['dataset_name']}: {len(data.train.tiles)} tiles, {data.train.num_bands} "
+        f"bands, {data.train.num_pixels} training and {data.validation.num_pixels} validation "
+        f"pixels; {run.config['backbone']} on {run.runtime.device}\n"
+        f"steps {run.progress.step} to {length.stop_step} of {length.total_steps}, "
+        f"{length.total_steps / length.steps_per_epoch:.3g} passes over the training pixels"
+    )
+
+
+def wrap_up(run, data, validate):
+    """Plot the false colour, and print where the files of the run are."""
+    config, output_dir, progress = run.config, run.output_dir, run.progress
+    run.keep_a_best()
+    picture, backbone, tile = output_dir / "false_color.png", run.model.backbone, data.picture_tile
+    if plot_false_color(backbone, tile, data.train, config, run.runtime, picture):
+        run.log.images({"false_color": picture}, progress.step)
+        print(f"{picture}: representations of {tile.title} as false colour")
+    print(f"{output_dir / 'cross_correlation.png'}: of the projections of two views")
+    score = "macro-F1 of the probe" if validate.probe else "minus the validation loss"
+    best = progress.best_score if progress.best_step else progress.line["score"]
+    print(f"{output_dir / 'best.pt'}: best checkpoint, {score} {best:.3f}")
 
 
 def main(config):
@@ -374,98 +398,46 @@ def main(config):
     # process and data; the folder comes after them, so that a mistake leaves none behind
     runtime = start_runtime(config["device"], config["precision"])
     make_simulated_tiles(config, runtime)
-    train_set, val_set, labelled, picture_tile = open_data(config, runtime, checkpoint)
+    data = open_data(config, runtime, checkpoint)
     output_dir = make_output_dir(
         config["output_dir"] or runtime.broadcast(time.strftime("checkpoints/%Y-%m-%d_%H-%M-%S"))
     )
     with one_run_at_a_time(output_dir, runtime):
-        validate = Validation(val_set, labelled, config, runtime)
-        data = train_set, val_set, validate, picture_tile
         return pretrain(config, checkpoint, data, output_dir, runtime)
 
 
-def make_header(config, checkpoint, data):
-    """What every checkpoint of the run carries beside its weights."""
-    train_set, val_set, validate, picture_tile = data
-    header = {
-        "config": dict(config),
-        "backbone": backbone_arguments(config, train_set.num_bands),
-        "bands": train_set.band_names or (checkpoint["bands"] if checkpoint else []),
-        "mean": train_set.mean,
-        "std": train_set.std,
-        "classes": picture_tile.info.get("classes", {}),
-        "data": {
-            "training": train_set.describe(),
-            "validation": val_set.describe(),
-            "probe": validate.probe.describe() if validate.probe else "none",
-        },
-    }
-    path = config["checkpoint_path"]  # whatever it is called: what is in it counts
-    header["data"]["checkpoint_sha256"] = file_hash(path) if checkpoint else None
-    return header
-
-
-def print_start(run, train_set, val_set, length):
-    """Print what is trained on, and how long."""
-    print(
-        f"{run.config['dataset_name']}: {len(train_set.tiles)} tiles, {train_set.num_bands} bands, "
-        f"{train_set.num_pixels} training and {val_set.num_pixels} validation pixels; "
-        f"{run.config['backbone']} on {run.runtime.device}\n"
-        f"steps {run.progress.step} to {length.last} of {length.total}, "
-        f"{length.total / length.epoch:.3g} passes over the training pixels"
-    )
-
-
-def print_end(run, train_set, validate, picture_tile):
-    """Draw the false colour, and print where the files of the run are."""
-    config, output_dir, progress = run.config, run.output_dir, run.progress
-    picture, backbone = output_dir / "false_color.png", run.model.backbone
-    if plot_false_color(backbone, picture_tile, train_set, config, run.runtime, picture):
-        run.log.images({"false_color": picture}, progress.step)
-        print(f"{picture}: representations of {picture_tile.title} as false colour")
-    print(f"{output_dir / 'cross_correlation.png'}: of the projections of two views")
-    score = "macro-F1 of the probe" if validate.probe else "minus the validation loss"
-    best = progress.best_score if progress.best_step else progress.line["score"]
-    print(f"{output_dir / 'best.pt'}: best checkpoint, {score} {best:.3f}")
-
-
 def pretrain(config, checkpoint, data, output_dir, runtime):
-    """Train, or continue, and draw. Returns what `main` does."""
+    """Train, or resume, and plot. Returns what `main` does."""
     # model and optimiser
-    train_set, val_set, validate, picture_tile = data
-    model = build_model(config, train_set.num_bands, checkpoint).to(runtime.device)
+    model = build_model(config, data.train.num_bands, checkpoint).to(runtime.device)
     runtime.compile(model)
-    optimiser, header = build_optimiser(model, config), make_header(config, checkpoint, data)
-    modules = dict(model.named_children())  # backbone, projector and, where there is one, decoder
+    optimiser = build_optimiser(model, config)
+    validate = Validation(data.validation, data.labelled, config, runtime)
+    header = make_header(config, checkpoint, data, validate)
 
     # the run, from its start or from where an earlier one of this folder stopped
     last = read_last(output_dir, "pretrained", config, header["data"], run_config, FREE_KEYS)
-    length = find_length(config, train_set)
-    if last and last["step"] >= length.last and "score" not in last["line"]:
+    length = find_length(config, data.train)
+    if last and last["step"] >= length.stop_step and "score" not in last["line"]:
         raise InputError(
             f"max_steps={config['max_steps']}: found a run that stopped at step {last['step']} "
             "between two validations, wanted more steps (or 0), or another output_dir"
         )
-    run = start_run(
-        "pretrained", config, header, model, modules, optimiser, last, output_dir, runtime
-    )
-    progress = run.progress
+    run = Run("pretrained", config, runtime, output_dir, model, optimiser, header)
+    run.start(last)
     if runtime.is_main:
-        print_start(run, train_set, val_set, length)
+        print_start(run, data, length)
     if not last:
         run.log.line({"step": 0, **validate(model)})  # before training, to compare with
 
     # loop
-    train_set.set_steps(progress.step, length.last)
-    workers = runtime.workers(config["num_workers"])
-    batches = iterate_batches(train_set, workers, runtime)
-    train(run, batches, validate, length)
+    train(run, data, validate, length)
 
     # wrap up
     if runtime.is_main:
-        print_end(run, train_set, validate, picture_tile)
+        wrap_up(run, data, validate)
     run.log.finish()
-    return {"output_dir": output_dir, **progress.line}
+    return {"output_dir": output_dir, **run.progress.line}
 
 
 if __name__ == "__main__":

@@ -6,23 +6,23 @@
     python train_classification.py backbone=transformer   # from scratch, for comparison
     torchrun --nproc-per-node=2 train_classification.py ...
 
-Labels come from labels.npy, splits from splits.npy or from blocks. An encoder's head (linear or
-attention) starts from linear discriminant analysis of its representations, then both are trained.
-With label_count, nothing is learned from other labels, and a mean of the weights at the start and
-at the end counts; else the start or the epoch of the last third with the best validation macro-F1.
-The test split is scored once, at the end. Started again with the same output_dir it goes on from
-last.pt as if it had never stopped.
+Labels come from labels.npy, splits from splits.npy or from blocks. With a pretrained encoder, the
+head (linear or attention) starts from linear discriminant analysis of its representations; then
+both are trained. best.pt is the start, or the epoch of the last third, with the best validation
+macro-F1. With label_count no other labels are used, so best.pt is a mean of the weights at the
+start and at the end. The test split is scored once, at the end. Started again with the same
+output_dir, the run resumes from last.pt as if it had never stopped.
 """
 
 import math
 import time
-from pathlib import Path
 
 import numpy as np
 import torch
 from tqdm import tqdm
 
 from backbones import (
+    BACKBONE_KEYS,
     BACKBONES,
     HEADS,
     Classifier,
@@ -32,45 +32,38 @@ from backbones import (
     load_backbone,
 )
 from data import SentinelTimeSeriesDatasetForDownstreaming, iterate_batches
-from evaluation.classifiers import fit_linear_start, read_representations
+from evaluation.networks import predict, read_linear_start
 from evaluation.scores import score_classes, write_report
-from maps.land_cover import class_legend, merge_classes
-from running.checkpoints import (
-    inherit,
-    load_checkpoint,
-    one_run_at_a_time,
-    read_last,
-    remove_run,
-    start_run,
-)
+from evaluation.seen_pixels import notice_seen_pixels, record_splits
+from maps.land_cover import class_legend
+from running.checkpoints import Run, find_last, inherit, load_checkpoint, one_run_at_a_time
 from running.config import MAX_INT, check
 from running.device import start_runtime
-from running.distributed import BatchGenerator, gather, share
-from running.errors import InputError, Stopped, notice
+from running.distributed import gather
+from running.errors import InputError, notice
 from running.files import file_hash, make_output_dir
 from running.script import run_script, stop_on_signals
 from tiles import check_tile, notice_splits
 from transforms import drop_dates
-from utils import encode_series, learning_rate
+from utils import learning_rate
 
 run_config = {
     # input
     "checkpoint_path": "",  # of train.py; empty: train from scratch
     "base_path": ".",  # folder above data/
     "dataset_name": "simulated",  # labelled tiles
-    "skip_bad_tiles": False,  # leave tiles out that are out of contract, in place of an error
+    "skip_bad_tiles": False,  # leave out tiles that are out of contract, in place of an error
     "output_dir": "",  # receives all files; empty: checkpoints/<time>
-    "overwrite": False,  # remove an earlier run from output_dir that this one cannot continue
-    "label_count": 0,  # so many labelled pixels of the training split, at random; 0: all
-    "sample_size": -1,  # dates drawn to train on; 0: all clear ones; -1: all clear ones where the
-    # backbone can read them, or as many as it was pretrained with
-    "date_share": 0.6,  # of all clear dates, the least share that a step reads of a pixel; 1: all
+    "overwrite": False,  # remove an earlier run from output_dir that this one cannot resume
+    "label_count": 0,  # labelled pixels of the training split, chosen at random; 0: all of them
+    "date_share": 0.6,  # a step reads from this share to all of a pixel's clear dates; 1: all
     # model
     "head": "linear",  # linear, mlp (BatchNorm, dropout) or attention (pooling over the dates)
     "dropout": 0.1,  # in the head
     "freeze_backbone": False,  # train the head alone
     # ignored when checkpoint_path is given: taken from the checkpoint
     "backbone": "transformer",  # transformer, cnn or mlp
+    "sample_size": 16,  # dates that a cnn or mlp reads; ignored for a transformer, see date_share
     "latent_dim": 128,
     "width": 64,
     "depth": 2,
@@ -84,14 +77,10 @@ run_config = {
     "class_weights": False,  # weigh classes by the inverse root of their frequency
     # optimiser: AdamW, warm-up and cosine over the run's length
     "batch_size": 32,
-    "epochs": 0,  # 0: as many as give 27 sqrt(labels) steps, at most 25 after an encoder's start
-    "learning_rate": 1e-3,  # of the head
-    "backbone_learning_rate": 1e-3,  # of the encoder where it is not frozen
+    "epochs": 0,  # 0: as 27 sqrt(labels) steps need, with a pretrained encoder at most 25
+    "learning_rate": 1e-3,
     "weight_decay": 1e-3,
-    "warmup_fraction": 0.05,
-    "start_share": -1.0,  # of the weights at the start in the result, with label_count; -1: a half
-    # for 100 labels or fewer, 5 / sqrt(labels) for more
-    "seed": 0,  # of the labels, weights and order
+    "seed": 0,  # of the choice of labels, the weights and the order
     # running: resumed from last.pt, which is saved after every epoch
     "device": "auto",  # auto, cpu or cuda
     "precision": "auto",  # of products: float32, bfloat16, or auto: bfloat16 where it is fast
@@ -99,111 +88,75 @@ run_config = {
     "wandb_mode": "auto",  # auto (online where logged in), online, offline or disabled
 }
 
-SAMPLE_SIZE = 16  # dates that a network from scratch draws where it cannot read all
-STEPS = 27  # 190 steps for 50 labels, 1200 for 2000
-MOST_EPOCHS = 25  # after an encoder's start: 50 steps for 50 labels
-INHERITED = ("backbone", "latent_dim", "width", "depth", "day_cycles")
-INHERITED += ("min_valid", "block_size", "split_seed")
-# what may differ between a run and its continuation, since the weights do not depend on it
+WARMUP = 0.05  # share of all steps
+STEPS = 27  # times the square root of the number of labels: 190 for 50 labels, 1200 for 2000
+MAX_EPOCHS = 25  # with a pretrained encoder: 50 steps for 50 labels
+INHERITED = ("backbone", *BACKBONE_KEYS, "min_valid", "block_size", "split_seed")
+# what may differ when a run is resumed, since the weights do not depend on it
 FREE_KEYS = {"output_dir", "overwrite", "device", "num_workers", "wandb_mode", "base_path"}
 FREE_KEYS |= {"skip_bad_tiles", "checkpoint_path"}
+OLD_KEYS = {"start_share": -1.0, "warmup_fraction": WARMUP}  # a run that had others cannot resume
 
 
 def check_config(config):
-    """The config, checked and frozen. Raises InputError for a value that cannot be trained with."""
+    """The config, checked and frozen. Raises InputError for a value that cannot be trained with.
+
+    For a backbone that reads series of any length, sample_size becomes 0: all dates are read.
+    """
     if config["label_count"] == 1:
         raise InputError("label_count=1: wanted 0 (all) or 2 or more")
     if config["freeze_backbone"] and not config["checkpoint_path"]:
         raise InputError("freeze_backbone=true: wanted a checkpoint_path, or it stays at random")
-    config = check(
-        config,
-        head=HEADS,
-        backbone=BACKBONES,
-        loss=("cross_entropy", "focal"),
-        sample_size=(-1, 1000),
-        epochs=(0, MAX_INT),
-    )
-    averages = config["label_count"] and starts_from_probe(config)
-    if config["start_share"] != -1 and not (averages and config["start_share"] >= 0):
-        raise InputError(
-            f"start_share={config['start_share']}: wanted -1, or 0 to 1 with label_count, "
-            "checkpoint_path and a linear or attention head"
-        )
-    return config
-
-
-def choose_sample_size(config, checkpoint):
-    """Config with the number of dates to draw that sample_size=-1 leaves open."""
-    if config["sample_size"] != -1:
-        return config
-    drawn = checkpoint["config"]["sample_size"] if checkpoint else SAMPLE_SIZE
-    backbone = BACKBONES.get(config["backbone"])  # check_config tells of an unknown one
-    return {**config, "sample_size": 0 if backbone and backbone.any_length else drawn}
+    any_length = getattr(BACKBONES.get(config["backbone"]), "any_length", False)
+    limits = {"head": HEADS, "backbone": BACKBONES, "loss": ("cross_entropy", "focal")}
+    limits |= {"epochs": (0, MAX_INT), "sample_size": (1 - any_length, 1000)}
+    config = check(config, **limits)
+    return check({**config, "sample_size": 0}, **limits) if any_length else config
 
 
 # ---- data ----------------------------------------------------------------------------------------
 
 
 def open_split(config, split, **more):
-    """Labelled pixels of a split; of the training split those that label_count and seed draw."""
-    keys = ("batch_size", "min_valid", "block_size", "split_seed", "skip_bad_tiles", "seed")
-    keywords = {key: config[key] for key in keys} | more
-    label_count = config["label_count"] if split == "train" else 0
-    return SentinelTimeSeriesDatasetForDownstreaming(
-        config["base_path"],
-        config["dataset_name"],
-        split=split,
-        label_count=label_count,
-        **keywords,
-    )
+    """Labelled pixels of a split; of the training split those that label_count and seed choose."""
+    keys = ("base_path", "dataset_name", "batch_size", "min_valid", "block_size", "split_seed")
+    keywords = {key: config[key] for key in (*keys, "skip_bad_tiles", "seed")}
+    keywords["label_count"] = config["label_count"] if split == "train" else 0
+    return SentinelTimeSeriesDatasetForDownstreaming(split=split, **keywords | more)
 
 
 def open_splits(config, checkpoint, runtime):
-    """Training, validation (None with label_count, whose labels are all there is) and test pixels.
+    """Training, validation (None with label_count, as no other labels are used) and test pixels.
 
-    Raises InputError where one is missing, or a band.
+    Raises InputError where one is missing, or where the bands are not the checkpoint's.
     """
-    keywords = {"rank": runtime.rank, "world_size": runtime.world_size}
-    statistics = {key: checkpoint[key] for key in ("mean", "std")} if checkpoint else {}
-    train = open_split(config, "train", sample_size=config["sample_size"], **keywords, **statistics)
+    shared = {"process": (runtime.rank, runtime.world_size)}
+    shared["statistics"] = (checkpoint["mean"], checkpoint["std"]) if checkpoint else None
+    train = open_split(config, "train", sample_size=config["sample_size"], **shared)
     for tile in train.tiles if checkpoint else ():
         check_tile(tile, checkpoint, config["checkpoint_path"])
     train.refuse_single_pixels()
     notice_splits(train.tiles)
-    keywords |= {"mean": train.mean, "std": train.std}
-    validation = None if config["label_count"] else open_split(config, "validation", **keywords)
-    return train, validation, open_split(config, "test", **keywords)
+    notice_seen_pixels(train, checkpoint, config["checkpoint_path"])
+    shared["statistics"] = train.mean, train.std
+    validation = None if config["label_count"] else open_split(config, "validation", **shared)
+    return train, validation, open_split(config, "test", **shared)
 
 
-def find_legend(tiles):
-    """Names and colours of the classes in labelled tiles; InputError for fewer than 2."""
-    codes = np.unique(np.concatenate([np.unique(tile.labels) for tile in tiles]))
-    classes = merge_classes([(tile.path / "tile.json", tile.info) for tile in tiles])
-    unnamed = [tile.name for tile in tiles if not tile.info.get("classes")]
-    if classes and unnamed:
-        notice(
-            f"{len(unnamed)} of {len(tiles)} tiles (first {unnamed[0]}) have no classes in "
-            "tile.json; their codes are taken to mean the same as in the others"
-        )
-    legend = class_legend(codes, classes)
+def find_legend(train):
+    """{code: {"name", "color"}} of the classes in labelled tiles; InputError for fewer than 2."""
+    codes = np.unique(np.concatenate([np.unique(tile.labels) for tile in train.tiles]))
+    legend = class_legend(codes, train.classes)
     if len(legend) < 2:
-        raise InputError(
-            f"{tiles[0].path / 'labels.npy'}: found codes {list(legend)}, "
-            "wanted two classes or more"
+        path = train.tiles[0].path / "labels.npy"
+        raise InputError(f"{path}: found codes {list(legend)}, wanted two classes or more")
+    if unseen := sorted(legend.keys() - set(np.unique(train.read_labels()).tolist())):
+        names = ", ".join(f"{code} {legend[code]['name']}" for code in unseen)
+        notice(
+            f"{train.num_pixels} training labels: found none of class {names}, so no pixel will be "
+            "predicted as such; wanted a larger label_count or another split"
         )
     return legend
-
-
-class ClassIndex:
-    """Class codes of labels.npy to class numbers 0 .. C - 1, and back."""
-
-    def __init__(self, legend):
-        self.codes = torch.tensor(list(legend))
-        self.numbers = torch.full((256,), -1)
-        self.numbers[self.codes] = torch.arange(len(self.codes))
-
-    def __call__(self, codes):
-        return self.numbers[codes.long()]
 
 
 # ---- model ---------------------------------------------------------------------------------------
@@ -214,18 +167,6 @@ def starts_from_probe(config):
     return bool(config["checkpoint_path"]) and hasattr(HEADS[config["head"]], "start_from")
 
 
-def start_head(classifier, config, train, class_index, runtime):
-    """Start the head from a linear model, fitted by one process, on all clear dates."""
-    start = None
-    if runtime.is_main:
-        statistics = {"mean": train.mean, "std": train.std}
-        batches = iterate_batches(open_split(config, "train", batch_size=1024, **statistics))
-        y, codes = read_representations(classifier.backbone, batches, runtime)
-        classes = class_index(torch.from_numpy(codes)).numpy()
-        start = fit_linear_start(y, classes, len(class_index.codes), config["seed"])
-    classifier.head.start_from(*runtime.broadcast(start))
-
-
 def build_classifier(config, checkpoint, num_bands, num_classes):
     """The network, and what a checkpoint needs to build it again."""
     torch.manual_seed(config["seed"])
@@ -233,95 +174,54 @@ def build_classifier(config, checkpoint, num_bands, num_classes):
     if checkpoint:
         arguments, backbone = checkpoint["backbone"], load_backbone(checkpoint)
     else:
-        sample_size = config["sample_size"] or SAMPLE_SIZE
+        sample_size = config["sample_size"] or run_config["sample_size"]
         arguments = backbone_arguments({**config, "sample_size": sample_size}, num_bands)
         backbone = build_backbone(**arguments)
-    classifier = Classifier(
-        backbone,
-        **head,
-        freeze_backbone=config["freeze_backbone"],
-        freeze_norm=starts_from_probe(config),
-    )
-    if not backbone.any_length and config["sample_size"] != backbone.sample_size:
-        raise InputError(
-            f"sample_size={config['sample_size']}: wanted {backbone.sample_size}, the dates that "
-            f"this {arguments['name']} takes"
-        )
-    return classifier, {"backbone": arguments, "head": head}
+    more = {"freeze_backbone": config["freeze_backbone"], "freeze_norm": starts_from_probe(config)}
+    return Classifier(backbone, **head, **more), {"backbone": arguments, "head": head}
+
+
+def start_head(classifier, config, train, legend, runtime):
+    """Start the head from a linear model, which one process fits to all clear dates."""
+    start = None
+    if runtime.is_main:
+        dataset = open_split(config, "train", batch_size=1024, statistics=(train.mean, train.std))
+        codes, seed = list(legend), config["seed"]
+        start = read_linear_start(classifier.backbone, dataset, codes, seed, runtime)
+    classifier.head.start_from(*runtime.broadcast(start))
 
 
 def build_optimiser(classifier, config):
-    """AdamW with a peak rate of its own for the head and for an encoder that is not frozen."""
-    return torch.optim.AdamW(
-        [
-            {"params": classifier.head.parameters(), "peak": config["learning_rate"]},
-            {
-                "params": [p for p in classifier.backbone.parameters() if p.requires_grad],
-                "peak": config["backbone_learning_rate"],
-            },
-        ],
-        weight_decay=config["weight_decay"],
-    )
+    """AdamW on the head, and on the encoder where it is not frozen."""
+    parts = (classifier.head, classifier.backbone)  # two groups: last.pt of older versions has them
+    groups = [{"params": [p for p in part.parameters() if p.requires_grad]} for part in parts]
+    return torch.optim.AdamW(groups, weight_decay=config["weight_decay"])
 
 
-def class_weights(train, class_index, runtime):
+def class_weights(train, legend, runtime):
     """Inverse root of each class's share of the training labels, of mean 1 over them: (C,)."""
-    count = torch.zeros(len(class_index.codes))
-    for _, _, label, _ in iterate_batches(train):
-        count += torch.bincount(class_index(label), minlength=len(count))
-    (count,) = runtime.to_device(count)
-    count = gather(count[None]).sum(0)
+    count = torch.from_numpy(np.bincount(train.read_labels(), minlength=256)[list(legend)])
+    (count,) = runtime.to_device(count.float())
     weight = count.clamp(min=1).rsqrt()
     return weight * count.sum() / (weight * count).sum()
-
-
-def predict(classifier, dataset, class_index, runtime):
-    """Labels and predicted class codes of a split, (N,) each, from all clear observations."""
-    classifier.eval()
-    labels, predicted = [], []
-    batches = tqdm(
-        iterate_batches(dataset, runtime=runtime),
-        desc=dataset.split,
-        total=dataset.steps_per_epoch,
-        unit="batch",
-        leave=False,
-        disable=not runtime.is_main,
-    )
-    for x, doys, label, _ in batches:
-        _, logits = encode_series(classifier, x, doys, runtime)
-        labels.append(label.long())
-        predicted.append(class_index.codes[logits.argmax(1)])
-    classifier.train()
-    codes = torch.stack([torch.cat(labels), torch.cat(predicted)], 1)
-    (codes,) = runtime.to_device(codes.float())
-    return gather(codes).long().cpu().numpy().T
 
 
 # ---- loop ----------------------------------------------------------------------------------------
 
 
-def sample_subsets(run, doys, longest):
-    """Days (N, S) of random subsets of a batch's dates, 0 for those left out; by step alone.
+def training_step(run, model, x, doys, target, longest, weight):
+    """The loss of a step, a tensor. x: (N, S, B); doys: (N, S); target: (N,) class numbers.
 
-    longest: S of the longest series of all, for which every process draws the same numbers.
+    longest: dates of the longest series; weight: (C,) of the classes, or None.
     """
-    config = run.config
-    if config["sample_size"] or config["date_share"] == 1:
-        return doys
-    seed = config["seed"] * 1_000_003 + run.progress.step
-    generator = BatchGenerator(*share(len(doys)), seed, doys.device)
-    random = generator.uniform(1 + longest)[:, : 1 + doys.shape[1]]
-    return drop_dates(doys, random, config["date_share"])
-
-
-def training_step(run, model, batch, target, weight):
-    """The loss of a step, a tensor. batch: x (N, S, B) and doys (N, S); target: (N,) classes."""
     config, runtime = run.config, run.runtime
-    torch.manual_seed(config["seed"] * 1_000_003 + run.progress.step)  # dropout, by step alone
-    x, doys, target = runtime.to_device(*batch, target)
-    padding = (doys == 0,) if run.model.any_length and not config["sample_size"] else ()
+    seed = config["seed"] * 1_000_003 + run.progress.step  # what is random depends on it alone
+    if run.model.any_length and config["date_share"] < 1:
+        doys = drop_dates(doys, config["date_share"], seed, longest)
+    torch.manual_seed(seed)  # of dropout
+    x, doys, target = runtime.to_device(x, doys, target)
     with runtime.autocast(training=True):
-        _, logits = model(x, doys, *padding)
+        _, logits = model(x, doys, *((doys == 0,) if run.model.any_length else ()))
     gamma = config["focal_gamma"] if config["loss"] == "focal" else 0.0
     target = gather(target.float()).long()  # sums over processes are of floats
     loss = focal_loss(logits, target, gamma, weight)
@@ -339,17 +239,18 @@ def count_epochs(config, train):
     if config["freeze_backbone"] and plain and not config["class_weights"]:
         return 0
     epochs = max(1, round(STEPS * math.sqrt(train.num_pixels) / train.steps_per_epoch))
-    # a few labels move an encoder away from its good start if it trains on them for long
-    return min(MOST_EPOCHS, epochs) if starts_from_probe(config) else epochs
+    # few labels move an encoder away from its good start if it trains on them for long
+    return min(MAX_EPOCHS, epochs) if starts_from_probe(config) else epochs
 
 
 def fit(run, train, validation, legend):
     """The loop, from the run's step to the last one; raises Stopped after a signal."""
     config, runtime, progress = run.config, run.runtime, run.progress
-    class_index, epoch_steps = ClassIndex(legend), train.steps_per_epoch
-    weight = class_weights(train, class_index, runtime) if config["class_weights"] else None
+    codes, epoch_steps = torch.tensor(list(legend)), train.steps_per_epoch
+    weight = class_weights(train, legend, runtime) if config["class_weights"] else None
     epochs = count_epochs(config, train)
     total_steps = epochs * epoch_steps
+    schedule = (total_steps, WARMUP * total_steps)
     train.set_steps(progress.step, total_steps)
     batches = iterate_batches(train, runtime.workers(config["num_workers"]), runtime)
     model, stop = runtime.distribute(run.model), stop_on_signals()
@@ -361,12 +262,11 @@ def fit(run, train, validation, legend):
     run.model.train()
     while progress.step < total_steps:
         x, doys, label, _ = next(batches)
-        doys = sample_subsets(run, doys, train.longest)
+        rate = learning_rate(config["learning_rate"], progress.step, *schedule)
         for group in run.optimiser.param_groups:
-            warmup_steps = config["warmup_fraction"] * total_steps
-            group["lr"] = learning_rate(group["peak"], progress.step, total_steps, warmup_steps)
-        loss = training_step(run, model, (x, doys), class_index(label), weight)
-        progress.losses.append(loss)
+            group["lr"] = rate
+        target = torch.searchsorted(codes, label.long())
+        progress.losses.append(training_step(run, model, x, doys, target, train.longest, weight))
         progress.step += 1
         end_of_epoch = progress.step % epoch_steps == 0
         if end_of_epoch:
@@ -379,8 +279,7 @@ def fit(run, train, validation, legend):
             run.save("last.pt")
         if stopped:
             bar.close()
-            run.log.finish()
-            raise Stopped(run.describe_stop(), stopped)
+            raise run.stopped(stopped)
     bar.close()
     stop.release()
 
@@ -393,19 +292,16 @@ def end_epoch(run, epoch, epochs, validation, legend, bar):
     """
     progress, line = run.progress, {"step": epoch}
     if progress.losses:  # none at the start
-        # of a run that was continued, some are numbers and the rest lies on the GPU
+        # of a resumed run, some are numbers and the others are on the GPU
         line["loss"] = float(np.mean([float(loss) for loss in progress.losses]))
         if not math.isfinite(line["loss"]):
-            raise FloatingPointError(
-                f"loss {line['loss']} in epoch {line['step']}; the best checkpoint stays"
-            )
+            raise FloatingPointError(f"loss {line['loss']} in epoch {epoch}; best.pt stays")
     if validation:
-        predicted = predict(run.model, validation, ClassIndex(legend), run.runtime)
-        scores = score_classes(*predicted, legend)
+        scores = score_classes(*predict(run.model, validation, list(legend), run.runtime), legend)
         line |= {f"val_{key}": scores[key] for key in ("macro_f1", "overall_accuracy")}
     progress.line, progress.losses = line, []
     run.log.line(line)
-    bar.update(line["step"] - bar.n)
+    bar.update(epoch - bar.n)
     bar.set_postfix_str(", ".join(f"{k} {v:.3f}" for k, v in line.items() if k != "step"))
     settled = epoch == 0 or epoch >= epochs * 2 // 3
     if validation and settled and line["val_macro_f1"] > progress.best_score:
@@ -414,38 +310,30 @@ def end_epoch(run, epoch, epochs, validation, legend, bar):
 
 
 @torch.no_grad()
-def average_with_start(run, checkpoint, train, legend):
-    """Draw the trained weights towards those at the start, by start_share.
+def average_with_start(run, start, train):
+    """Move the trained weights towards those at the start: half way, less for over 100 labels.
 
     A few labels teach much about themselves: a mean of both networks is better than either
-    (WiSE-FT, Wortsman et al. 2022, arXiv 2109.01903). The start is computed anew, as the run did.
+    (WiSE-FT, Wortsman et al. 2022, arXiv 2109.01903). start: parameters of the network, tensors.
     """
-    config, share_of_start = run.config, run.config["start_share"]
-    if share_of_start < 0:
-        share_of_start = min(0.5, 5 / math.sqrt(train.num_pixels))
-    if starts_from_probe(config) and share_of_start:
-        start, _ = build_classifier(config, checkpoint, train.num_bands, len(legend))
-        start.to(run.runtime.device)
-        start_head(start, config, train, ClassIndex(legend), run.runtime)
-        for trained, first in zip(run.model.parameters(), start.parameters(), strict=True):
-            trained.lerp_(first, share_of_start)
-        if run.runtime.is_main:
-            print(f"{share_of_start:.0%} of the weights at the start, the rest as trained")
+    share_of_start = min(0.5, 5 / math.sqrt(train.num_pixels))
+    for trained, first in zip(run.model.parameters(), start, strict=True):
+        trained.lerp_(first, share_of_start)
+    if run.runtime.is_main:
+        print(f"{share_of_start:.0%} of the weights at the start, the rest as trained")
 
 
 def report_test(run, test, legend):
     """Score the best model on the test split, once. Returns the scores."""
     best = load_checkpoint(run.output_dir / "best.pt", ("classifier",))
-    for name, module in run.modules.items():
+    for name, module in run.model.named_children():
         module.load_state_dict(best[f"{name}_state"], strict=True)
-    labels, predicted = predict(run.model, test, ClassIndex(legend), run.runtime)
-    scores = score_classes(labels, predicted, legend)
+    scores = score_classes(*predict(run.model, test, list(legend), run.runtime), legend)
     scores |= {"split": "test", "best_epoch": best["line"]["step"]}
     if "val_macro_f1" in best["line"]:
         scores["validation_macro_f1"] = best["best_score"]
-    names = ("overall_accuracy", "macro_f1", "weighted_f1")
-    step = run.progress.line["step"] + 1
-    run.log.line({"step": step, **{f"test_{name}": scores[name] for name in names}})
+    line = {f"test_{key}": scores[key] for key in ("overall_accuracy", "macro_f1", "weighted_f1")}
+    run.log.line({"step": run.progress.line["step"] + 1, **line})
     if run.runtime.is_main:
         title = f"{run.config['dataset_name']}, test"
         write_report(scores, legend, run.output_dir, title, run.log)
@@ -453,101 +341,86 @@ def report_test(run, test, legend):
     return scores
 
 
-def read_or_remove_last(output_dir, config, data, runtime):
-    """The content of last.pt, or None where a run has to start; removes a run of overwrite=true."""
-    mend = "another output_dir or overwrite=true"
-    try:
-        return read_last(output_dir, "classifier", config, data, run_config, FREE_KEYS, mend)
-    except InputError:
-        if not config["overwrite"]:
-            raise
-    runtime.barrier()  # all processes have looked
-    if runtime.is_main:
-        remove_run(output_dir, "classifier")
-    runtime.barrier()
-    return None
+# ---- run -----------------------------------------------------------------------------------------
 
 
 def main(config):
     """Fine-tune. Returns the test scores (`score_classes`), as in metrics.json."""
     config, checkpoint = inherit(config, INHERITED)
-    config = check_config(choose_sample_size(config, checkpoint))
+    config = check_config(config)
     if checkpoint and checkpoint["kind"] == "classifier" and config["label_count"]:
         notice(
             f"{config['checkpoint_path']}: found a classifier, whose encoder has learned from "
-            "labels that label_count does not count"
+            "labels that label_count does not count; wanted train.py's best.pt for honest scores"
         )
 
     # process, data and classes
     runtime = start_runtime(config["device"], config["precision"])
     splits = open_splits(config, checkpoint, runtime)
-    legend = find_legend(splits[0].tiles)
+    legend = find_legend(splits[0])
 
-    # folder, which a mistake above does not leave behind
+    # folder; after the checks, so that a mistake leaves none behind
     output_dir = make_output_dir(
         config["output_dir"] or runtime.broadcast(time.strftime("checkpoints/%Y-%m-%d_%H-%M-%S"))
     )
-    own = checkpoint and output_dir.samefile(Path(config["checkpoint_path"]).parent)
-    if own and config["overwrite"] and checkpoint["kind"] == "classifier":
-        raise InputError(
-            f"output_dir={output_dir}: holds checkpoint_path, which overwrite=true would remove; "
-            "wanted another output_dir"
-        )
     with one_run_at_a_time(output_dir, runtime):
         return fine_tune(config, checkpoint, splits, legend, output_dir, runtime)
 
 
 def make_header(config, checkpoint, arguments, splits, legend):
-    """What every checkpoint of the run carries beside its weights."""
+    """What every checkpoint of the run has beside its weights."""
     train, classes = splits[0], {str(code): entry for code, entry in legend.items()}
-    header = {
+    names = ("training", "validation", "test")
+    data = {name: split.describe() for name, split in zip(names, splits, strict=True) if split}
+    data["classes"] = classes
+    # whatever the file is called: what is in it counts
+    data["checkpoint_sha256"] = file_hash(config["checkpoint_path"]) if checkpoint else None
+    return {
         "config": dict(config),
         **arguments,
         "bands": train.band_names or (checkpoint["bands"] if checkpoint else []),
         "mean": train.mean,
         "std": train.std,
         "classes": classes,
-        "data": {
-            name: dataset.describe()
-            for name, dataset in zip(("training", "validation", "test"), splits, strict=True)
-            if dataset
-        },
+        "splits": record_splits(train, checkpoint),
+        "data": data,
     }
-    header["data"]["classes"] = classes
-    path = config["checkpoint_path"]  # whatever it is called: what is in it counts
-    header["data"]["checkpoint_sha256"] = file_hash(path) if checkpoint else None
-    return header
 
 
 def fine_tune(config, checkpoint, splits, legend, output_dir, runtime):
-    """Train, or continue, and score. Returns the test scores."""
+    """Train from the start or from last.pt, and score. Returns the test scores."""
     # model and optimiser
     train, validation, test = splits
     classifier, arguments = build_classifier(config, checkpoint, train.num_bands, len(legend))
     classifier.to(runtime.device)
     optimiser = build_optimiser(classifier, config)
-    modules = {"backbone": classifier.backbone, "head": classifier.head}
     header = make_header(config, checkpoint, arguments, splits, legend)
 
-    # the run, from its start or from where an earlier one of this folder stopped
-    last = read_or_remove_last(output_dir, config, header["data"], runtime)
-    run = start_run(
-        "classifier", config, header, classifier, modules, optimiser, last, output_dir, runtime
-    )
+    # the run, from the head's start or from where an earlier run stopped
+    old = OLD_KEYS | {"backbone_learning_rate": config["learning_rate"]}
+    keys, defaults, data = {**config, **old}, run_config | old, header["data"]
+    last = find_last(output_dir, "classifier", keys, data, defaults, FREE_KEYS, runtime)
+    averages = config["label_count"] > 0 and starts_from_probe(config)
+    if averages or (last is None and starts_from_probe(config)):
+        start_head(classifier, config, train, legend, runtime)
+    start = [parameter.detach().clone() for parameter in classifier.parameters()]
+    run = Run("classifier", config, runtime, output_dir, classifier, optimiser, header)
+    run.start(last)
     if runtime.is_main:
         print(
             f"{config['dataset_name']}: {train.num_pixels} training, "
             f"{validation.num_pixels if validation else 'no'} validation, {test.num_pixels} test "
             f"pixels of {len(legend)} classes"
         )
-    if run.progress.step == 0 and starts_from_probe(config):
-        start_head(classifier, config, train, ClassIndex(legend), runtime)
 
     # loop, and the test split, once
     fit(run, train, validation, legend)
+    if averages:
+        average_with_start(run, start, train)
     if not validation:
-        average_with_start(run, checkpoint, train, legend)
         run.save("best.pt")
+    elif runtime.is_main:
+        run.keep_a_best()
     runtime.barrier()  # best.pt is written
     scores = report_test(run, test, legend)
     run.log.finish()

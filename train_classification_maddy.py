@@ -18,13 +18,7 @@ from tqdm import trange
 from backbones import focal_loss
 from evaluation.scores import score_classes, write_report
 from maps.land_cover import class_legend
-from maps.reader import (
-    find_labels,
-    open_representations,
-    read_codes,
-    read_provenance,
-    representation_blocks,
-)
+from maps.reader import RepresentationMap, find_labels, read_codes, read_provenance
 from running.config import check
 from running.device import start_runtime
 from running.errors import InputError, notice
@@ -52,13 +46,14 @@ run_config = {
 def read_pixels(config, labels_path):
     """Representations (N, D), labels (N,) and splits (N,) of the labelled pixels with data."""
     path = config["representation_path"]
-    shape = open_representations(path)[0].shape[:2]
+    representations = RepresentationMap(path)
+    shape = representations.shape[:2]
     if not labels_path:
         raise InputError(f"{path}: found no infer.json that names labels, wanted labels_path=")
     labels = read_codes(labels_path, shape)
-    splits = read_codes(config["splits_path"], shape, most=TEST) if config["splits_path"] else None
+    splits = read_codes(config["splits_path"], shape, TEST) if config["splits_path"] else None
     parts = []
-    for first, block in representation_blocks(path):
+    for first, block in representations.blocks():
         rows = slice(first, first + len(block))
         valid = np.isfinite(block).all(-1) & (labels[rows] > 0)
         split = np.ones(valid.sum(), np.uint8) if splits is None else splits[rows][valid]

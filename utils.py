@@ -1,6 +1,6 @@
-"""RankMe, retrieval, the cross-correlation picture, representations of series and whole tiles.
+"""RankMe, retrieval, pictures, median colours, representations of series and whole tiles.
 
-Shapes: N pixels, T dates, S drawn dates, B bands, D dimensions of a representation, C classes.
+Shapes: N pixels, T dates, S sampled dates, B bands, D dimensions of a representation, C classes.
 """
 
 import math
@@ -14,6 +14,7 @@ from matplotlib.figure import Figure
 from running.files import atomic_write
 from transforms import clear_dates, even_dates, even_draws, standardise
 
+BLOCK_BYTES = 1 << 26  # of bands.npy that are read at a time
 rcParams["text.parse_math"] = False  # names of classes and tiles may have a dollar sign
 
 
@@ -32,11 +33,11 @@ def rankme(representations):
 def retrieval(a, b, rows=1024):
     """Same-pixel retrieval: the share of rows of `a` whose nearest neighbour in `b` is their own.
 
-    a, b: (N, D) representations of the same N pixels from other dates. Nearest by cosine after the
-    mean of both is taken off: all representations share a large part of that mean, beside which
-    their differences are small, and the scale of a row depends on how many dates it saw.
+    a, b: (N, D) representations of the same N pixels from different dates. Nearest by cosine, after
+    the common mean is subtracted: it is large beside the differences, and the length of a row
+    depends on the number of its dates.
     rows: of `a` that are compared at once; memory grows with rows x N.
-    Returns a share in 0 .. 1; chance is 1 / N, so that values of different N do not compare.
+    Returns a share in 0 .. 1; chance is 1 / N, so values of different N cannot be compared.
     """
     a, b = (torch.as_tensor(values, dtype=torch.float32) for values in (a, b))
     mean = torch.cat([a, b]).mean(0)
@@ -45,6 +46,25 @@ def retrieval(a, b, rows=1024):
     parts = zip(a.split(rows), own.split(rows), strict=True)
     found = sum(int(((part @ b.T).argmax(1) == pixels).sum()) for part, pixels in parts)
     return found / len(a)
+
+
+def keep_classes(rows, labels, rng, floor=5):
+    """Rows that were chosen of all labels, some exchanged so that every class stays.
+
+    Each class keeps `floor` rows, or all that it has, or as many as the number of rows allows; rows
+    of the class with the most make room. Where no class is below that, nothing is exchanged.
+    rows: (n,) indices into labels (N,), whole numbers from 0 on. Returns (n,).
+    """
+    rows, (codes, counts) = rows.copy(), np.unique(labels, return_counts=True)
+    found, floor = labels[rows], max(1, min(floor, len(rows) // len(codes)))
+    for code, count in zip(codes, counts, strict=True):
+        missing = min(floor, count) - (found == code).sum()
+        if missing > 0:
+            others = np.setdiff1d(np.flatnonzero(labels == code), rows)
+            for row in rng.choice(others, missing, replace=False):
+                place = np.flatnonzero(found == np.bincount(found).argmax())[0]
+                rows[place], found[place] = row, code
+    return rows
 
 
 # ---- pictures ------------------------------------------------------------------------------------
@@ -66,6 +86,34 @@ def save_figure(figure, path):
         figure.savefig(part, dpi=120)
 
 
+def median_color(tile, stride=1):
+    """Median red, green and blue over the clear dates of every stride-th row and column of a tile.
+
+    Returns (h, w, 3) float32 in the units of bands.npy, NaN where no date is clear; None where
+    tile.json does not name B04, B03 and B02. A block of rows is in memory at a time.
+    """
+    names = ("B04", "B03", "B02")
+    if not set(names) <= set(tile.band_names):
+        return None
+    chosen = [tile.band_names.index(name) for name in names]
+    dates, height, width, num_bands = tile.shape
+    color = np.empty((-(-height // stride), -(-width // stride), 3), np.float32)
+    rows = max(1, BLOCK_BYTES // (2 * dates * width * num_bands))
+    for first in range(0, len(color), rows):
+        part = np.s_[:, first * stride : (first + rows) * stride : stride, ::stride]
+        clear = tile.masks[part] == 1
+        values = np.asarray(tile.bands[part])[..., chosen]
+        values[~clear] = 65535
+        values.sort(0)  # what is not clear goes to the end
+        count = clear.sum(0)[None, ..., None]
+        lower, upper = (
+            np.take_along_axis(values, index, 0)[0].astype(np.float32)
+            for index in ((count - 1).clip(0) // 2, count // 2)
+        )
+        color[first : first + rows] = np.where(count[0] > 0, (lower + upper) / 2, np.nan)
+    return color
+
+
 # ---- representations -----------------------------------------------------------------------------
 
 
@@ -73,7 +121,7 @@ def encode_series(module, x, doys, runtime, draws=0):
     """Representations of whole series, and logits of a classifier; deterministic for each pixel.
 
     draws: 0 reads all clear observations at once (a module that takes a fixed number of dates: 8
-    draws); else so many even draws of its `sample_size` dates, whose outputs are averaged.
+    draws); else the outputs of N even draws of `sample_size` dates are averaged.
     x: (N, T, B) standardised and doys: (N, T), padded with doy 0 at the end; on the CPU or GPU.
     Returns representations (N, D) and logits (N, C), or None for a backbone: float32 on the CPU.
     Raises ValueError for a series without an observation.
@@ -97,8 +145,8 @@ def encode_series(module, x, doys, runtime, draws=0):
 def _split_by_length(lengths, module, runtime, draws):
     """Split series into batches of similar length, so that little is computed for padding.
 
-    lengths: (N,) clear observations. Returns a list of (pixels (n,) int, length): no batch holds
-    more than `runtime.batch_dates` dates unless it is of one series.
+    lengths: (N,) clear observations. Returns a list of (pixels (n,) int, length). A batch of more
+    than one series has at most `runtime.batch_dates` dates.
     """
     padded = -(-lengths // runtime.pad_dates) * runtime.pad_dates
     if draws:  # every draw costs the same, however long its series
@@ -138,11 +186,11 @@ def extract_representations(
     """Walk over a tile in blocks of rows and yield what `encode_series` gives for its pixels.
 
     module: a backbone or classifier in eval mode. stride: take every stride-th row and column (a
-    quick look). draws, dates: as `encode_series` and `even_dates` take them. first_row: where a
-    block begins; those to its north are left out. A GPU encodes one block while the next is read.
-    Yields (rows, row, column, representations, logits) of each block: rows is (first, last + 1);
-    of its pixels with at least `min_valid` clear observations, maybe none, row (N,) int, column
-    (N,) int, representations (N, D) and logits (N, C) or None, float32 on the CPU.
+    quick look). draws, dates: as in `encode_series` and `even_dates`. first_row: where a block
+    begins; blocks to its north are skipped. A GPU encodes one block while the next is read.
+    Yields (rows, row, column, representations, logits) for each block: rows is (first, last + 1);
+    then for the N pixels with at least `min_valid` clear observations (maybe none) row (N,) int,
+    column (N,) int, representations (N, D) and logits (N, C) or None, float32 on the CPU.
     """
     width = tile.shape[2]
     mean, std = runtime.to_device(mean, std)
@@ -170,7 +218,7 @@ def _read_blocks(tile, min_valid, runtime, stride, dates, first_row):
 def learning_rate(peak, step, total_steps, warmup_steps, hold_fraction=0.0):
     """Linear warm-up, hold, and cosine decay to 0: a pure function of the step (from 0 on).
 
-    hold_fraction: of all steps, at the end of which the decay begins; 0: right after the warm-up.
+    hold_fraction: share of all steps after which the decay begins; 0: right after the warm-up.
     """
     if step < warmup_steps:
         return peak * (step + 1) / (warmup_steps + 1)

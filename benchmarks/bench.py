@@ -25,10 +25,32 @@ sys.path.insert(0, str(ROOT))
 
 import numpy as np  # noqa: E402
 import torch  # noqa: E402
+from mapping import (  # noqa: E402
+    make_checkpoint,
+    map_tile,
+    measure_encoder,
+    measure_growth,
+    measure_inference,
+    measure_mapping,
+)
+from measures import (  # noqa: E402
+    BANDS,
+    MAPPED,
+    MODEL,
+    SAMPLE_SIZE,
+    STEP,
+    encoder_flops,
+    gemm_rate,
+    in_turn,
+    run_child,
+    seconds,
+    synchronise,
+    write_tile,
+)
 from reference import PixelLoop, SequenceFirstEncoder  # noqa: E402
 
 import train  # noqa: E402
-from backbones import build_backbone, dense  # noqa: E402
+from backbones import build_backbone  # noqa: E402
 from barlow_twins import BarlowTwins, Projector  # noqa: E402
 from data import SentinelTimeSeriesDataset, iterate_batches  # noqa: E402
 from running.config import check  # noqa: E402
@@ -56,84 +78,11 @@ run_config = {
     "wandb_mode": "auto",  # auto (online where logged in), online, offline or disabled
 }
 
-BANDS, SAMPLE_SIZE = 11, 16
-MODEL = {"width": 64, "depth": 3, "latent_dim": 64}  # ffn 4 x width
-MAPPED = {key: train.run_config[key] for key in MODEL}  # the default encoder
-STEP = {"loss": "barlow_twins", "barlow_lambda": 0.005, "augment": "none", "mix_up": 0.0}
-STEP |= {"clip_norm": 1.0, "weight_decay": 1e-4, "seed": 0, "prediction": 0.0}
-STEP |= {"min_sample_size": SAMPLE_SIZE, "blend": 0.0}
-STEP |= {"backbone": "transformer", "sample_size": SAMPLE_SIZE, "projector_dim": 512, **MODEL}
-
 
 # ---- tiles ---------------------------------------------------------------------------------------
 
 
-def write_tile(base_path, name, size, num_dates, tile="MGRS-0"):
-    """A tile of noise, half of it clear in stripes of its own for each pixel; returns its folder.
-
-    One small block is drawn and laid side by side, so that a large tile is written quickly.
-    """
-    folder = Path(base_path) / "data" / name / "processed" / tile
-    folder.mkdir(parents=True)
-    rng = np.random.default_rng(size)
-    block, shape = 128, (num_dates, size, size)
-    repeats = -(-size // block)
-    bands = np.lib.format.open_memmap(folder / "bands.npy", "w+", np.uint16, (*shape, BANDS))
-    masks = np.lib.format.open_memmap(folder / "masks.npy", "w+", np.uint8, shape)
-    for index in range(num_dates):
-        values = rng.integers(1, 10_000, (block, block, BANDS), dtype=np.uint16)
-        bands[index] = np.tile(values, (repeats, repeats, 1))[:size, :size]
-        clear = (rng.random((block, block)) < 0.5).astype(np.uint8)
-        masks[index] = np.tile(clear, (repeats, repeats))[:size, :size]
-    np.save(folder / "doys.npy", np.linspace(1, 365, num_dates).astype(np.int16))
-    np.save(folder / "band_mean.npy", np.full(BANDS, 5000, np.float32))
-    np.save(folder / "band_std.npy", np.full(BANDS, 2887, np.float32))
-    return folder
-
-
 # ---- measuring -----------------------------------------------------------------------------------
-
-
-def seconds(function):
-    start = time.perf_counter()
-    function()
-    return time.perf_counter() - start
-
-
-def in_turn(rounds, **functions):
-    """Median seconds of functions that run in turn, after a first time that does not count."""
-    times = [{name: seconds(f) for name, f in functions.items()} for _ in range(rounds + 1)]
-    return {name: float(np.median([t[name] for t in times[1:]])) for name in functions}
-
-
-def gemm_rate(size, device="cpu", dtype=torch.float32):
-    """FLOP/s of a product of two (size, size) matrices, the best of several."""
-    a, b = torch.rand(2, size, size, device=device).to(dtype)
-    best = min(seconds(lambda: (a @ b, synchronise())) for _ in range(8))
-    return 2 * size**3 / best
-
-
-def synchronise():
-    """Wait until a GPU, where there is one, has done all that it was told."""
-    if torch.accelerator.is_available():
-        torch.accelerator.synchronize()
-
-
-def encoder_flops(steps, *, width, depth, latent_dim):
-    """FLOP of the encoder for series of so many steps: two for each multiply-and-add."""
-    layer = 24 * width**2 + 4 * steps * width  # projections and feed-forward; attention
-    return steps * (2 * (BANDS * width + width**2) + depth * layer) + 2 * width * latent_dim
-
-
-def run_child(arguments, threads, work, launcher=(), root=ROOT):
-    """Run a script of the project, or of another checkout; returns the seconds that it took."""
-    environment = {**os.environ, "OMP_NUM_THREADS": str(threads), "XDG_CACHE_HOME": str(work)}
-    command = [sys.executable, *launcher, *arguments]
-    start = time.perf_counter()
-    child = subprocess.run(command, cwd=root, env=environment, capture_output=True, check=False)
-    if child.returncode:
-        raise RuntimeError(f"{' '.join(command)}\n{child.stderr.decode()}")
-    return time.perf_counter() - start
 
 
 # ---- sections ------------------------------------------------------------------------------------
@@ -220,7 +169,7 @@ def measure_training(config, work):
 
 
 def loader_share(dataset, step, number):
-    """Share of a loop of so many steps that goes into fetching batches, the first included."""
+    """Share of the time of N steps that goes into fetching batches, the first included."""
     loading, start = 0.0, time.perf_counter()
     dataset.set_steps(0, number)
     batches = iterate_batches(dataset)
@@ -229,203 +178,6 @@ def loader_share(dataset, step, number):
         loading += seconds(lambda batch=batch: batch.extend(next(batches)))
         step(*batch)
     return loading / (time.perf_counter() - start)
-
-
-def make_checkpoint(work, name, **keys):
-    """A checkpoint of train.py after one step on a data set."""
-    folder = Path(work) / "checkpoints" / name
-    keys = {**MODEL, "max_steps": 1, "epochs": 1, "val_pixels": 64, **keys}
-    keys |= {"base_path": str(work), "dataset_name": name, "output_dir": str(folder)}
-    keys |= {"wandb_mode": "disabled", "device": "cpu"}
-    run_child(["train.py", *(f"{key}={value}" for key, value in keys.items())], 2, work)
-    return folder / "last.pt"
-
-
-def map_tile(checkpoint, tile_path, work, root=ROOT, **keys):
-    """What infer.main of a checkout takes in a process of its own: seconds, of CPU too, and GB."""
-    output_dir = Path(work) / "maps" / f"{time.time_ns()}"
-    keys = {"checkpoint_path": str(checkpoint), "tile_path": str(tile_path), **keys}
-    keys |= {"output_dir": str(output_dir), "wandb_mode": "disabled"}
-    report = Path(work) / "report.json"
-    code = (
-        "import infer, json, pathlib, re, time\n"
-        f"config = {{**infer.run_config, **{keys!r}}}\n"
-        "start = time.perf_counter(), time.process_time()\n"
-        "infer.main(config)\n"
-        "taken = time.perf_counter() - start[0], time.process_time() - start[1]\n"
-        "status = pathlib.Path('/proc/self/status').read_text()\n"  # of this process alone
-        "memory = int(re.search(r'VmHWM:\\s*(\\d+)', status)[1]) / 2**20\n"
-        f"pathlib.Path({str(report)!r}).write_text(json.dumps([*taken, memory]))\n"
-    )
-    run_child(["-c", code], torch.get_num_threads(), work, root=root)
-    return json.loads(report.read_text())
-
-
-def measure_inference(config, work):
-    """Disk to representation map, two threads, against the per-pixel way with one draw a pixel."""
-    folder = write_tile(work, "inference", config["size"], config["num_dates"])
-    checkpoint = make_checkpoint(work, "inference")
-    tile, number = Tile(folder), config["size"] ** 2
-    counts = tile.clear_counts().astype(np.float64)
-    loop = PixelLoop(tile, SAMPLE_SIZE, num_views=1)
-    encoder = SequenceFirstEncoder(num_bands=BANDS, **MODEL).eval()
-    pixels = np.random.default_rng(0).integers(0, config["size"], (min(2048, number), 2))
-
-    @torch.no_grad()
-    def reference():
-        for x, doys in loop.batches(pixels, 512):
-            encoder(x[:, 0], doys[:, 0])
-
-    shares, ratios, same, limits = [], [], [], []
-    for _ in range(max(1, config["rounds"] // 2)):
-        per_pixel = seconds(reference) / len(pixels)
-        rate = gemm_rate(config["gemm_size"])
-        taken, *_ = map_tile(checkpoint, folder, work, dates=0)
-        rate = max(rate, gemm_rate(config["gemm_size"]))
-        once, *_ = map_tile(checkpoint, folder, work, draws=1)
-        shares.append(encoder_flops(counts, **MODEL).sum() / taken / rate)
-        ratios.append(per_pixel / (taken / number))
-        same.append(per_pixel / (once / number))
-        limits.append(per_pixel / (encoder_flops(SAMPLE_SIZE, **MODEL) / rate))
-    return {
-        "pixels_per_second": number / taken,
-        "ratio": float(np.median(ratios)),
-        "ratio_with_one_draw_each": float(np.median(same)),
-        "that_ratio_if_all_were_gemm": float(np.median(limits)),
-        "share_of_gemm_rate": float(np.median(shares)),
-    }
-
-
-def onednn_rate(size):
-    """FLOP/s of oneDNN's product, which the encoder takes in inference, the best of several."""
-    layer, x = torch.nn.Linear(size, size), torch.rand(size, size)
-    with torch.inference_mode():
-        return 2 * size**3 / min(seconds(lambda: dense(layer, x)) for _ in range(8))
-
-
-def measure_encoder(config, work):
-    """Series a second of the encoder alone, and of the layers of nn.TransformerEncoder alone."""
-    result, number = {}, min(8192, config["size"] ** 2)
-    for sizes in ({"width": 64, "depth": 3}, {"width": 64, "depth": 2}, {"width": 128, "depth": 2}):
-        sizes["latent_dim"] = MAPPED["latent_dim"]
-        encoder = build_backbone("transformer", num_bands=BANDS, sample_size=SAMPLE_SIZE, **sizes)
-        width, keys = sizes["width"], {"activation": "gelu", "norm_first": True}
-        layer = torch.nn.TransformerEncoderLayer(
-            width, width // 16, 4 * width, batch_first=True, **keys
-        )
-        fused = torch.nn.TransformerEncoder(layer, sizes["depth"], enable_nested_tensor=False)
-        fused.eval()
-        for dates in (16, 24, 36):
-            doys = torch.arange(1, 1 + dates).expand(number, -1)
-            x, runtime = torch.randn(number, dates, BANDS), start_runtime("cpu")
-            wide = torch.randn(number, dates, width)
-            batches = wide.split(runtime.batch_dates // dates)
-
-            @torch.inference_mode()
-            def layers(fused=fused, batches=batches):
-                for batch in batches:
-                    fused(batch)
-
-            taken = in_turn(
-                config["rounds"],
-                ours=partial(encode_series, encoder.eval(), x, doys, runtime),
-                layers=layers,
-            )
-            flops = number * encoder_flops(dates, **sizes) / taken["ours"]
-            result[f"{width}-d x {sizes['depth']}, {dates} dates"] = {
-                "series_per_second": number / taken["ours"],
-                "series_per_second_of_layers": number / taken["layers"],
-                "share_of_gemm_rate": flops / gemm_rate(config["gemm_size"]),
-                "share_of_onednn_rate": flops / onednn_rate(config["gemm_size"]),
-            }
-    return result
-
-
-def measure_mapping(config, work):
-    """Disk to file with the default encoder, by the dates that are read, and an earlier checkout.
-
-    Pixels a second of CPU time, of all threads, which a shared machine disturbs less.
-    """
-    folder, settings = write_tile(work, "mapping", config["size"], config["num_dates"]), MAPPED
-    checkpoint = make_checkpoint(work, "mapping", **settings)
-    counts = Tile(folder).clear_counts().astype(np.float64)
-    sides = {"all dates": {"dates": 0}, "24 dates": {"dates": 24}, "16 dates": {"dates": 16}}
-    if config["before_dir"]:
-        sides["before, all dates"] = {"root": config["before_dir"]}
-    rounds, pixels = [], counts.size
-    for _ in range(max(1, config["rounds"] // 2)):
-        rates = {"gemm": gemm_rate(config["gemm_size"]), "onednn": onednn_rate(config["gemm_size"])}
-        taken = {name: map_tile(checkpoint, folder, work, **keys) for name, keys in sides.items()}
-        rounds.append(taken | {name: [rate] for name, rate in rates.items()})
-    middle = {name: np.median([taken[name] for taken in rounds], 0) for name in rounds[0]}
-    result = {}
-    for name, keys in sides.items():
-        wall, busy, memory = middle[name]
-        flops = encoder_flops(np.minimum(counts, keys.get("dates") or np.inf), **settings).sum()
-        result[name] = {
-            "pixels_per_second": pixels / wall,
-            "pixels_per_cpu_second": pixels / busy,
-            "share_of_gemm_rate": flops / wall / middle["gemm"][0],
-            "share_of_onednn_rate": flops / wall / middle["onednn"][0],
-            "peak_memory_gb": memory,
-        }
-    return result
-
-
-def measure_profile(config, work):
-    """Shares of the CPU time that operations have in a training step and in encoding series."""
-    backbone = build_backbone("transformer", num_bands=BANDS, sample_size=SAMPLE_SIZE, **MODEL)
-    projector = Projector(latent_dim=MODEL["latent_dim"], width=512, projection_dim=512)
-    doys = torch.randint(1, 366, (256, 2, SAMPLE_SIZE))
-    batch = torch.randn(256, 2, SAMPLE_SIZE, BANDS), doys
-    runtime = Runtime(torch.device("cpu"), 0, 1)
-    series = torch.randn(8192, 36, BANDS), torch.randint(1, 366, (8192, 36))
-    cases = {
-        "training step, batch 256": partial(make_step(BarlowTwins(backbone, projector)), *batch),
-        "encoding series of 36": lambda: encode_series(backbone, *series, runtime),
-    }
-    result = {}
-    for name, function in cases.items():
-        function()
-        with torch.profiler.profile() as profile:
-            function()
-        times = {event.key: event.self_cpu_time_total for event in profile.key_averages()}
-        total, most = sum(times.values()), sorted(times, key=times.get, reverse=True)[:10]
-        result[name] = {key.removeprefix("aten::"): times[key] / total for key in most}
-    return result
-
-
-def measure_growth(config, work):
-    """Cost a pixel and peak memory of mapping, by size, by number of dates and by tiles."""
-    sizes = [min(128, config["largest"])]
-    while sizes[-1] < config["largest"]:
-        sizes.append(2 * sizes[-1])
-    middle, dates = min(256, config["largest"]), config["num_dates"]
-    cases = [(size, dates, 1) for size in sizes]
-    cases += [(middle, dates // 2, 1), (middle, 2 * dates, 1), (sizes[0], dates, 4)]
-    result, checkpoint = {}, None
-    for size, num_dates, num_tiles in cases:
-        name = f"{size} x {size}, {num_dates} dates, {num_tiles} tile{'s' * (num_tiles > 1)}"
-        dataset = f"growth-{size}-{num_dates}-{num_tiles}"
-        for number in range(num_tiles):
-            write_tile(work, dataset, size, num_dates, f"MGRS-{number}")
-        checkpoint = checkpoint or make_checkpoint(work, dataset)
-        folder = Path(work) / "data" / dataset / "processed"
-        taken, _, memory = map_tile(checkpoint, folder, work, min_valid=1, dates=0)
-        views = SentinelTimeSeriesDataset(work, dataset, min_valid=1)
-        pixels = num_tiles * size**2
-        loading = in_turn(1, ours=lambda views=views: [None for _ in iterate_batches(views)])[
-            "ours"
-        ]
-        result[name] = {
-            "microseconds_a_pixel": 1e6 * taken / pixels,
-            "microseconds_a_pixel_and_date": 1e6 * taken / pixels / num_dates,
-            "input_microseconds_a_pixel": 1e6 * loading / pixels,
-            "peak_memory_gb": memory,
-        }
-        for file in folder.glob("*/*.npy"):
-            file.unlink()
-    return result
 
 
 def measure_processes(config, work):
@@ -495,7 +247,7 @@ def measure_startup(config, work):
 
 
 def gpu_training_rate(work, workers, settings, runtime, number=200):
-    """Samples a second of training from disk with so many loader workers, compiled and in bf16."""
+    """Samples a second of training from disk with N loader workers, compiled and in bf16."""
     dataset = SentinelTimeSeriesDataset(work, "gpu", batch_size=settings["batch_size"])
     model = train.build_model(settings, dataset.num_bands).to(runtime.device)
     runtime.compile(model)
@@ -531,6 +283,29 @@ def measure_gpu(config, work):
         taken, _, memory = map_tile(checkpoint, folder, work, device="cuda", dates=dates)
         name = f"a tile, {dates or 'all'} dates"
         result[name] = {"seconds": taken, "peak_memory_gb": memory}
+    return result
+
+
+def measure_profile(config, work):
+    """Shares of the CPU time that operations have in a training step and in encoding series."""
+    backbone = build_backbone("transformer", num_bands=BANDS, sample_size=SAMPLE_SIZE, **MODEL)
+    projector = Projector(latent_dim=MODEL["latent_dim"], width=512, projection_dim=512)
+    doys = torch.randint(1, 366, (256, 2, SAMPLE_SIZE))
+    batch = torch.randn(256, 2, SAMPLE_SIZE, BANDS), doys
+    runtime = Runtime(torch.device("cpu"), 0, 1)
+    series = torch.randn(8192, 36, BANDS), torch.randint(1, 366, (8192, 36))
+    cases = {
+        "training step, batch 256": partial(make_step(BarlowTwins(backbone, projector)), *batch),
+        "encoding series of 36": lambda: encode_series(backbone, *series, runtime),
+    }
+    result = {}
+    for name, function in cases.items():
+        function()
+        with torch.profiler.profile() as profile:
+            function()
+        times = {event.key: event.self_cpu_time_total for event in profile.key_averages()}
+        total, most = sum(times.values()), sorted(times, key=times.get, reverse=True)[:10]
+        result[name] = {key.removeprefix("aten::"): times[key] / total for key in most}
     return result
 
 

@@ -22,7 +22,7 @@ import numpy as np
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
 
-from bench import write_tile  # noqa: E402
+from measures import write_tile  # noqa: E402
 
 from running.config import check  # noqa: E402
 from running.errors import InputError  # noqa: E402

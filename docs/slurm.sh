@@ -1,7 +1,7 @@
 #!/bin/bash
 # Train on a cluster with Slurm: sbatch docs/slurm.sh, from the repository's folder.
-# Each node runs one torchrun. When the queue takes the job off or its time ends, all processes save
-# last.pt, and the job queues itself again and goes on from there.
+# Each node runs one torchrun. When the queue stops the job or its time ends, all processes save
+# last.pt, and the job puts itself in the queue again and resumes from there.
 #SBATCH --job-name=austria --nodes=2 --ntasks-per-node=1 --gpus-per-node=4 --cpus-per-task=32
 #SBATCH --time=12:00:00 --requeue --open-mode=append --signal=B:TERM@180
 export SRUN_CPUS_PER_TASK=$SLURM_CPUS_PER_TASK  # which srun does not take over by itself

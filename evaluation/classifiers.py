@@ -1,12 +1,11 @@
-"""Classifiers of features, their settings cross-validated, and the linear start of a head.
+"""Classifiers of features, whose settings are chosen by cross-validation.
 
-Shapes: N pixels, F features, D dimensions of a representation, C classes.
+Shapes: N pixels, F features.
 """
 
 import warnings
 
 import numpy as np
-import torch
 from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 from sklearn.dummy import DummyClassifier
 from sklearn.ensemble import RandomForestClassifier
@@ -18,19 +17,16 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from threadpoolctl import threadpool_limits
 
-from utils import encode_series
+from utils import keep_classes
 
 FOLDS = 5
-REPEATS = 4  # of the folds where labels are few, since one partition of 50 chooses by chance
-SEARCH_LABELS = 2000  # of more labels so many, drawn at random, choose the setting
+REPEATS = 4  # of the folds where labels are few: one partition of 50 labels chooses by chance
+SEARCH_LABELS = 2000  # at most, chosen at random, that choose the setting
 SEARCH_TREES = 100  # of a forest while its leaf size is chosen
-MAX_LABELS = 10_000  # that it is fitted to: more hardly change it, and take long
-BATCHNORM_EPS = 1e-5  # of BatchNorm, which standardises with sqrt(variance + BATCHNORM_EPS)
-UNSEEN_CLASS_LOGIT = -10.0  # of a class without a label; the highest logit is never below 0
 
 
 def classifiers(seed):
-    """Name -> (classifier, its setting, the values to choose from; of equal ones the first).
+    """{name: (classifier, name of its setting, values to choose from)}; of equal scores the first.
 
     Discriminant analysis has nothing to choose: the shrinkage of its covariances is Ledoit and
     Wolf's (2004, 10.1016/S0047-259X(03)00096-4). The scale of a feature does not matter to it.
@@ -81,8 +77,8 @@ def _choose(model, setting, values, x, labels, seed):
     if not folds:
         return None
     if setting.endswith("n_neighbors"):
-        fewest = min(len(train) for train, _ in folds)
-        values = [value for value in values if value <= fewest]
+        smallest = min(len(train) for train, _ in folds)
+        values = [value for value in values if value <= smallest]
     trees = model.get_params().get("n_estimators")
     if trees:
         model.set_params(n_estimators=SEARCH_TREES)
@@ -96,11 +92,12 @@ def _choose(model, setting, values, x, labels, seed):
 def find_label_folds(labels, seed=0):
     """Stratified folds of at most SEARCH_LABELS of the labels: (training, test) indices of each.
 
-    As many folds as the smallest class has labels, at most FOLDS, so that every class is in every
-    part. A class with a single label cannot be, and is left out. [] for fewer than two classes.
-    Of few labels several partitions are made, up to 200 labels in all or REPEATS.
+    The number of folds is that of the labels of the smallest class, at most FOLDS, so that every
+    class is in every part. A class with a single label cannot be, and is left out. Few labels are
+    partitioned several times: 200 / labels, at most REPEATS. [] for fewer than two classes.
     """
-    rows = np.random.default_rng(seed).permutation(len(labels))[:SEARCH_LABELS]
+    rng = np.random.default_rng(seed)
+    rows = keep_classes(rng.permutation(len(labels))[:SEARCH_LABELS], labels, rng, FOLDS)
     codes, counts = np.unique(labels[rows], return_counts=True)
     several = counts > 1
     if several.sum() < 2:
@@ -109,43 +106,3 @@ def find_label_folds(labels, seed=0):
     number, repeats = min(FOLDS, counts[several].min()), max(1, min(REPEATS, 200 // len(rows)))
     splitter = RepeatedStratifiedKFold(n_splits=number, n_repeats=repeats, random_state=seed)
     return [(rows[train], rows[test]) for train, test in splitter.split(rows, labels[rows])]
-
-
-# ---- the start of a head -------------------------------------------------------------------------
-
-
-def read_representations(backbone, batches, runtime):
-    """Representations (N, D) and labels (N,) of the first MAX_LABELS pixels, numpy.
-
-    batches: as a labelled data set of all clear observations gives them.
-    """
-    parts, count = [], 0
-    for x, doys, labels, _ in batches:
-        parts.append((encode_series(backbone, x, doys, runtime)[0], labels))
-        count += len(labels)
-        if count >= MAX_LABELS:
-            break
-    return [torch.cat(arrays)[:MAX_LABELS].numpy() for arrays in zip(*parts, strict=True)]
-
-
-def fit_linear_start(y, labels, num_classes, seed=0):
-    """What a head's `start_from` takes, from representations y (N, D) and classes labels (N,).
-
-    The model is discriminant analysis as in `fit_classifier`.
-    Returns float32 tensors: mean and variance (D,) of the representations, weights (C, D) and
-    biases (C,) of the classes, which give the probabilities that scikit-learn's model gives.
-    """
-    model, _ = fit_classifier("discriminant analysis", y, labels, seed)
-    mean, var = y.mean(0), y.var(0)
-    weight, bias = np.zeros((num_classes, y.shape[1])), np.full(num_classes, UNSEEN_CLASS_LOGIT)
-    if isinstance(model, DummyClassifier):  # nothing to tell apart: one class everywhere
-        bias[np.unique(labels)] = 0.0
-    else:
-        weights, biases = model.coef_, model.intercept_ + model.coef_ @ mean
-        if len(model.classes_) == 2:  # scikit-learn gives the second class's logit less the first's
-            weights, biases = np.outer([-0.5, 0.5], weights), np.outer([-0.5, 0.5], biases)[:, 0]
-        # what all classes share changes no probability, but may lie below UNSEEN_CLASS_LOGIT
-        weights, biases = weights - weights.mean(0), biases - biases.mean()
-        weight[model.classes_] = weights * np.sqrt(var + BATCHNORM_EPS)
-        bias[model.classes_] = biases
-    return [torch.from_numpy(np.float32(part)) for part in (mean, var, weight, bias)]

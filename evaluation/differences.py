@@ -1,6 +1,6 @@
 """Is a difference between two models more than chance?
 
-Shapes: N test pixels, S draws of labels (seeds), G blocks of pixels, C classes.
+Shapes: N test pixels, S label draws (seeds), G blocks of pixels, C classes.
 """
 
 import numpy as np
@@ -10,7 +10,7 @@ BOOTSTRAPS = 1000
 
 
 def paired_p(ours, theirs):
-    """Two-sided p of a paired t-test over the draws of labels; None where it is not defined.
+    """Two-sided p of a paired t-test over the label draws; None where it is not defined.
 
     ours, theirs: (S,) scores of two models, each pair from the same labels. It asks whether other
     labels would give the same sign, in this region and on these test pixels. Draws from few labels
@@ -23,10 +23,10 @@ def paired_p(ours, theirs):
 
 
 def block_bootstrap(labels, groups, ours, theirs, seed=0):
-    """95 % interval of the difference in macro-F1, from test blocks drawn with replacement.
+    """95 % interval of the difference in macro-F1, from test blocks resampled with replacement.
 
-    Whole blocks are drawn since neighbours are alike: McNemar's test, or a bootstrap of pixels,
-    takes them for independent and finds too much (Ploton et al. 2020, 10.1038/s41467-020-18321-y).
+    Whole blocks, since neighbours are alike: McNemar's test, or a bootstrap of pixels, takes them
+    for independent and finds too much (Ploton et al. 2020, 10.1038/s41467-020-18321-y).
     labels, groups: (N,) class code and block of each test pixel; ours, theirs: (S, N) predicted
     codes, whose differences are averaged over S. Returns (low, high), or None for a single block.
     """
@@ -49,17 +49,17 @@ def block_bootstrap(labels, groups, ours, theirs, seed=0):
         times = np.bincount(rng.integers(num_blocks, size=num_blocks), minlength=num_blocks)
         counted = np.matmul(times.astype(np.float32), counts)  # (4 S, C)
         right, both = np.moveaxis(counted.reshape(-1, 2, len(codes)), 1, 0)
-        drawn = times @ labelled.reshape(num_blocks, -1) > 0  # both over the classes labelled here
+        present = times @ labelled.reshape(num_blocks, -1) > 0  # both models: the classes in it
         f1 = np.divide(2 * right, both, out=np.zeros_like(both), where=both > 0)
-        ours, theirs = f1[:, drawn].mean(1).reshape(2, -1)
+        ours, theirs = f1[:, present].mean(1).reshape(2, -1)
         differences.append((ours - theirs).mean())
     return tuple(float(value) for value in np.percentile(differences, [2.5, 97.5]))
 
 
 def independent_f1(rows, all_labels):
-    """Macro-F1 of each draw of a model at one count; of all labels, the mean for each checkpoint.
+    """Macro-F1 of a model in each label draw of one count; of all labels, in each checkpoint.
 
-    Draws of all labels are the same labels: those with one checkpoint would count as several.
+    Draws of all labels are the same labels, so those of one checkpoint count once, by their mean.
     all_labels: how many the training split has.
     """
     if rows[0]["label_count"] < all_labels:
@@ -71,7 +71,7 @@ def independent_f1(rows, all_labels):
 
 
 def run_tests(draws, test, all_labels, ours):
-    """Each of our models against the best baseline at one count of labels: a list of dicts.
+    """Test each of our models against the best baseline at one count of labels: a list of dicts.
 
     draws: what `score_draw` gave for each seed; all_labels: as `independent_f1` takes it; ours:
     names of our models, all others are baselines. The best baseline is the one with the best mean

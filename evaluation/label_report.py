@@ -13,7 +13,7 @@ from utils import save_figure
 
 @dataclass(frozen=True)
 class Model:
-    """What a row is made of; features and classifier are "" for a network that is trained."""
+    """A row of the table; features and classifier are "" for a network that is trained."""
 
     label: str
     color: str
@@ -128,7 +128,7 @@ def plot(result, path):
     figure = Figure(figsize=(9, 5), layout="constrained")
     axes = figure.subplots()
     for place, (name, by_count) in enumerate(summary.items()):
-        # beside each other, so that the bars of one count can be told apart
+        # side by side, so that the bars of one count do not cover each other
         counts = np.array(list(by_count)) * 1.015 ** (place - (len(summary) - 1) / 2)
         mean, std = np.array(list(by_count.values())).T
         style = {"color": MODELS[name].color, "linestyle": "-" if name in OWN else "--"}
@@ -175,7 +175,7 @@ def name_lines(axes, ends):
 
 
 def find_means(rows, names):
-    """{model/score: mean over the draws} of the rows of one count of labels, for the log."""
+    """{model/score: mean over the label draws} of the rows of one count, for the log."""
     return {
         f"{name}/{key}": float(np.mean([row[key] for row in rows if row["model"] == name]))
         for name in names
@@ -184,7 +184,7 @@ def find_means(rows, names):
 
 
 def save_result(result, output_dir):
-    """JSON, table and picture, as far as they are done."""
+    """Write JSON, table and picture of the counts that are done."""
     write_json(output_dir / "label_efficiency.json", result)
     with atomic_write(output_dir / "label_efficiency.md") as part:
         part.write_text(write_table(result))

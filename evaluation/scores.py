@@ -1,4 +1,4 @@
-"""Scores of a classification: computed, printed, written, drawn."""
+"""Scores of a classification: computed, printed, written, plotted."""
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -11,6 +11,8 @@ from sklearn.metrics import (
 
 from running.files import write_json
 from utils import save_figure
+
+MAX_NUMBERED = 40  # classes of a confusion matrix whose cells have room for a number
 
 
 def macro_f1(labels, predicted, counts=None):
@@ -79,18 +81,23 @@ def print_scores(scores):
 
 
 def plot_confusion(matrix, legend, path, title=""):
-    """Draw a confusion matrix (classes, classes) of counts, rows labelled, columns predicted."""
+    """Plot a confusion matrix (C, C) of counts to a PNG: rows labelled, columns predicted.
+
+    A matrix of more than MAX_NUMBERED classes has small names and no numbers.
+    """
     names = [entry["name"] for entry in legend.values()]
     share = matrix / np.maximum(matrix.sum(1, keepdims=True), 1)
-    size = 3 + 0.5 * len(names)
+    size = 3 + 0.5 * min(len(names), MAX_NUMBERED)
     figure = Figure(figsize=(size + 1, size), layout="constrained")
     axes = figure.subplots()
     image = axes.imshow(share, cmap="Blues", vmin=0, vmax=1)
-    for (row, column), count in np.ndenumerate(matrix):
+    is_numbered = len(names) <= MAX_NUMBERED
+    for (row, column), count in np.ndenumerate(matrix) if is_numbered else ():
         color = "white" if share[row, column] > 0.6 else "black"
         axes.text(column, row, int(count), ha="center", va="center", color=color, fontsize=8)
     axes.set_xticks(range(len(names)), names, rotation=45, ha="right")
     axes.set_yticks(range(len(names)), names)
+    axes.tick_params(labelsize=10 if is_numbered else 10 * MAX_NUMBERED / len(names))
     axes.set(xlabel="predicted", ylabel="labelled", title=title)
     figure.colorbar(image, label="share of the labelled")
     save_figure(figure, path)

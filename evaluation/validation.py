@@ -24,7 +24,7 @@ class Validation:
 
     val_set: views of pixels that are neither trained on nor in the test split; labelled: the
     labelled ones among them, or None. Called with a model, it returns a dict of numbers, whose
-    `score` is the larger the better: macro-F1 of the probe, or minus the loss without one.
+    `score` is better the larger it is: macro-F1 of the probe, or minus the loss without one.
     """
 
     def __init__(self, val_set, labelled, config, runtime):
@@ -36,6 +36,12 @@ class Validation:
             notice(
                 f"val_pixels={config['val_pixels']}: found no two classes in two blocks each among "
                 "the labelled validation pixels, so the loss chooses best.pt"
+            )
+        lost = np.setdiff1d(labelled.read_labels(), self.probe.labels) if self.probe else ()
+        if len(lost):
+            notice(
+                f"val_pixels={config['val_pixels']}: the probe leaves out classes {lost.tolist()}, "
+                f"of which its {len(self.probe.labels)} pixels have none, or in one block alone"
             )
 
     @torch.no_grad()
@@ -78,9 +84,9 @@ class LinearProbe:
 
     @classmethod
     def open(cls, labelled):
-        """The first batch of a labelled data set; None where its classes cannot be told apart.
+        """The first batch of a labelled data set; None for fewer than two classes in two blocks.
 
-        Cross-validation needs each class in at least 2 blocks, so that others are left out.
+        Cross-validation needs each class in at least 2 blocks; other classes are left out.
         """
         x, doys, labels, groups = next(iter(iterate_batches(labelled)))
         blocks = {int(code): len(groups[labels == code].unique()) for code in labels.unique()}
@@ -93,7 +99,7 @@ class LinearProbe:
         return cls(x[keep], doys[keep], labels, folds) if folds else None
 
     def describe(self):
-        """What is probed, to tell other labels by: how many, and a hash of them."""
+        """Fingerprint of the labels, compared when a run resumes: how many, and a hash of them."""
         digest = hashlib.sha256(self.labels.numpy()).hexdigest()[:12]
         return f"{len(self.labels)} labels {digest}"
 
@@ -107,12 +113,12 @@ class LinearProbe:
         return float(f1_score(labels, predicted, average="macro"))
 
 
-def find_folds(labels, groups, most):
-    """Folds of whole groups, at most so many, none of which trains on a single class.
+def find_folds(labels, groups, max_folds):
+    """At most max_folds folds of whole groups, none of which trains on a single class.
 
     labels, groups: (N,). Returns a list of (training indices, test indices), or [] for none.
     """
-    for number in range(most, 1, -1):
+    for number in range(max_folds, 1, -1):
         folds = list(StratifiedGroupKFold(number).split(labels, labels, groups))
         if all(len(test) and len(np.unique(labels[train])) > 1 for train, test in folds):
             return folds

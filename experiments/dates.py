@@ -1,4 +1,4 @@
-"""Score the dates that a map reads: all clear ones of a pixel, or so many, evenly spaced.
+"""Score the dates that a map reads: all clear ones of a pixel, or at most N, evenly spaced.
 
 An encoder's line has test macro-F1 of logistic regression with 50, 100, 500 and 2000 labels, as
 study.py scores; a fine-tuned network's has its own macro-F1 and overall accuracy.
@@ -36,7 +36,7 @@ run_config = {
 
 
 def thin(x, doys, most):
-    """Series (N, T, B) and days (N, T), padded, cut to at most so many dates."""
+    """Series (N, T, B) and days (N, T), padded, cut to at most `most` dates."""
     place = torch.arange(doys.shape[1]).where(doys > 0, -1)
     dates = even_dates(place, most)
     pixel, padding = torch.arange(len(x))[:, None], dates < 0

@@ -1,7 +1,7 @@
 // The state of the page and what can be done with it; panel.js and map.js show it.
 import { geojson, classTable, download, labelMap, mapPicture, npy } from "./files.js";
-import { Labels, brushPixels, drawLabels } from "./labels.js";
-import { OVERLAYS, BACKGROUNDS, isThere, mapCodes, paintLayer } from "./layers.js";
+import { Labels, brushPixels, chooseLabels } from "./labels.js";
+import { isThere, mapCodes, paintLayer } from "./layers.js";
 import {
   classPixels,
   markClass,
@@ -15,12 +15,12 @@ import {
 } from "./panel.js";
 import { concatenate } from "./pool.js";
 import { ndviOf, seriesAt, vectorOf } from "./data.js";
-import { Storage, fromSession, toSession } from "./session.js";
+import { Storage, readSession, toSession } from "./session.js";
 
-const MOST_TRAINING = 4000; // labelled pixels that the softmax learns from
-const NEAREST_WORK = 1.5e8; // pixels times labelled pixels that k nearest may compare
-const SHARE_SHOWN = 0.1; // of the pixels that are similar enough at first
-const MOST_THRESHOLD = 0.999;
+const MAX_TRAINING = 4000; // labelled pixels that the softmax learns from
+const MAX_NEAREST_WORK = 1.5e8; // pixels times labelled pixels that k nearest compares
+const SHARE_SHOWN = 0.1; // of the pixels that are above the first threshold
+const MAX_THRESHOLD = 0.999;
 const PATIENCE = 120; // milliseconds after a label until the map is made again
 
 export class App {
@@ -95,7 +95,7 @@ export class App {
 
   // ---- a pixel ----
 
-  // Look at a pixel: its facts and year at once, what is like it as soon as the workers know.
+  // Look at a pixel: its facts and year at once, similar pixels when the workers have answered.
   async look(row, column) {
     const start = performance.now();
     this.showTab("pixelPage");
@@ -180,18 +180,28 @@ export class App {
     nameClass();
   }
 
+  // Add the tile's classes to the page's, joined by name. Returns a Map from codes to the page's.
   takeClasses() {
-    const names = new Set(this.labels.classes.map((one) => one.code));
-    for (const [code, entry] of Object.entries(this.scene.classes)) {
-      if (!names.has(Number(code))) this.labels.addClass({ ...entry, code: Number(code) });
-    }
+    const { classes } = this.scene;
+    const codes = this.labels.takeClasses(classes);
+    const moved = [...codes].filter(([code, own]) => code !== own);
+    const lines = moved.map(([code, own]) =>
+      own
+        ? `${classes[code].name} is ${code} in this tile and ${own} in the page`
+        : `no code is left for ${classes[code].name}`,
+    );
+    if (moved.length) this.say(`Classes are joined by name: ${lines.join(", ")}.`);
     this.chooseClass(this.labels.classes[0].code);
+    return codes;
   }
 
+  // Ten labels of each of the tile's classes.
   drawTen() {
-    this.takeClasses();
+    const codes = this.takeClasses();
     const free = (pixel) => this.hasData(pixel) && !this.labels.byPixel.has(pixel);
-    this.labels.setMany(drawLabels(this.scene, 10, free));
+    const chosen = chooseLabels(this.scene, 10, free);
+    const own = chosen.map(({ pixel, code }) => ({ pixel, code: codes.get(code) }));
+    this.labels.setMany(own.filter(({ code }) => code));
     this.setTool("look");
   }
 
@@ -241,12 +251,8 @@ export class App {
     if (this.labels.stroke) return this.map.mark(this.labels); // the rest waits for its end
     if (!this.labels.classOf(this.code)) this.code = this.labels.classes[0]?.code ?? 0;
     this.images.delete("map");
-    if (
-      this.found.prediction &&
-      !this.found.prediction.codes.every((code) => this.labels.classOf(code))
-    ) {
-      this.found.prediction = null;
-    }
+    const { prediction } = this.found;
+    if (this.labels.usedCodes().size < 2 || !hasClassesOf(this.labels, prediction)) this.dropMap();
     this.refresh();
     this.keep();
     if (this.view.auto && this.labels.version !== this.learnedVersion) this.learnSoon();
@@ -259,7 +265,13 @@ export class App {
     this.learnTimer = setTimeout(() => this.learn(), PATIENCE);
   }
 
-  // The labelled pixels as learn.js wants them; null for fewer than two classes.
+  // Forget the map, and the one that is being made: it is of other labels.
+  dropMap() {
+    this.run = this.found.prediction = null;
+    for (const key of ["map", "mapConfidence"]) this.images.delete(key);
+  }
+
+  // The labelled pixels as learn.js takes them; null for fewer than two classes.
   training() {
     const { size } = this.data;
     const { method, k } = this.view;
@@ -270,11 +282,11 @@ export class App {
     }
     const codes = [...byClass.keys()].sort((a, b) => a - b);
     if (codes.length < 2) return null;
-    const room = Math.max(200, Math.round(NEAREST_WORK / this.data.scales.length));
-    const most = method === "nearest" ? Math.min(MOST_TRAINING, room) : MOST_TRAINING;
+    const room = Math.max(200, Math.round(MAX_NEAREST_WORK / this.data.scales.length));
+    const count = method === "nearest" ? Math.min(MAX_TRAINING, room) : MAX_TRAINING;
     const rows = thin(
       codes.map((code) => byClass.get(code)),
-      most,
+      count,
     );
     const clicks = new Map();
     for (const { click } of rows) if (!clicks.has(click)) clicks.set(click, clicks.size);
@@ -292,34 +304,27 @@ export class App {
     const [start, training, version] = [performance.now(), this.training(), this.labels.version];
     this.learnedVersion = version;
     if (!training) {
-      this.found.prediction = null;
-      this.images.delete("map");
+      this.dropMap();
       return this.refresh();
     }
     this.learning = true;
+    const run = (this.run = {}); // another one, or none, as soon as the labels are others
     const model = await this.pool.one({ task: "train", training });
     const parts = await this.pool.all({ task: "predict", model });
     const join = (key) => concatenate(parts.map((part) => part[key]));
-    const { codes, method } = training;
-    this.showPrediction({
-      codes,
-      method,
-      classes: join("classes"),
-      confidence: join("confidence"),
-    });
     this.times.learn = performance.now() - start;
-    const pixels = this.data.scales.length.toLocaleString("en");
-    const seconds = (this.times.learn / 1000).toFixed(2);
-    const text = `${pixels} px from ${training.target.length} labelled in ${seconds} s`;
-    document.getElementById("learned").textContent = text;
+    const { codes, method, target } = training;
+    const about = { pixels: target.length, seconds: this.times.learn / 1000, version };
+    const found = { classes: join("classes"), confidence: join("confidence") };
+    if (run === this.run) this.showPrediction({ codes, method, about, ...found });
     const score = await this.pool.one({ task: "score", training });
     this.learning = false;
-    if (this.found.prediction) showScore(this, (this.score = score));
+    if (run === this.run && this.found.prediction) showScore(this, (this.score = score));
     if (this.learnAgain) [this.learnAgain] = [false, this.learn()];
   }
 
   showPrediction(prediction) {
-    if (!prediction.codes.every((code) => this.labels.classOf(code))) return; // deleted meanwhile
+    if (!hasClassesOf(this.labels, prediction)) return; // one was deleted meanwhile
     this.found.prediction = prediction;
     this.images.delete("map");
     this.images.delete("mapConfidence");
@@ -377,22 +382,19 @@ export class App {
     );
   }
 
-  // Take a session from a file or the storage.
+  // Take a session from a file or the storage. Returns {taken, left}: labels that found their pixel
+  // or did not. Throws an Error, and changes nothing, where it is no session.
   restore(session) {
-    const view = session.view ?? {};
-    if (view.background in BACKGROUNDS) this.view.background = view.background;
-    if (view.overlay in OVERLAYS) this.view.overlay = view.overlay;
-    if (["softmax", "nearest"].includes(view.method)) this.view.method = view.method;
-    for (const [key, least, most] of [
-      ["opacity", 0, 100],
-      ["k", 1, 25],
-      ["brush", 0, 20],
-    ]) {
-      if (view[key] >= least && view[key] <= most) this.view[key] = Number(view[key]);
-    }
-    return fromSession(session, this.scenes, this.labels);
+    const { classes, labels, left, view } = readSession(session, this.scenes);
+    Object.assign(this.view, view);
+    this.dropMap();
+    this.labels.replace(classes, labels);
+    return { taken: labels.length, left };
   }
 }
+
+const hasClassesOf = (labels, prediction) =>
+  (prediction?.codes ?? []).every((code) => labels.classOf(code));
 
 // The similarity that a share of the pixels reach, in thousandths.
 function shareThreshold(values) {
@@ -405,12 +407,12 @@ function shareThreshold(values) {
   }
   let [place, above] = [2001, 0];
   while (place > 0 && above < valid * SHARE_SHOWN) above += counts[--place];
-  return Math.min(MOST_THRESHOLD, place / 1000 - 1);
+  return Math.min(MAX_THRESHOLD, place / 1000 - 1);
 }
 
-// At most so many labelled pixels, each class its share, evenly drawn: rows {pixel, click, target}.
-function thin(classes, most) {
-  const each = Math.floor(most / classes.length);
+// At most `count` labelled pixels, equally many of each class: rows {pixel, click, target}.
+function thin(classes, count) {
+  const each = Math.floor(count / classes.length);
   return classes.flatMap((rows, target) => {
     const step = Math.max(1, rows.length / each);
     const kept = Math.min(rows.length, each);

@@ -1,4 +1,4 @@
-// Colours: palettes that people with colour-blindness can tell apart, and ramps for numbers.
+// Colours: palettes that are safe for the colour-blind, and ramps for numbers.
 
 // Okabe and Ito's palette, then more of Tol's "muted", for classes.
 export const PALETTE = (
@@ -19,7 +19,7 @@ export const BAND_COLORS = {
 const RAMPS = {
   viridis: "#440154 #472d7b #3b528b #2c728e #21918c #28ae80 #5ec962 #addc30 #fde725".split(" "),
   cividis: "#00224e #123570 #3b496c #575d6d #707173 #8a8678 #a59c74 #c3b369 #fee838".split(" "),
-  // without its darkest third, which could not be told from what is hidden
+  // without its darkest third, which looks like what is hidden
   inferno: "#6a176e #8a226a #a82e5f #c63d4d #e05536 #f1731d #fa9b06 #f7c932 #fcffa4".split(" "),
 };
 
@@ -50,7 +50,7 @@ export function gradient(name) {
   return `linear-gradient(90deg, ${RAMPS[name].join(", ")})`;
 }
 
-export const isColor = (text) => /^#[0-9a-f]{6}$/i.test(text);
+export const isColor = (text) => typeof text === "string" && /^#[0-9a-f]{6}$/i.test(text);
 
 // Black or white, whichever is read better on a colour.
 export function inkOn(hex) {

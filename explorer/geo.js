@@ -29,12 +29,12 @@ export function geographic(scene, row, column) {
 export const middle = (scene, index) => index + 0.5 / scene.stride;
 
 export function describePlace([lon, lat]) {
-  const side = (value, positive, negative) =>
+  const degrees = (value, positive, negative) =>
     `${Math.abs(value).toFixed(5)}° ${value < 0 ? negative : positive}`;
-  return `${side(lat, "N", "S")}, ${side(lon, "E", "W")}`;
+  return `${degrees(lat, "N", "S")}, ${degrees(lon, "E", "W")}`;
 }
 
-// Metres of the ground along a pixel of the page's grid, or 0 where nobody knows.
+// Metres on the ground along a pixel of the page's grid, or 0 where not known.
 export function metresPerPixel(scene) {
   if (!scene.place.hectares || !["metre", "meter", "m"].includes(scene.place.unit)) return 0;
   return Math.sqrt(scene.place.hectares * 10000) * scene.stride;
@@ -42,7 +42,7 @@ export function metresPerPixel(scene) {
 
 const digits = (n) => ({ minimumFractionDigits: n, maximumFractionDigits: n });
 
-// An area of so many pixels of the page's grid, in hectares where their size is known.
+// The area of pixels of the page's grid, in hectares where their size is known.
 export function describeArea(scene, pixels) {
   if (!scene.place.hectares) return `${pixels.toLocaleString("en")} px`;
   const hectares = pixels * scene.place.hectares * scene.stride ** 2;
@@ -51,11 +51,12 @@ export function describeArea(scene, pixels) {
     : `${(hectares / 100).toLocaleString("en", digits(0))} km²`;
 }
 
-// A round length for a scale bar of at most so many screen pixels: {width, text}.
-export function scaleBar(scene, zoom, most) {
+// A round length for a scale bar of at most maxWidth screen pixels: {width, text}.
+export function scaleBar(scene, zoom, maxWidth) {
   const unit = metresPerPixel(scene) || 1;
-  const power = 10 ** Math.floor(Math.log10((most / zoom) * unit));
-  const length = [5, 2, 1].map((n) => n * power).find((n) => (n / unit) * zoom <= most) ?? power;
+  const power = 10 ** Math.floor(Math.log10((maxWidth / zoom) * unit));
+  const fits = (n) => (n / unit) * zoom <= maxWidth;
+  const length = [5, 2, 1].map((n) => n * power).find(fits) ?? power;
   const text = metresPerPixel(scene)
     ? length >= 1000
       ? `${length / 1000} km`

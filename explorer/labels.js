@@ -1,7 +1,7 @@
-// Classes, and the labels that were dropped on pixels; every change can be undone.
+// Classes, and the labels of pixels; every change can be undone.
 import { PALETTE, isColor } from "./colors.js";
 
-const MOST_CLASSES = 255; // codes of labels.npy are 1..255; 0 is no label
+const MAX_CLASSES = 255; // codes of labels.npy are 1..255; 0 is no label
 const NAME_LENGTH = 60;
 
 export class Labels {
@@ -13,7 +13,7 @@ export class Labels {
     this.done = [];
     this.clicks = 0;
     this.version = 0; // counts changes of labels
-    this.stroke = null; // the action that a brush is at
+    this.stroke = null; // what the brush has painted since it was put down
     this.changed = changed;
   }
 
@@ -34,7 +34,7 @@ export class Labels {
     this.undone = [];
   }
 
-  // Begin a stroke: all that is set until endStroke is one click, and undone at once.
+  // Begin a stroke: all labels until endStroke count as one click, and are undone at once.
   beginStroke() {
     this.stroke = { pixels: new Map(), click: this.clicks++ };
   }
@@ -100,12 +100,35 @@ export class Labels {
     let free = 1;
     while (used.has(free)) free++;
     const chosen = code && !used.has(code) ? code : free;
-    if (chosen > MOST_CLASSES) return 0;
+    if (chosen > MAX_CLASSES) return 0;
     const colors = new Set(this.classes.map((one) => one.color));
     const next = PALETTE.find((one) => !colors.has(one)) ?? PALETTE[chosen % PALETTE.length];
     const added = { code: chosen, name: name ?? `Class ${chosen}`, color: color ?? next };
     this.#changeClasses((classes) => [...classes, cleanClass(added)]);
     return chosen;
+  }
+
+  // Add classes {code: {name, color}} of a tile that are not here yet. Classes are joined by name:
+  // one code may mean different classes in two tiles. Returns a Map from the tile's codes to codes
+  // here, 0 where there are too many classes.
+  takeClasses(classes) {
+    const entries = Object.entries(classes).map(([key, one]) =>
+      cleanClass({ ...one, code: Number(key) }),
+    );
+    const equal = (a, b) => a.code === b.code && a.name === b.name;
+    const others = this.classes.filter((one) => !entries.some((entry) => equal(entry, one)));
+    const used = new Set(this.classes.map((one) => one.code));
+    const [codes, missing] = [new Map(), []];
+    for (const entry of entries) {
+      const place = others.findIndex((one) => one.name === entry.name);
+      if (this.classes.some((one) => equal(one, entry))) codes.set(entry.code, entry.code);
+      else if (place >= 0) codes.set(entry.code, others.splice(place, 1)[0].code);
+      else missing.push(entry);
+    }
+    // first those that can keep their code
+    missing.sort((a, b) => used.has(a.code) - used.has(b.code));
+    for (const entry of missing) codes.set(entry.code, this.addClass(entry));
+    return codes;
   }
 
   editClass(code, change) {
@@ -125,9 +148,10 @@ export class Labels {
 
   // ---- undo ----
 
-  #restore(action, side) {
-    for (const [pixel, change] of action.pixels) this.#put(pixel, change[side]);
-    if (action[side]) this.classes = action[side];
+  // when: "before" or "after" the action.
+  #restore(action, when) {
+    for (const [pixel, change] of action.pixels) this.#put(pixel, change[when]);
+    if (action[when]) this.classes = action[when];
     this.changed();
   }
 
@@ -147,6 +171,11 @@ export class Labels {
 
   // ---- counts ----
 
+  // The codes of the classes that have labels.
+  usedCodes() {
+    return new Set([...this.byPixel.values()].map(({ code }) => code));
+  }
+
   // {code: {pixels, clicks}} of the classes.
   counts() {
     const counts = new Map(this.classes.map((one) => [one.code, { pixels: 0, clicks: new Set() }]));
@@ -165,7 +194,7 @@ export class Labels {
   replace(classes, labels) {
     this.classes = classes.map(cleanClass);
     this.byPixel = new Map(labels);
-    this.clicks = 1 + labels.reduce((most, [, { click }]) => Math.max(most, click), -1);
+    this.clicks = 1 + labels.reduce((last, [, { click }]) => Math.max(last, click), -1);
     [this.done, this.undone, this.stroke] = [[], [], null];
     this.version++;
     this.changed();
@@ -173,9 +202,10 @@ export class Labels {
 }
 
 function cleanClass({ code, name, color }) {
+  const text = typeof name === "string" ? name.slice(0, NAME_LENGTH) : "";
   return {
     code,
-    name: String(name).slice(0, NAME_LENGTH) || `Class ${code}`,
+    name: text || `Class ${code}`,
     color: isColor(color) ? color.toLowerCase() : PALETTE[code % PALETTE.length],
   };
 }
@@ -196,9 +226,9 @@ export function brushPixels(scene, row, column, radius) {
   return pixels;
 }
 
-// Some labelled pixels a class of the tile's own labels, drawn at random (but always the same):
-// [{pixel, code}]. usable: tells whether a pixel may be taken.
-export function drawLabels(scene, each, usable) {
+// `each` labelled pixels a class of the tile's own labels, at random but always the same:
+// [{pixel, code}]. usable: whether a pixel may be taken.
+export function chooseLabels(scene, each, usable) {
   const found = new Map();
   const { labels } = scene.layers;
   for (let i = 0; i < scene.size; i++) {
@@ -208,13 +238,13 @@ export function drawLabels(scene, each, usable) {
   }
   let state = 12345;
   const random = () => (state = (Math.imul(state, 1664525) + 1013904223) >>> 0) / 2 ** 32;
-  const drawn = [];
+  const chosen = [];
   for (const [code, pixels] of [...found].sort((a, b) => a[0] - b[0])) {
     for (let i = 0; i < Math.min(each, pixels.length); i++) {
       const other = i + Math.floor(random() * (pixels.length - i));
       [pixels[i], pixels[other]] = [pixels[other], pixels[i]];
-      drawn.push({ pixel: pixels[i], code });
+      chosen.push({ pixel: pixels[i], code });
     }
   }
-  return drawn;
+  return chosen;
 }

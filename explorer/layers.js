@@ -24,7 +24,7 @@ const LAYER_RAMPS = {
   mapConfidence: "cividis",
 };
 
-// Names in full, where the short ones lean on their neighbours.
+// Names in full, where the short ones are only clear beside the others.
 export const FULL_NAMES = {
   mapConfidence: "Confidence of your map",
   classes: "Class map of infer.py",
@@ -36,7 +36,12 @@ export function isThere(scene, key, found) {
   if (key === "none") return true;
   if (key === "similarity") return Boolean(found.similarity);
   if (key === "map" || key === "mapConfidence") return Boolean(found.prediction);
-  return key in scene.layers;
+  return Object.hasOwn(scene.layers, key);
+}
+
+// {code: {name, color}} of a layer: the class map has the classifier's, labels have the tile's.
+export function classesOf(scene, key) {
+  return (key === "classes" && scene.mapClasses) || scene.classes;
 }
 
 // Why a layer is not there, in words.
@@ -47,8 +52,8 @@ export const WHY_NOT = {
   classes: "infer.py wrote none",
   confidence: "infer.py wrote none",
   labels: "the tile has none",
-  median: "the tile is not at hand",
-  count: "not at hand",
+  median: "the tile was not found",
+  count: "not found",
 };
 
 function paintRgb(out, rgb, scales, first) {
@@ -73,10 +78,10 @@ function paintNumbers(out, values, low, high, colors, hidden) {
   }
 }
 
-function mostOf(values) {
-  let most = 1;
-  for (const value of values) if (value > most) most = value;
-  return most;
+function maxOf(values) {
+  let max = 1;
+  for (const value of values) if (value > max) max = value;
+  return max;
 }
 
 // The part of an array over all pixels that is the scene's.
@@ -102,8 +107,9 @@ export function paintLayer(scene, key, found, scales) {
   if (key === "falseColor") paintRgb(out, scene.layers.falseColor, scales, scene.first);
   if (key === "median") paintRgb(out, scene.layers.median);
   if (key === "count")
-    paintNumbers(out, scene.layers.count, 0, mostOf(scene.layers.count), colors, () => false);
-  if (key === "classes" || key === "labels") paintCodes(out, scene.layers[key], scene.classes);
+    paintNumbers(out, scene.layers.count, 0, maxOf(scene.layers.count), colors, () => false);
+  if (key === "classes" || key === "labels")
+    paintCodes(out, scene.layers[key], classesOf(scene, key));
   if (key === "confidence") paintNumbers(out, scene.layers.confidence, 0, 255, colors, empty);
   if (key === "similarity") {
     const below = (value) => !(value >= found.threshold);
@@ -132,12 +138,13 @@ export function legendOf(scene, key, found) {
   const percent = { low: "0 %", high: "100 %" };
   const bar = (title, ends) => ({ title, gradient: gradient(LAYER_RAMPS[key]), ...ends });
   const entries = (codes, classes) => classes.filter((one) => codes.has(one.code));
-  const own = Object.entries(scene.classes).map(([code, one]) => ({ ...one, code: Number(code) }));
+  const named = Object.entries(classesOf(scene, key));
+  const own = named.map(([code, one]) => ({ ...one, code: Number(code) }));
   if (key === "similarity") {
     return bar("Cosine similarity", { low: found.threshold.toFixed(3), high: "1.000" });
   }
   if (key === "count") {
-    return bar("Clear observations", { low: "0", high: String(mostOf(scene.layers.count)) });
+    return bar("Clear observations", { low: "0", high: String(maxOf(scene.layers.count)) });
   }
   if (key === "confidence") return bar("Probability of the class, infer.py", percent);
   if (key === "mapConfidence") {

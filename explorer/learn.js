@@ -96,8 +96,8 @@ function dot(a, b) {
   return sum;
 }
 
-// L-BFGS's direction: minus the gradient, bent by what the pairs of steps and changes tell of the
-// curvature.
+// L-BFGS's direction: minus the gradient times an inverse curvature, which is estimated from the
+// last pairs of steps and changes of the gradient.
 function direction(gradient, pairs) {
   const d = gradient.map((value) => -value);
   const shares = [];
@@ -154,18 +154,18 @@ function softmaxLoss(x, gradient, features, target, classes, size) {
   const logits = new Float64Array(classes);
   let loss = 0;
   for (let row = 0, at = 0; row < target.length; row++, at += size) {
-    let most = -Infinity;
+    let max = -Infinity;
     for (let c = 0; c < classes; c++) {
       let sum = x[c * width + size];
       for (let k = 0; k < size; k++) sum += x[c * width + k] * features[at + k];
       logits[c] = sum;
-      if (sum > most) most = sum;
+      if (sum > max) max = sum;
     }
     let total = 0;
-    for (let c = 0; c < classes; c++) total += Math.exp(logits[c] - most);
-    loss += most + Math.log(total) - logits[target[row]];
+    for (let c = 0; c < classes; c++) total += Math.exp(logits[c] - max);
+    loss += max + Math.log(total) - logits[target[row]];
     for (let c = 0; c < classes; c++) {
-      const error = Math.exp(logits[c] - most) / total - (c === target[row] ? 1 : 0);
+      const error = Math.exp(logits[c] - max) / total - (c === target[row] ? 1 : 0);
       for (let k = 0; k < size; k++) gradient[c * width + k] += error * features[at + k];
       gradient[c * width + size] += error;
     }
@@ -197,17 +197,17 @@ function predictSoftmax(store, { weights, classes }) {
   for (let pixel = 0; pixel < scales.length; pixel++) {
     if (!readPixel(store, pixel, vector)) continue;
     multiply(rows, vector, logits);
-    let most = -Infinity;
+    let max = -Infinity;
     let best = 0;
     for (let c = 0; c < classes; c++) {
       logits[c] = logits[c] * scales[pixel] + weights[c * (size + 1) + size];
-      if (logits[c] > most) {
-        most = logits[c];
+      if (logits[c] > max) {
+        max = logits[c];
         best = c;
       }
     }
     let total = 0;
-    for (let c = 0; c < classes; c++) total += Math.exp(logits[c] - most);
+    for (let c = 0; c < classes; c++) total += Math.exp(logits[c] - max);
     out.classes[pixel] = best;
     out.confidence[pixel] = Math.round(255 / total);
   }
@@ -216,7 +216,7 @@ function predictSoftmax(store, { weights, classes }) {
 
 // ---- k nearest neighbours -----------------------------------------------------------------------
 
-// The class that most of the k nearest labelled vectors have (the first of equals), and its share.
+// The most frequent class of the k nearest labelled vectors (the first of equals), and its share.
 function predictNearest(store, { vectors, target, classes, k }) {
   const { scales, size } = store;
   const out = emptyMap(scales.length);
@@ -241,7 +241,7 @@ function predictNearest(store, { vectors, target, classes, k }) {
   return out;
 }
 
-// The rows of least squared distance |row|^2 - 2 pixel . row, without the pixel's own length.
+// The nearest rows, by |row|^2 - 2 pixel . row: the squared distance less the pixel's own length.
 function keepNearest(lengths, products, twice, { distances, rows }) {
   const last = distances.length - 1;
   distances.fill(Infinity);
@@ -276,7 +276,7 @@ export function predict(store, model) {
 
 // Fold of each click, so that each fold has its share of every class; -1 for a class of one click.
 // clicks: class number of each click.
-export function drawFolds(clicks) {
+export function chooseFolds(clicks) {
   const counts = new Map();
   const folds = clicks.map((label) => {
     const seen = counts.get(label) ?? 0;
@@ -294,7 +294,7 @@ export function score(training) {
   const { vectors, target, click, size, classes } = training;
   const clickClass = [];
   target.forEach((label, row) => (clickClass[click[row]] = label));
-  const folds = drawFolds(clickClass);
+  const folds = chooseFolds(clickClass);
   const perClass = Array.from({ length: classes }, () => ({ clicks: 0, right: 0 }));
   const sums = clickClass.map(() => ({ pixels: 0, right: 0 }));
   for (let fold = 0; fold < FOLDS; fold++) {

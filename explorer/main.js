@@ -5,7 +5,7 @@ import { MapView } from "./map.js";
 import { byId, fromSlider, make, showClasses, whereLine } from "./panel.js";
 import { Pool } from "./pool.js";
 
-const MOST_WORKERS = 8;
+const MAX_WORKERS = 8;
 const NARROW_SCREEN = matchMedia("(max-width: 760px)");
 const SHOWN = 5000; // milliseconds that a message stays
 
@@ -32,7 +32,8 @@ function startTheme() {
     // as above
   }
   const dark = matchMedia("(prefers-color-scheme: dark)").matches;
-  document.documentElement.dataset.theme = kept ?? (dark ? "dark" : "light");
+  const known = kept === "dark" || kept === "light";
+  document.documentElement.dataset.theme = known ? kept : dark ? "dark" : "light";
 }
 
 // ---- controls -----------------------------------------------------------------------------------
@@ -240,7 +241,7 @@ function describePage({ embedding }, scene) {
   const { dimensions, of, variance } = embedding;
   const thinned =
     scene.stride > 1
-      ? `, every ${scene.stride}. row and column of ${scene.fullHeight} x ${scene.fullWidth}`
+      ? `, one of ${scene.stride} rows and columns of ${scene.fullHeight} x ${scene.fullWidth}`
       : "";
   const share = `${(100 * variance).toFixed(1)} % of the variance`;
   const held = `${dimensions} of ${of} dimensions hold ${share}`;
@@ -253,7 +254,7 @@ function restoreKept(app) {
   try {
     app.restore(kept);
   } catch {
-    say("What this browser kept of the last session cannot be read; it starts anew.");
+    say("The last session in this browser cannot be read; the page starts anew.");
   }
 }
 
@@ -262,7 +263,7 @@ async function open() {
   const facts = readFacts();
   byId("title").textContent = facts.title;
   const data = await readScenes(facts, (share) => (byId("progress").value = share));
-  const count = Math.max(1, Math.min(MOST_WORKERS, navigator.hardwareConcurrency || 2));
+  const count = Math.max(1, Math.min(MAX_WORKERS, navigator.hardwareConcurrency || 2));
   const pool = new Pool(byId("worker").textContent, count);
   pool.load(data.values, data.scales, data.size);
   const app = (window.explore = new App(facts, data, pool, say));
@@ -292,5 +293,5 @@ open().catch((error) => {
   byId("progress").hidden = true;
   byId("veilText").textContent =
     `This page could not be opened (${error.message}). ` +
-    "It wants a browser of 2023 or later, and memory for the map.";
+    "It needs a browser of 2023 or later, and memory for the map.";
 });

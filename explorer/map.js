@@ -3,9 +3,9 @@ import { scaleBar } from "./geo.js";
 import { placeOf } from "./files.js";
 
 const TAP = 6; // screen pixels that a click may move
-const MARKED = 4000; // most labels that get a mark of their own
-const LEAST_ZOOM = 0.02;
-const MOST_ZOOM = 64;
+const MAX_MARKS = 4000; // of labels on the map
+const MIN_ZOOM = 0.02;
+const MAX_ZOOM = 64;
 // screen pixels that tools and scale bar take from a wide and a narrow screen
 const WIDE = { left: 78, right: 20, top: 20, bottom: 62 };
 const NARROW = { left: 10, right: 10, top: 60, bottom: 54 };
@@ -37,22 +37,22 @@ export class MapView {
 
   // ---- view ----
 
-  // Show the whole scene, beside what lies on the map.
+  // Show the whole scene, not covered by tools, legend and scale bar.
   fit() {
     const { clientWidth: width, clientHeight: height } = this.canvas;
     const { scene } = this;
     const edge = width > 640 ? WIDE : NARROW;
     const [across, down] = [width - edge.left - edge.right, height - edge.top - edge.bottom];
-    this.zoom = Math.max(LEAST_ZOOM, Math.min(across / scene.width, down / scene.height));
+    this.zoom = Math.max(MIN_ZOOM, Math.min(across / scene.width, down / scene.height));
     this.x = scene.width / 2 - (edge.left - edge.right) / 2 / this.zoom;
     this.y = scene.height / 2 - (edge.top - edge.bottom) / 2 / this.zoom;
     this.draw();
   }
 
-  // Zoom by a factor so that what is at a place of the screen stays there.
+  // Zoom by a factor about a place of the screen.
   zoomBy(factor, left = this.canvas.clientWidth / 2, top = this.canvas.clientHeight / 2) {
     const before = this.#toMap(left, top);
-    this.zoom = Math.max(LEAST_ZOOM, Math.min(MOST_ZOOM, this.zoom * factor));
+    this.zoom = Math.max(MIN_ZOOM, Math.min(MAX_ZOOM, this.zoom * factor));
     const after = this.#toMap(left, top);
     this.x += before[0] - after[0];
     this.y += before[1] - after[1];
@@ -243,7 +243,7 @@ export class MapView {
 
   #drawMarks(pen) {
     const radius = this.marks.length > 500 ? 3 : 4.5;
-    for (const { row, column, color } of this.marks.slice(0, MARKED)) {
+    for (const { row, column, color } of this.marks.slice(0, MAX_MARKS)) {
       const [left, top] = this.toScreen(column + 0.5, row + 0.5);
       pen.beginPath();
       pen.arc(left, top, radius, 0, 7);
@@ -315,7 +315,7 @@ export class MapView {
     this.draw();
   }
 
-  bar(most) {
-    return scaleBar(this.scene, this.zoom, most);
+  bar(maxWidth) {
+    return scaleBar(this.scene, this.zoom, maxWidth);
   }
 }

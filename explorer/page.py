@@ -1,8 +1,8 @@
 """One HTML file that holds its data, style and JavaScript: nothing is fetched when it is opened.
 
-The JavaScript modules, the style sheet and the frame of the page lie in explorer/. What a tile or a
-user is named never runs: facts are JSON without a `<`, and the page's Content-Security-Policy
-allows the one script whose hash it names, and no request to anywhere.
+The JavaScript modules, the style sheet and the HTML of the page lie in explorer/. Names of tiles
+and classes never run as code: facts are JSON without a `<`, and the page's Content-Security-Policy
+allows the one script whose hash it names, and no request at all.
 """
 
 import base64
@@ -19,7 +19,7 @@ from running.errors import InputError
 from running.files import atomic_write
 
 FOLDER = Path(__file__).resolve().parent
-# in the order in which they are put into the page; a module's constants stand before their use
+# in the order of the page; a module comes after those whose constants it reads at the start
 WORKER_MODULES = ("learn.js", "worker.js")
 PAGE_MODULES = ("colors.js", "data.js", "geo.js", "labels.js", "pool.js", "files.js", "plot.js")
 PAGE_MODULES += ("layers.js", "map.js", "panel.js", "session.js", "app.js", "main.js")
@@ -32,7 +32,7 @@ class Blobs:
         self.parts, self.digest = [], hashlib.sha256()
 
     def add(self, array):
-        """Take an array; returns what the page needs to find it."""
+        """Add an array. Returns its entry in the facts of the page."""
         content = zlib.compress(np.ascontiguousarray(array).data, 6)
         self.digest.update(content)
         self.parts.append(base64.b64encode(content).decode())
@@ -64,7 +64,7 @@ def hash_source(text):
 
 
 def write_page(path, facts, blobs):
-    """Write the page; what is not the page's own script cannot run in it."""
+    """Write the page (HTML). Only its own script can run in it."""
     style = (FOLDER / "style.css").read_text()
     script, worker = "\n" + join_modules(PAGE_MODULES), join_modules(WORKER_MODULES)
     parts = {

@@ -1,7 +1,8 @@
 // The panel beside the map: fills what page.html lays out. Text goes in as text, never as HTML.
 import { bandColor } from "./plot.js";
 import { describeArea, describePlace, geographic, mapCoordinates, middle } from "./geo.js";
-import { BACKGROUNDS, FULL_NAMES, OVERLAYS, WHY_NOT, isThere, legendOf, partOf } from "./layers.js";
+import { BACKGROUNDS, FULL_NAMES, OVERLAYS, WHY_NOT } from "./layers.js";
+import { classesOf, isThere, legendOf, partOf } from "./layers.js";
 
 export const byId = (id) => document.getElementById(id);
 
@@ -104,13 +105,16 @@ export function pixelFacts(app, { row, column }) {
   const rows = [["Row, column", `${row * scene.stride}, ${column * scene.stride}`]];
   if (map) rows.push([shortName(scene.place.crs), `${map[0].toFixed(1)}, ${map[1].toFixed(1)}`]);
   if (place) rows.push(["WGS 84", describePlace(place)]);
-  const name = (code) => (code ? (scene.classes[code]?.name ?? `class ${code}`) : "none");
   const { classes, confidence, labels, count } = scene.layers;
+  const classRow = (what, key, code, sure = "") => {
+    const one = classesOf(scene, key)[code];
+    rows.push([what, (code ? (one?.name ?? `class ${code}`) : "none") + sure, one?.color]);
+  };
   if (classes) {
     const sure = confidence && classes[i] ? ` (${percent(confidence[i] / 255)})` : "";
-    rows.push(["Class map", name(classes[i]) + sure, scene.classes[classes[i]]?.color]);
+    classRow("Class map", "classes", classes[i], sure);
   }
-  if (labels) rows.push(["Tile's label", name(labels[i]), scene.classes[labels[i]]?.color]);
+  if (labels) classRow("Tile's label", "labels", labels[i]);
   if (found.prediction) {
     const own = app.labels.classOf(found.prediction.codes[found.prediction.classes[number]]);
     const sure = percent(found.prediction.confidence[number] / 255);
@@ -254,6 +258,7 @@ export function showMap(app) {
     byId("learned").textContent = "";
     return;
   }
+  showLearned(app, prediction.about);
   const rows = classPixels(app);
   const total = rows.reduce((sum, row) => sum + row.pixels, 0) || 1;
   const bars = rows.map(({ name, color, pixels }) => {
@@ -276,6 +281,15 @@ export function showMap(app) {
   byId("areas").replaceChildren(...bars);
 }
 
+// How the map was made, and that it is not of the labels as they are now.
+function showLearned({ data, labels, view }, { pixels, seconds, version }) {
+  const all = data.scales.length.toLocaleString("en");
+  const old = !view.auto && version !== labels.version;
+  byId("learned").textContent =
+    `${all} px from ${pixels} labelled in ${seconds.toFixed(2)} s` +
+    (old ? ". The labels have changed since then: Map now makes the map anew." : "");
+}
+
 // Wilson's interval of a share at 95 %.
 function interval(right, clicks) {
   const [p, z] = [right / clicks, 1.96];
@@ -289,7 +303,7 @@ function interval(right, clicks) {
 export function showScore(app, score) {
   const box = byId("score");
   if (!score.clicks) {
-    const hint = "No score yet: wants two clicks or more of a class, so that some can be held out.";
+    const hint = "No score yet: a class needs two clicks or more, so that some can be held out.";
     return box.replaceChildren(make("p", { className: "hint" }, hint));
   }
   const { right, clicks } = score;
@@ -307,8 +321,8 @@ export function showScore(app, score) {
   );
   const head = make("tr", {}, make("th", {}, "Class"), make("th", {}, "right"));
   const how =
-    "Each fifth of the clicks was held out once, and told by a model of the rest. " +
-    "Clicks close to each other flatter the score.";
+    "Each fifth of the clicks was held out once, and predicted by a model of the others. " +
+    "Clicks close to each other make the score too high.";
   box.replaceChildren(
     make(
       "p",

@@ -8,11 +8,12 @@ const FONT = "11px system-ui, sans-serif";
 const OTHER_COLORS = ["#8da0cb", "#66c2a5", "#fc8d62", "#a6761d", "#7570b3"];
 
 export function bandColor(name, index) {
-  return BAND_COLORS[name] ?? OTHER_COLORS[index % OTHER_COLORS.length];
+  const known = Object.hasOwn(BAND_COLORS, name);
+  return known ? BAND_COLORS[name] : OTHER_COLORS[index % OTHER_COLORS.length];
 }
 
-function range(lists, clear, least, most) {
-  let [low, high] = [least, most];
+function range(lists, clear, start) {
+  let [low, high] = start;
   for (const values of lists) {
     values.forEach((value, i) => {
       if (!clear[i] || !(Math.abs(value) < 10)) return; // clouds do not set the scale
@@ -45,8 +46,7 @@ function layPanels(series, ndvi, hidden, width, height) {
   let top = EDGE.top;
   for (const panel of panels) {
     const values = panel.curves.map((curve) => curve.values);
-    const [least, most] = panel.title === "NDVI" ? [0, 1] : [0, 0.2];
-    panel.range = range(values, series.clear, least, most);
+    panel.range = range(values, series.clear, panel.title === "NDVI" ? [0, 1] : [0, 0.2]);
     panel.top = top;
     panel.height = (room * panel.share) / total;
     const [low, high] = panel.range;
@@ -118,7 +118,7 @@ export function dateAt(series, canvas, left) {
   return best;
 }
 
-// Draw it. hidden: names of curves that are off; date: number of the date pointed at, or -1.
+// Plot a year. hidden: names of curves that are off; date: number of the date pointed at, or -1.
 export function drawYear(canvas, series, ndvi, hidden, date) {
   const style = getComputedStyle(canvas);
   const ink = {

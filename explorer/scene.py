@@ -4,7 +4,6 @@ Shapes: H x W pixels of the page's grid, T dates, B bands, D dimensions of a rep
 them kept by the PCA.
 """
 
-from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
 
@@ -13,44 +12,52 @@ from rasterio._err import CPLE_BaseError  # GDAL's errors, which have no public 
 from rasterio.crs import CRS
 from rasterio.warp import transform as reproject
 
-from maps import false_color
+from maps.false_color import apply_basis
 from maps.land_cover import WORLDCOVER, class_legend, row_hectares
-from maps.reader import (
-    check_same_place,
-    open_representations,
-    read_codes,
-    read_map,
-    read_provenance,
-)
+from maps.reader import RepresentationMap, check_same_place, read_codes, read_map
 from maps.writer import quantise
 from running.errors import InputError
-from tiles import Tile, is_georeferenced
+from running.files import Watch
+from tile_json import is_georeferenced
+from tiles import Tile
+from utils import median_color
 
 BANDS = ("B02", "B03", "B04", "B08", "B11", "B12")  # blue, green, red, NIR, two of SWIR
 # for classes without one: Okabe and Ito's, then Tol's, safe for the colour-blind; as in colors.js
 COLORS = ("#0072b2", "#e69f00", "#009e73", "#cc79a7", "#56b4e9", "#d55e00", "#f0e442", "#882255")
 COLORS += ("#44aa99", "#999933", "#332288", "#dddddd")
-BLOCK_BYTES = 1 << 26  # of a map or tile in memory at a time
+HECTARE_SPREAD = 0.1  # relative difference of rows; where it is larger, the page counts pixels
+BLOCK_BYTES = 1 << 26  # of a tile in memory at a time
+# what the page holds of a map beside its representations, and of its tile
+MAP_FILES = ("classification_map.npy", "confidence.npy", "valid_count.npy")
+TILE_FILES = ("bands.npy", "masks.npy", "doys.npy", "labels.npy", "tile.json")
 
 
-@dataclass
-class Scene:
-    """One map and what is known of its pixels.
+class Scene(RepresentationMap):
+    """A map of the page and its tile.
 
-    shape: (H, W, D) on disk. tile: the Tile or None. stride: rows and columns of the page's grid.
+    tile: the Tile, or None where it is not at hand. stride: the page's grid holds every stride-th
+    row and column. Raises InputError where map and tile have other pixels.
     """
 
-    path: Path
-    shape: tuple
-    info: dict
-    tile: Tile | None
-    stride: int = 1
-    name: str = field(init=False)
-
-    def __post_init__(self):
-        self.name = self.tile.name if self.tile else self.path.resolve().parent.name
-        self.made_by = self.info.get("checkpoint_sha256", "")  # "" where it is not known
-        self.title = self.tile.title if self.tile else str(self.info.get("tile", self.name))
+    def __init__(self, path, tile_path=""):
+        super().__init__(path)
+        self.stride, self.tile = 1, None
+        self.watches = [self.watch, Watch(self.path.parent, MAP_FILES)]
+        folder = Path(tile_path or self.info.get("tile_path", ""))
+        if not tile_path and not (self.info.get("tile_path") and folder.exists()):
+            where = self.info.get("tile_path", "no infer.json names it")
+            print(f"{path}: found no tile ({where}), so the page has no series and no labels")
+            return
+        self.watches.append(Watch(folder, TILE_FILES))
+        self.tile = Tile(folder)
+        if self.tile.shape[1:3] != self.shape[:2]:
+            raise InputError(
+                f"{path}: found {self.shape[0]} x {self.shape[1]} pixels, wanted "
+                f"{self.tile.shape[1]} x {self.tile.shape[2]} of {folder}"
+            )
+        check_same_place(folder / "tile.json", self.tile.info, self.info)
+        self.name, self.title = self.tile.name, self.tile.title
 
     @property
     def grid(self):
@@ -61,37 +68,6 @@ class Scene:
         """A map (H, W, ..) on disk, on the page's grid."""
         return np.asarray(array[:: self.stride, :: self.stride])
 
-    def blocks(self):
-        """Yield representations (rows, W, D) float32 of the page's grid, NaN where no data."""
-        array, scales = open_representations(self.path)
-        rows = max(1, BLOCK_BYTES // (4 * self.shape[1] * self.shape[2])) * self.stride
-        for first in range(0, self.shape[0], rows):
-            part = slice(first, first + rows, self.stride), slice(None, None, self.stride)
-            values = array[part].astype(np.float32)
-            yield values if scales is None else values * scales[part][..., None]
-
-
-def open_scene(path, tile_path):
-    """A map and, where it is at hand, its tile. Raises InputError where their pixels differ."""
-    shape = open_representations(path)[0].shape
-    if 0 in shape:
-        raise InputError(f"{path}: found shape {shape}, wanted (H, W, D), none of them 0")
-    info = read_provenance(path)
-    folder = Path(tile_path or str(info.get("tile_path", "")))
-    tile = None
-    if tile_path or (info.get("tile_path") and folder.exists()):
-        tile = Tile(folder)
-        if tile.shape[1:3] != shape[:2]:
-            raise InputError(
-                f"{path}: found {shape[0]} x {shape[1]} pixels, wanted "
-                f"{tile.shape[1]} x {tile.shape[2]} of {tile.path}"
-            )
-        check_same_place(tile.path / "tile.json", tile.info, info)
-    else:
-        where = info.get("tile_path", "no infer.json tells where")
-        print(f"{path}: its tile is not at hand ({where}), so the page has no series and labels")
-    return Scene(path, shape, info, tile)
-
 
 # ---- layers --------------------------------------------------------------------------------------
 
@@ -101,17 +77,15 @@ def embed(scene, mean, components, basis):
     values = np.empty((*scene.grid, len(components)), np.int8)
     scales = np.empty(scene.grid, np.float32)
     color = np.empty((*scene.grid, 3), np.uint8)
-    first = 0
-    for block in scene.blocks():
+    for first, block in scene.blocks(scene.stride):
         rows = slice(first, first + len(block))
         values[rows], scales[rows] = quantise((block - mean) @ components.T)
-        color[rows] = false_color.apply_basis(basis, block)[..., :3]
-        first += len(block)
+        color[rows] = apply_basis(basis, block)[..., :3]
     return values, scales, color
 
 
 def map_layers(scene):
-    """What infer.py wrote beside the map and what the tile tells, {name: (H, W) array}."""
+    """Maps that infer.py wrote beside the representations, and the tile's: {name: (H, W) array}."""
     folder, shape, layers = scene.path.parent, scene.shape[:2], {}
     if (folder / "classification_map.npy").exists():
         classes = read_codes(folder / "classification_map.npy", shape)
@@ -120,7 +94,7 @@ def map_layers(scene):
         confidence = scene.thin(read_map(folder / "confidence.npy", shape, kind="f"))
         layers["confidence"] = (np.nan_to_num(confidence).clip(0, 1) * 255).round().astype(np.uint8)
     if (folder / "valid_count.npy").exists():
-        count = read_codes(folder / "valid_count.npy", shape, most=65535)
+        count = read_codes(folder / "valid_count.npy", shape, max_code=65535)
         layers["count"] = scene.thin(count).astype(np.uint16)
     elif scene.tile:
         layers["count"] = scene.thin(scene.tile.clear_counts())
@@ -129,41 +103,32 @@ def map_layers(scene):
     return layers
 
 
-def row_blocks(scene, step):
-    """Yield (first row, last row + 1) of blocks of the tile that hold whole multiples of `step`."""
+def row_ranges(scene, step):
+    """Yield (first row, last row + 1) of blocks of a tile, each from a multiple of `step` on."""
     tile_bytes = scene.tile.shape[0] * scene.tile.shape[2] * scene.tile.shape[3] * 2
     rows = max(1, BLOCK_BYTES // tile_bytes) * step
     for first in range(0, scene.shape[0], rows):
         yield first, min(first + rows, scene.shape[0])
 
 
-def median_color(scene):
+def median_layer(scene):
     """Median red, green and blue over the clear dates, (H, W, 3) uint8; None without such bands.
 
-    Stretched between the percentiles 2 and 98 of each band; 0 where no date is clear.
+    Stretched between the percentiles 2 and 98 of each band to 1 .. 255; 0 where no date is clear.
     """
-    names = scene.tile.band_names
-    if not {"B02", "B03", "B04"} <= set(names):
+    median = median_color(scene.tile, scene.stride)
+    if median is None or not np.isfinite(median).any():
         return None
-    bands, medians = [names.index(name) for name in ("B04", "B03", "B02")], []
-    for first, last in row_blocks(scene, scene.stride):
-        part = slice(None), slice(first, last, scene.stride), slice(None, None, scene.stride)
-        clear = np.asarray(scene.tile.masks[part]) > 0
-        values = np.where(clear[..., None], scene.tile.bands[part][..., bands], np.uint16(65535))
-        values.sort(0)  # what is not clear goes to the end
-        middle = ((clear.sum(0) - 1).clip(0) // 2)[None, ..., None]
-        medians.append(np.take_along_axis(values, middle, 0)[0] * clear.any(0)[..., None])
-    median = np.concatenate(medians).astype(np.float32)
-    seen = median.any(-1)
-    if not seen.any():
-        return None
-    low, high = np.percentile(median[seen], (2, 98), axis=0)
+    low, high = np.nanpercentile(median.reshape(-1, 3), (2, 98), axis=0)
     color = ((median - low) / np.maximum(high - low, 1)).clip(0, 1) * 254 + 1
-    return (color.round() * seen[..., None]).astype(np.uint8)
+    return np.nan_to_num(color.round()).astype(np.uint8)
 
 
 def series_bands(tile, wanted):
-    """Numbers and names of the bands of the series. Raises InputError for one that is not there."""
+    """Numbers and names of the bands of the series.
+
+    wanted: names divided by commas; empty: those of BANDS. Raises InputError for a missing one.
+    """
     names = tile.band_names or [f"band {number + 1}" for number in range(tile.shape[3])]
     chosen = [name.strip() for name in wanted.split(",") if name.strip()]
     for name in chosen:
@@ -174,10 +139,10 @@ def series_bands(tile, wanted):
 
 
 def read_series(scene, config, allowed):
-    """The series of every so many-th row and column of the page's grid, as many as are allowed.
+    """The series of every N-th row and column of the page's grid, N as small as `allowed` permits.
 
     allowed: bytes. Returns facts for the page, values (N, T, B) uint16 and clear (N, T) uint8; or
-    None where not even a few fit.
+    None where a single series is too large.
     """
     dates = scene.tile.shape[0]
     bands, names = series_bands(scene.tile, config["bands"])
@@ -187,37 +152,37 @@ def read_series(scene, config, allowed):
         if step > max(scene.grid):
             return None
     skip, values, clear = step * scene.stride, [], []
-    for first, last in row_blocks(scene, skip):
+    for first, last in row_ranges(scene, skip):
         part = slice(None), slice(first, last, skip), slice(None, None, skip)
         block = np.asarray(scene.tile.bands[part])[..., bands]
         values.append(np.moveaxis(block, 0, 2).reshape(-1, dates, len(bands)))
         clear.append(np.moveaxis(np.asarray(scene.tile.masks[part]), 0, 2).reshape(-1, dates))
     facts = {"step": step, "bands": names, "doys": scene.tile.doys.tolist()}
-    told = scene.tile.info.get("dates", [])
-    facts["dates"] = [str(datetime.fromisoformat(day).date()) for day in told]
+    dates = scene.tile.info.get("dates", [])
+    facts["dates"] = [str(datetime.fromisoformat(day).date()) for day in dates]
     return facts, np.concatenate(values), np.concatenate(clear)
 
 
 # ---- place and legend ----------------------------------------------------------------------------
 
 
-def place(scene):
-    """Where the pixels are: crs, transform, unit, hectares, and a grid of longitudes and latitudes.
+def describe_place(info, shape):
+    """Where the pixels of a map (H, W) are: crs, transform, unit, hectares, and a geographic grid.
 
-    hectares: of a pixel, the mean over the rows. {} where nothing tells; no grid (WGS84) where the
-    CRS is not one of the Earth.
+    info: with crs and transform, as in tile.json; without them {}. hectares: of a pixel, where all
+    rows have nearly the same.
     """
-    source = scene.tile.info if scene.tile else scene.info
-    if not is_georeferenced(source):
+    if not is_georeferenced(info):
         return {}
-    crs = CRS.from_user_input(source["crs"])
-    a, b, c, d, e, f = transform = [float(number) for number in source["transform"]]
+    crs = CRS.from_user_input(info["crs"])
+    a, b, c, d, e, f = transform = [float(number) for number in info["transform"]]
     unit = crs.linear_units if crs.is_projected else "degree" if crs.is_geographic else ""
-    facts = {"crs": str(source["crs"]), "transform": transform, "unit": unit}
-    if (hectares := row_hectares(source, scene.shape[0])) is not None:
+    facts = {"crs": str(info["crs"]), "transform": transform, "unit": unit}
+    hectares = row_hectares(info, *shape)
+    if hectares is not None and np.ptp(hectares) < HECTARE_SPREAD * hectares.mean():
         facts["hectares"] = float(hectares.mean())
     row, column = np.meshgrid(
-        *(np.linspace(0, size, min(65, 2 + size // 128)) for size in scene.shape[:2]), indexing="ij"
+        *(np.linspace(0, size, min(65, 2 + size // 128)) for size in shape), indexing="ij"
     )
     return facts | geographic_grid(crs, a * column + b * row + c, d * column + e * row + f)
 
@@ -225,8 +190,8 @@ def place(scene):
 def geographic_grid(crs, x, y):
     """Longitudes and latitudes at even steps from corner to corner of a map, {"grid": ..} or {}.
 
-    The page interpolates between them, which is right to less than a metre for a UTM tile.
-    x, y: (rows, columns) map coordinates of the grid's points.
+    The page interpolates between them, with an error of less than a metre for a UTM tile. {} for a
+    CRS that cannot be transformed. x, y: (rows, columns) map coordinates of the grid's points.
     """
     try:
         lon, lat = reproject(crs, "EPSG:4326", x.ravel(), y.ravel())
@@ -240,14 +205,27 @@ def geographic_grid(crs, x, y):
     return {"grid": {"rows": x.shape[0], "columns": x.shape[1], "lon": lon, "lat": lat}}
 
 
-def legend_of(scene, layers):
-    """{code: {"name", "color"}} of the codes of class map and labels, and of all that are named."""
-    codes = {int(c) for key in ("classes", "labels") for c in np.unique(layers.get(key, []))}
-    told = scene.tile.info.get("classes") if scene.tile else None
-    told = told or scene.info.get("classes") or {}
-    legend = class_legend(codes | {int(code) for code in told}, told)
+def legends_of(scene, layers):
+    """Names and colours of classes for the page: {"classes": {code: {"name", "color"}}}.
+
+    Of all codes that occur or have a name. Where the classifier names a code otherwise than the
+    tile, "classes" are those of the labels, and "mapClasses" those of the class map.
+    """
+    tile = (scene.tile.info.get("classes") if scene.tile else None) or {}
+    classifier = scene.info.get("classes") or {}
+    labels, class_map = (layers.get(key, np.zeros(0, np.uint8)) for key in ("labels", "classes"))
+    both = tile.keys() & classifier.keys()
+    if all(tile[code]["name"] == classifier[code]["name"] for code in both):
+        codes = np.union1d(labels, class_map)
+        return {"classes": _legend(codes, classifier | tile)}
+    return {"classes": _legend(labels, tile), "mapClasses": _legend(class_map, classifier)}
+
+
+def _legend(codes, named):
+    """{code: {"name", "color"}} of an array of codes and of the classes `named` in tile.json."""
+    legend = class_legend({*np.unique(codes).tolist(), *map(int, named)}, named)
     for index, (code, entry) in enumerate(legend.items()):
-        known = told.get(str(code), {}) if told else WORLDCOVER.get(code, {})
+        known = named.get(str(code), {}) if named else WORLDCOVER.get(code, {})
         if "color" not in known:
             entry["color"] = COLORS[index % len(COLORS)]
     return legend

@@ -2,6 +2,7 @@
 // Labels are kept by tile, row and column of the tile, so that a page of another stride or of more
 // tiles can take them too.
 import { placeOf } from "./files.js";
+import { BACKGROUNDS, OVERLAYS } from "./layers.js";
 
 const FORMAT = 1;
 const WAIT = 300; // milliseconds between a change and its saving
@@ -18,9 +19,10 @@ export function toSession(facts, scenes, labels, view) {
 
 const isIndex = (value, below) => Number.isInteger(value) && value >= 0 && value < below;
 
-// Read a session into `labels`. Returns {taken, left}: labels that found their pixel or did not.
+// Classes, labels and view of a session, which may be any JSON: {classes, labels: [[pixel, {code,
+// click}]], left, view}; left: how many labels have no pixel in this page.
 // Throws an Error in words where it is no session.
-export function fromSession(session, scenes, labels) {
+export function readSession(session, scenes) {
   if (
     session?.format !== FORMAT ||
     !Array.isArray(session.classes) ||
@@ -30,19 +32,44 @@ export function fromSession(session, scenes, labels) {
       "This file is no session of this page: wanted the JSON that Save session wrote.",
     );
   }
-  const classes = session.classes.filter((one) => isIndex(one?.code - 1, 255));
-  const codes = new Set(classes.map((one) => one.code));
-  const found = [];
-  for (const { tile, scene: number, row, column, code, click } of session.labels) {
+  const classes = new Map();
+  for (const one of session.classes) {
+    if (Number.isInteger(one?.code) && one.code > 0 && one.code < 256 && !classes.has(one.code))
+      classes.set(one.code, one);
+  }
+  const labels = [];
+  for (const label of session.labels) {
+    const { tile, scene: number, row, column, code, click } = label ?? {};
     const named = scenes.filter((one) => one.name === tile);
     const scene = named.find((one) => one.index === number) ?? named[0];
-    if (!scene || !codes.has(code) || !isIndex(click, 1e9)) continue;
+    if (!scene || !classes.has(code) || !isIndex(click, 1e9)) continue;
+    if (!Number.isInteger(row) || !Number.isInteger(column)) continue;
     const [r, c] = [row / scene.stride, column / scene.stride];
     if (!isIndex(r, scene.height) || !isIndex(c, scene.width)) continue;
-    found.push([scene.first + r * scene.width + c, { code, click }]);
+    labels.push([scene.first + r * scene.width + c, { code, click }]);
   }
-  labels.replace(classes, found);
-  return { taken: found.length, left: session.labels.length - found.length };
+  const left = session.labels.length - labels.length;
+  return { classes: [...classes.values()], labels, left, view: readView(session.view ?? {}) };
+}
+
+const VIEW_WORDS = {
+  background: Object.keys(BACKGROUNDS),
+  overlay: Object.keys(OVERLAYS),
+  method: ["softmax", "nearest"],
+};
+const VIEW_NUMBERS = { opacity: 101, k: 26, brush: 21 }; // whole numbers below
+
+// The entries of a session's view that this page has.
+function readView(view) {
+  const found = {};
+  for (const [key, words] of Object.entries(VIEW_WORDS)) {
+    if (words.includes(view[key])) found[key] = view[key];
+  }
+  for (const [key, below] of Object.entries(VIEW_NUMBERS)) {
+    if (isIndex(view[key], below)) found[key] = view[key];
+  }
+  if (found.k === 0) delete found.k;
+  return found;
 }
 
 // The browser's storage, of which a browser may have none for files.

@@ -1,47 +1,75 @@
 """False colour: a basis of three principal components, fitted, applied, saved and loaded."""
 
+import json
 import math
 import zipfile
+from pathlib import Path
 
 import numpy as np
 from sklearn.decomposition import PCA
 
+from maps.reader import MADE_BY, check_made_alike
 from running.errors import InputError
-from running.files import atomic_write
+from running.files import atomic_write, make_output_dir
 
-MOST_VALUE = 1e12  # of a representation: its square times all that is summed up stays finite
-BASIS_BYTES = 1 << 24  # most that a file of a basis can hold: 65536 dimensions need a megabyte
+MAX_VALUE = 1e12  # of a representation, so that sums of squares stay finite
+MAX_BASIS_BYTES = 1 << 24  # of a basis file: one of 65536 dimensions has a megabyte
 
 
-def draw_sample(blocks, config, path):
-    """At most `sample_pixels` valid representations (N, D), drawn at random in bounded memory.
+def sample_representations(maps, config, stride=1):
+    """At most `sample_pixels` valid representations (N, D) of maps, at random, in bounded memory.
 
-    Each valid pixel draws a number, and those with the lowest are kept. blocks: arrays (.., D), NaN
-    where there is no data. path: for the error. Raises InputError for too few to fit a basis to,
-    and for values that cannot be squared.
+    Each valid pixel gets a random number, and those with the lowest are kept. maps: of
+    `RepresentationMap`, of which every stride-th row and column is read.
+    Raises InputError for too few to fit a basis to, and for values that cannot be squared.
     """
-    rng, most = np.random.default_rng(config["seed"]), config["sample_pixels"]
+    rng, count = np.random.default_rng(config["seed"]), config["sample_pixels"]
     limit, parts = 1.0, []
-    for block in blocks:
+    for block in (block for one in maps for _, block in one.blocks(stride)):
         pixels = block[np.isfinite(block).all(-1)]
         numbers = rng.random(len(pixels))
         parts.append((numbers[numbers < limit], pixels[numbers < limit]))
-        if sum(len(numbers) for numbers, _ in parts) > 2 * most:
-            parts = [_find_lowest(parts, most)]
+        if sum(len(numbers) for numbers, _ in parts) > 2 * count:
+            parts = [_keep_lowest(parts, count)]
             limit = parts[0][0][-1]
-    _, sample = _find_lowest(parts, most)
+    _, sample = _keep_lowest(parts, count)
     if len(sample) <= 3:
-        raise InputError(f"{path}: found {len(sample)} valid pixels, wanted more than 3")
-    if (most := np.abs(sample).max()) > MOST_VALUE:
-        raise InputError(f"{path}: found values up to {most:.3g}, wanted at most {MOST_VALUE:g}")
+        raise InputError(f"{maps[0].path}: found {len(sample)} valid pixels, wanted more than 3")
+    if (largest := np.abs(sample).max()) > MAX_VALUE:
+        raise InputError(
+            f"{maps[0].path}: found values up to {largest:.3g}, wanted at most {MAX_VALUE:g}"
+        )
     return sample
 
 
-def _find_lowest(parts, most):
+def _keep_lowest(parts, count):
     """Of parts (numbers (N,), pixels (N, D)) the pixels with the lowest numbers, ascending."""
     numbers, pixels = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
-    order = numbers.argsort()[:most]
+    order = numbers.argsort()[:count]
     return numbers[order], pixels[order]
+
+
+def find_basis(maps, config, sample=None):
+    """The basis of `basis_path` where that file exists, else one fitted to maps and saved there.
+
+    maps: of `RepresentationMap`. sample: `sample_representations` of them, where it is at hand.
+    Raises InputError for a file that is no basis, or one of another checkpoint.
+    """
+    path = Path(config["basis_path"])
+    if path.suffix != ".npz" and not path.is_file():
+        path = path.parent / f"{path.name}.npz"
+    if not config["basis_path"] or not path.exists():
+        basis = fit_basis(sample_representations(maps, config) if sample is None else sample)
+        if not config["basis_path"]:
+            return basis
+        if not path.exists():  # another call may have been faster: then its basis counts
+            make_output_dir(path.parent)
+            save_basis(basis, maps[0].made_by, path)
+            print(f"{path}: the basis of these colours, for other maps of the same encoder")
+            return basis
+    basis, made_by = load_basis(path, maps[0].shape[2])
+    check_made_alike(path, "a basis", made_by, maps[0])
+    return basis
 
 
 def fit_basis(pixels):
@@ -71,18 +99,20 @@ def apply_basis(basis, representations):
     return rgba
 
 
-def save_basis(basis, checkpoint_sha256, path):
-    """Write a basis of the representations of a checkpoint ("" where that is not known)."""
+def save_basis(basis, made_by, path):
+    """Write a basis (`fit_basis`) of a map to a .npz. made_by: of its `RepresentationMap`."""
+    checkpoint = np.array(made_by.get("checkpoint_sha256") or "")
+    made_by = np.array(json.dumps({key: made_by.get(key) for key in MADE_BY}))
     with atomic_write(path) as part:
-        np.savez(part, checkpoint_sha256=np.array(checkpoint_sha256), **basis)
+        np.savez(part, checkpoint_sha256=checkpoint, made_by=made_by, **basis)
 
 
 def load_basis(path, num_dimensions):
-    """A basis (`fit_basis`) on disk and the hash of its checkpoint, "" where that is not told.
+    """A basis (`fit_basis`) on disk and what it was made by, as a `RepresentationMap` has it.
 
-    Raises InputError for anything else, before memory is asked for.
+    Raises InputError for any other file, before memory is allocated.
     """
-    wanted = {
+    shapes = {
         "mean": (num_dimensions,),
         "components": (3, num_dimensions),
         "low": (3,),
@@ -90,15 +120,14 @@ def load_basis(path, num_dimensions):
     }
     try:
         with zipfile.ZipFile(path) as archive:
-            if sum(member.file_size for member in archive.infolist()) > BASIS_BYTES:
+            if sum(member.file_size for member in archive.infolist()) > MAX_BASIS_BYTES:
                 raise ValueError("too large")
-            basis = {name: _read_member(archive, name) for name in wanted}
-            has_hash = "checkpoint_sha256.npy" in archive.namelist()
-            told = str(_read_member(archive, "checkpoint_sha256")) if has_hash else ""
-    except Exception as error:  # damage shows itself in many kinds, according to the byte it hits
+            basis = {name: _read_member(archive, name) for name in shapes}
+            made_by = _read_made_by(archive)
+    except Exception as error:  # a damaged file raises many kinds
         line = (str(error).splitlines() or [type(error).__name__])[0]
         raise InputError(f"{path}: found no basis ({line}), wanted one of this script") from None
-    for name, shape in wanted.items():
+    for name, shape in shapes.items():
         found = basis[name]
         if name == "mean" and found.ndim == 1 and len(found) != num_dimensions:
             raise InputError(
@@ -106,11 +135,21 @@ def load_basis(path, num_dimensions):
             )
         if found.dtype != np.float32 or found.shape != shape or not np.isfinite(found).all():
             raise InputError(f"{path}: found no usable {name}, wanted finite float32 {shape}")
-    return basis, told
+    return basis, made_by
+
+
+def _read_made_by(archive):
+    """The entries of MADE_BY that the file has; older ones have only the checkpoint's."""
+    names, found = archive.namelist(), {}
+    if "made_by.npy" in names:
+        found = dict(json.loads(str(_read_member(archive, "made_by"))))
+    if "checkpoint_sha256.npy" in names:
+        found["checkpoint_sha256"] = str(_read_member(archive, "checkpoint_sha256"))
+    return {key: found[key] for key, kind in MADE_BY.items() if isinstance(found.get(key), kind)}
 
 
 def _read_member(archive, name):
-    """One array of an .npz; ValueError where its header tells of more bytes than the file has."""
+    """One array of an .npz; ValueError where its header declares more bytes than the file has."""
     with archive.open(f"{name}.npy") as file:
         np.lib.format.read_magic(file)
         shape, fortran, dtype = np.lib.format.read_array_header_1_0(file)

@@ -1,4 +1,4 @@
-"""Maps as GeoTIFFs, block of rows by block of rows."""
+"""Maps as GeoTIFFs, written block of rows by block of rows."""
 
 import errno
 from pathlib import Path
@@ -13,48 +13,80 @@ from rasterio.windows import Window
 
 from running.files import atomic_write
 
+ROWS = 256  # of a file's own blocks, which are square; as many rows are in memory at a time
+INT8_NODATA = -128  # which no value of an int8 map has
+COG_OPTIONS = {
+    "compress": "deflate",
+    "bigtiff": "if_safer",
+    "blocksize": ROWS,
+    "overview_resampling": "nearest",  # a mean of several representations represents nothing
+}
 
-def write_geotiff(path, array, georeference, nodata, legend=None):
-    """Write (H, W) or (H, W, bands) as a tiled, compressed GeoTIFF.
 
+def write_geotiff(path, array, georeference, nodata, legend=None, band_names=None):
+    """Write a tiled, compressed GeoTIFF; with band names, a cloud-optimised one with overviews.
+
+    array: (H, W) or (H, W, bands), or what gives shape, dtype and slices of rows as an array does.
     georeference: dict with "crs" and "transform" (a, b, c, d, e, f), as in tile.json. legend: of
     class codes; becomes the colour table, and the class names in the .aux.xml beside the file.
     """
-    bands = array[..., None] if array.ndim == 2 else array
-    height, width, count = bands.shape
-    profile = {
-        "driver": "GTiff",
-        "height": height,
-        "width": width,
-        "count": count,
-        "dtype": bands.dtype,
-        "crs": georeference["crs"],
-        "transform": rasterio.Affine(*georeference["transform"]),
-        "nodata": nodata,
-        "tiled": True,
-        "blockxsize": 256,
-        "blockysize": 256,
-        "compress": "deflate",
-    }
-    if count == 4:
+    shape = (*array.shape, 1)[:3]
+    profile = _profile(array.dtype, shape, georeference, nodata)
+    if band_names:
+        profile |= {"compress": "lzw", "BIGTIFF": "YES"}
+    elif shape[2] == 4:
         profile |= {"photometric": "RGB", "ALPHA": "YES"}
     with atomic_write(path) as part:
-        with rasterio.open(part, "w", **profile) as file:
-            for first in range(0, height, 256):  # a row of blocks at a time
-                block = np.moveaxis(bands[first : first + 256], -1, 0)
-                file.write(block, window=Window(0, first, width, block.shape[1]))
-            if legend:
-                rgba = {code: to_rgba(entry["color"]) for code, entry in legend.items()}
-                colors = {code: tuple(round(255 * c) for c in rgb) for code, rgb in rgba.items()}
-                file.write_colormap(1, {0: (0, 0, 0, 0)} | colors)
+        # the driver of cloud-optimised files can only copy a whole file
+        file_path = part.with_suffix(".scratch.tif") if band_names else part
+        try:
+            with rasterio.open(file_path, "w", **profile) as file:
+                if band_names:
+                    file.descriptions = band_names
+                for first in range(0, shape[0], ROWS):
+                    block = array[first : first + ROWS].reshape(-1, *shape[1:])
+                    window = Window(0, first, shape[1], len(block))
+                    file.write(np.moveaxis(block, -1, 0), window=window)
+                if legend:
+                    file.write_colormap(1, _color_table(legend))
+            if band_names:
+                rasterio.shutil.copy(file_path, part, driver="COG", **COG_OPTIONS)
+        finally:
+            if band_names:
+                file_path.unlink(missing_ok=True)
         _check_written(part)
     remove_sidecars(path)
     if legend:
         _write_category_names(path, legend)
 
 
+def _profile(dtype, shape, georeference, nodata):
+    """How rasterio creates a GeoTIFF of a shape (H, W, bands)."""
+    return {
+        "driver": "GTiff",
+        "height": shape[0],
+        "width": shape[1],
+        "count": shape[2],
+        "dtype": dtype,
+        "crs": georeference["crs"],
+        "transform": rasterio.Affine(*georeference["transform"]),
+        "nodata": nodata,
+        "tiled": True,
+        "blockxsize": ROWS,
+        "blockysize": ROWS,
+        "compress": "deflate",
+    }
+
+
+def _color_table(legend):
+    """{code: (red, green, blue, alpha)} in 0 .. 255; 0, no data, is transparent."""
+    colors = {code: to_rgba(entry["color"]) for code, entry in legend.items()}
+    table = {code: tuple(round(255 * part) for part in rgba) for code, rgba in colors.items()}
+    return {0: (0, 0, 0, 0)} | table
+
+
 def _check_written(path):
-    """Read a GeoTIFF through; OSError where it is not whole, of which GDAL says nothing."""
+    """Read a GeoTIFF through: GDAL reports no error where the disk was full; OSError for that."""
     try:
         with rasterio.open(path) as file:
             for _, window in file.block_windows():
@@ -81,8 +113,25 @@ def remove_sidecars(path):
         Path(f"{path}{suffix}").unlink(missing_ok=True)
 
 
-ROWS = 256  # of a file's own blocks: so many rows are in memory at a time
-INT8_NODATA = -128  # which no value of an int8 map has
+# ---- representation maps -------------------------------------------------------------------------
+
+
+class _Representations:
+    """A map on disk as `write_geotiff` takes it: float32, or int8 with a value for no data.
+
+    It is opened again for each block of rows, so that the memory of rows already read is freed.
+    """
+
+    def __init__(self, read, is_int8):
+        self.read, self.is_int8 = read, is_int8
+        self.shape = read("representation_map").shape
+        self.dtype = np.dtype("int8" if is_int8 else "float32")
+
+    def __getitem__(self, rows):
+        block = np.array(self.read("representation_map")[rows], self.dtype)
+        if self.is_int8:
+            block[np.isnan(self.read("representation_map_scales")[rows])] = INT8_NODATA
+        return block
 
 
 def write_representation_tif(output_dir, read, is_int8, georeference):
@@ -90,64 +139,15 @@ def write_representation_tif(output_dir, read, is_int8, georeference):
 
     read: opens an array by name as a memory map: representation_map (H, W, D) float32, float16 or
     int8, and of int8 representation_map_scales (H, W), NaN where there is no data. georeference:
-    with crs and transform (a, b, c, d, e, f), as in tile.json.
-    Bands are named by dimension; nodata is NaN, of int8 -128. value = int8 * scale.
+    as of `write_geotiff`. Bands are named by dimension; nodata is NaN, of int8 -128; value = int8 *
+    scale.
     """
-    names = [f"dimension {number}" for number in range(read("representation_map").shape[2])]
-
-    def representations(rows):
-        block = np.array(read("representation_map")[rows], "int8" if is_int8 else "float32")
-        if is_int8:
-            block[np.isnan(read("representation_map_scales")[rows])] = INT8_NODATA
-        return block
-
-    def scales(rows):
-        return np.asarray(read("representation_map_scales")[rows])[..., None]
-
-    shape = read("representation_map").shape
+    array = _Representations(read, is_int8)
+    names = [f"dimension {number}" for number in range(array.shape[2])]
+    nodata = INT8_NODATA if is_int8 else np.nan
     path = output_dir / "representation_map.tif"
-    if not is_int8:
-        write_cog(path, representations, shape, "float32", np.nan, georeference, names)
-        return
-    write_cog(path, representations, shape, "int8", INT8_NODATA, georeference, names)
-    path = output_dir / "representation_map_scales.tif"
-    write_cog(path, scales, (*shape[:2], 1), "float32", np.nan, georeference, ["scale"])
-
-
-def write_cog(path, read_rows, shape, dtype, nodata, georeference, names):
-    """Write a cloud-optimised GeoTIFF with named bands.
-
-    read_rows: gives the rows of a slice, (rows, W, bands); it opens its memory map anew, so that
-    pages read before no longer count as this process's memory. shape: (H, W, bands).
-    Overviews are of single pixels: the mean of several representations represents nothing.
-    """
-    height, width, count = shape
-    profile = {
-        "driver": "GTiff",
-        "height": height,
-        "width": width,
-        "count": count,
-        "dtype": dtype,
-        "nodata": nodata,
-        "crs": georeference["crs"],
-        "transform": rasterio.Affine(*georeference["transform"]),
-        "tiled": True,
-        "blockxsize": ROWS,
-        "blockysize": ROWS,
-        "compress": "lzw",
-        "BIGTIFF": "YES",
-    }
-    with atomic_write(path) as part:
-        scratch = part.with_suffix(".scratch.tif")  # the COG driver only copies whole files
-        try:
-            with rasterio.open(scratch, "w", **profile) as file:
-                file.descriptions = names
-                for first in range(0, height, ROWS):
-                    block = read_rows(slice(first, first + ROWS))
-                    window = Window(0, first, width, len(block))
-                    file.write(np.moveaxis(block, -1, 0), window=window)
-            options = {"compress": "deflate", "bigtiff": "if_safer", "blocksize": ROWS}
-            options["overview_resampling"] = "nearest"
-            rasterio.shutil.copy(scratch, part, driver="COG", **options)
-        finally:
-            scratch.unlink(missing_ok=True)
+    write_geotiff(path, array, georeference, nodata, band_names=names)
+    if is_int8:
+        path = output_dir / "representation_map_scales.tif"
+        scales = read("representation_map_scales")
+        write_geotiff(path, scales, georeference, np.nan, band_names=["scale"])

@@ -1,20 +1,19 @@
-"""Land-cover classes: their names and colours, their areas, and drawn maps of them."""
+"""Land-cover classes: their names and colours, their areas, and plots of class maps."""
 
 import math
 import textwrap
-from itertools import pairwise
 
 import matplotlib
 import numpy as np
 from matplotlib.colors import hsv_to_rgb, to_hex, to_rgba
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
+from rasterio._err import CPLE_AppDefinedError, CPLE_BaseError  # GDAL's, without a public name
 from rasterio.crs import CRS
 from rasterio.warp import transform as transform_points
 
 from maps.reader import row_blocks
-from running.errors import InputError, notice
-from tiles import is_georeferenced
+from tile_json import is_georeferenced
 from utils import save_figure
 
 WORLDCOVER = {  # classes of ESA WorldCover and their official colours; 0, no data, is no class
@@ -30,45 +29,22 @@ WORLDCOVER = {  # classes of ESA WorldCover and their official colours; 0, no da
     95: {"name": "Mangroves", "color": "#00cf75"},
     100: {"name": "Moss and lichen", "color": "#fae6a0"},
 }
-FIGURE_SIZE = (8.5, 6)  # inches, of a drawn class map; higher where its legend needs more
+FIGURE_SIZE = (8.5, 6)  # inches, of a plot; higher where its legend needs more
 LEGEND_WIDTH = 36  # characters of a line of the legend
-LINE_HEIGHT = 0.22  # inches, of it
-PICTURE_PIXELS = 2000  # most pixels along a side of a class map that is drawn
+LINE_HEIGHT = 0.22  # inches, of a line of the legend
+KEEPS_AREAS = 0.003  # largest relative error of areas that is ignored; in UTM it is 0.001
+ROW_SPREAD = 0.02  # largest relative difference of areas within a row
+PICTURE_PIXELS = 2000  # at most, along the longer edge of a class map in a plot
 
 
 # ---- legends -------------------------------------------------------------------------------------
 
 
-def merge_classes(sources, refuse=True):
-    """The classes of several tile.json or infer.json in one, {"10": {"name": .., "color": ..}}.
-
-    sources: (path, content) of each; the first that tells of a class counts. Another name for one
-    code raises InputError that names both files (or, without `refuse`, prints it); another colour
-    is printed.
-    """
-    merged, origin = {}, {}
-    for path, info in sources:
-        for code, entry in info.get("classes", {}).items():
-            first = merged.setdefault(code, entry)
-            origin.setdefault(code, path)
-            for key in ("name", "color"):
-                if entry.get(key, first.get(key)) == first.get(key, entry.get(key)):
-                    continue
-                line = (
-                    f"{path}: found {key} {entry[key]!r} for class {code}, wanted {first[key]!r} "
-                    f"as in {origin[code]}"
-                )
-                if key == "name" and refuse:
-                    raise InputError(line)
-                notice(f"{line}, which is used")
-    return merged
-
-
 def class_legend(codes, classes):
-    """{code: {"name", "color"}} of class codes, in order; 0 is no class.
+    """{code: {"name", "color"}} of class codes, in ascending order; 0 is no class.
 
-    classes: {"10": {"name": .., "color": ..}} as in tile.json, or empty. A name or colour that it
-    lacks comes from WorldCover where `classes` is empty, else it is made up.
+    classes: {"10": {"name": .., "color": ..}} as in tile.json. Where it is empty, names and colours
+    are WorldCover's. A name or colour that is still missing is made up.
     """
     legend = {}
     for index, code in enumerate(sorted(int(code) for code in codes if int(code) > 0)):
@@ -78,7 +54,7 @@ def class_legend(codes, classes):
 
 
 def _made_up_color(index):
-    """Twenty well-known colours; after these hues a golden ratio apart, which never meet."""
+    """Twenty well-known colours, then hues a golden ratio apart, of which no two are equal."""
     if index < 20:
         return to_hex(matplotlib.colormaps["tab20"](index))
     hue = index * (5**0.5 - 1) / 2 % 1
@@ -104,7 +80,7 @@ def class_areas(class_map, legend, info):
     class_map: (H, W) codes; info: of the map (`read_provenance`).
     """
     counts = count_classes(class_map)
-    hectares = row_hectares(info, len(class_map))
+    hectares = row_hectares(info, *class_map.shape)
     with_data = max(1, int(counts[:, 1:].sum()))
     areas = {}
     for code in legend:
@@ -118,46 +94,83 @@ def class_areas(class_map, legend, info):
     return areas
 
 
-def row_hectares(info, height):
-    """Hectares of a pixel in each row of a map, (H,), or None where they cannot be told.
+def row_hectares(info, height, width=1):
+    """Hectares of a pixel in each row of a map, (height,), or None where the area is not known.
 
-    info: with "crs" and "transform", as in tile.json. In a projection the unit of the CRS counts.
-    In degrees, and in Mercator projections, which stretch the north, it is the area on the WGS84
-    ellipsoid.
+    info: with "crs" and "transform", as in tile.json. In a projection that keeps areas the unit of
+    the CRS counts, else the area on the WGS84 ellipsoid, as the mean over a row. None for a CRS
+    that is not of the Earth, and where areas differ within a row.
     """
-    if not is_georeferenced(info):
+    crs = CRS.from_user_input(info["crs"]) if is_georeferenced(info) else None
+    if not crs or not (crs.is_geographic or crs.is_projected):
         return None
-    crs, (a, b, c, d, e, f) = CRS.from_user_input(info["crs"]), info["transform"]
-    is_mercator = 'PROJECTION["Mercator' in crs.to_wkt()
-    if crs.is_projected and not is_mercator:
-        metres = crs.linear_units_factor[1]
-        return np.full(height, abs(a * e - b * d) * metres**2 / 1e4)
-    if b or d or not (crs.is_geographic or crs.is_projected):
+    rows = np.arange(height)
+    some = rows if crs.is_geographic else np.unique(np.linspace(0, height - 1, 257).round())
+    columns = np.unique(np.linspace(0, width - 1, 9).round())
+    areas = np.ma.masked_invalid(_pixel_areas(crs, info["transform"], some, columns))
+    if areas.mask.all():
         return None
-    edges = f + e * np.arange(height + 1)
-    _, latitude = transform_points(crs, "EPSG:4326", np.full(height + 1, c), edges)
-    longitude, _ = transform_points(crs, "EPSG:4326", [c, c + a], edges[:1].repeat(2))
-    south_of = [_area_south_of(min(max(degrees, -90), 90)) for degrees in latitude]
-    width = abs(math.radians(longitude[1] - longitude[0]))
-    return np.array([abs(lower - upper) for upper, lower in pairwise(south_of)]) * width / 1e4
+    if crs.is_projected:
+        a, b, _, d, e, _ = info["transform"]
+        plane = abs(a * e - b * d) * crs.linear_units_factor[1] ** 2
+        if _most(np.abs(areas / plane - 1)) < KEEPS_AREAS:
+            return np.full(height, plane / 1e4)
+    if _most(areas.max(1) / areas.min(1) - 1) > ROW_SPREAD:
+        return None
+    return np.interp(rows, some, areas.mean(1).filled(0)) / 1e4
+
+
+def _most(values):
+    """The value that 95 % of the known ones do not exceed: pixels around a pole are left out."""
+    return np.quantile(values.compressed(), 0.95)
+
+
+def _pixel_areas(crs, transform, rows, columns):
+    """Square metres on the WGS84 ellipsoid of pixels (rows, columns); NaN off the Earth."""
+    a, b, c, d, e, f = transform
+    corners = np.array([(0, 0), (0, 1), (1, 1), (1, 0)])[:, :, None, None]  # around the pixel
+    row, column = corners[:, 0] + rows[:, None], corners[:, 1] + columns
+    x, y = a * column + b * row + c, d * column + e * row + f
+    longitude, latitude = _to_degrees(crs, x.ravel(), y.ravel()).reshape(2, *x.shape)
+    with np.errstate(invalid="ignore"):  # of infinite coordinates
+        longitude = np.radians((longitude - longitude[0] + 180) % 360 - 180)
+    south_of = _area_south_of(np.radians(latitude.clip(-90, 90)))
+    after = np.roll(longitude, -1, 0), np.roll(south_of, -1, 0)
+    return np.abs((longitude * after[1] - after[0] * south_of).sum(0)) / 2
+
+
+def _to_degrees(crs, x, y):
+    """Longitudes and latitudes of map coordinates, (2, N); NaN where there are none."""
+    try:
+        return np.array(transform_points(crs, "EPSG:4326", x, y))
+    except CPLE_AppDefinedError:  # of a point outside of the projection's domain
+        if len(x) == 1:
+            return np.full((2, 1), np.nan)
+        half = len(x) // 2
+        parts = [_to_degrees(crs, x[part], y[part]) for part in (slice(half), slice(half, None))]
+        return np.concatenate(parts, 1)
+    except CPLE_BaseError:  # of another planet
+        return np.full((2, len(x)), np.nan)
 
 
 def _area_south_of(latitude):
-    """Square metres of the WGS84 ellipsoid from the equator to a latitude, a radian wide."""
+    """Square metres of the WGS84 ellipsoid from the equator to latitudes, a radian wide.
+
+    In a plane of longitudes and these areas, polygons have their area on the ellipsoid.
+    """
     radius, flattening = 6_378_137.0, 1 / 298.257223563
     e2 = flattening * (2 - flattening)
-    e, sine = math.sqrt(e2), math.sin(math.radians(latitude))
-    return radius**2 * (1 - e2) / 2 * (sine / (1 - e2 * sine**2) + math.atanh(e * sine) / e)
+    e, sine = math.sqrt(e2), np.sin(latitude)
+    return radius**2 * (1 - e2) / 2 * (sine / (1 - e2 * sine**2) + np.arctanh(e * sine) / e)
 
 
 # ---- pictures ------------------------------------------------------------------------------------
 
 
-def draw_class_map(figure, class_map, legend, title=""):
-    """Draw a map of class codes (H, W) with its legend; 0 is no data and transparent.
+def fill_figure(figure, class_map, legend, title=""):
+    """Plot a map of class codes (H, W) with its legend; 0 is no data and transparent.
 
-    A large map is drawn with every second, third, .. pixel: a picture of all would need more memory
-    than a screen can show.
+    Of a large map only every second, third, .. pixel is plotted, to save memory.
     """
     pixels = count_classes(class_map).sum(0)
     step = -(-max(class_map.shape) // PICTURE_PIXELS)
@@ -182,7 +195,7 @@ def draw_class_map(figure, class_map, legend, title=""):
 
 
 def plot_class_map(class_map, legend, path, title=""):
-    """`draw_class_map` to a PNG."""
+    """Plot a map of class codes (H, W) with its legend to a PNG."""
     figure = Figure(figsize=FIGURE_SIZE, layout="constrained")
-    draw_class_map(figure, class_map, legend, title)
+    fill_figure(figure, class_map, legend, title)
     save_figure(figure, path)

@@ -5,11 +5,11 @@ from pathlib import Path
 import numpy as np
 
 from running.errors import InputError, notice
-from running.files import describe_files, open_npy
-from tiles import is_georeferenced, read_tile_json
+from running.files import Watch, describe_files, open_npy
+from tile_json import is_georeferenced, read_tile_json
 
-ROWS = 64  # of a representation map, in memory at a time
-BLOCK_PIXELS = 1 << 22  # of a class map, in memory at a time
+BLOCK_BYTES = 1 << 26  # of a representation map as float32, in memory at a time
+BLOCK_PIXELS = 1 << 22  # of a map (H, W), in memory at a time
 KINDS = {"iu": "integers", "f": "floating-point numbers"}  # of a map's type, and the words for it
 
 
@@ -17,7 +17,7 @@ KINDS = {"iu": "integers", "f": "floating-point numbers"}  # of a map's type, an
 
 
 def read_map(path, shape=(), kind="iu"):
-    """A (H, W) array of a .npy file, memory-mapped; InputError for another shape or kind.
+    """An array (H, W) of a .npy file, memory-mapped; InputError for another shape or kind.
 
     kind: one of KINDS.
     """
@@ -29,21 +29,21 @@ def read_map(path, shape=(), kind="iu"):
     return array
 
 
-def read_codes(path, shape=(), most=255):
-    """A (H, W) map of integers from 0 to `most`, memory-mapped; InputError for anything else."""
+def read_codes(path, shape=(), max_code=255):
+    """A map (H, W) of integers 0 .. max_code, memory-mapped; InputError for anything else."""
     codes = read_map(path, shape)
     for _, block in row_blocks(codes):
-        if block.min() < 0 or block.max() > most:
+        if block.min() < 0 or block.max() > max_code:
             found = f"{block.min()} to {block.max()}"
-            raise InputError(f"{path}: found codes {found}, wanted 0 to {most}")
+            raise InputError(f"{path}: found codes {found}, wanted 0 to {max_code}")
     return codes
 
 
-def row_blocks(class_map):
-    """(first row, rows in memory) of a map (H, W), from north to south."""
-    rows = max(1, BLOCK_PIXELS // class_map.shape[1])
-    for first in range(0, len(class_map), rows):
-        yield first, np.asarray(class_map[first : first + rows])
+def row_blocks(array):
+    """Yield (first row, rows in memory) of a map (H, W), from north to south."""
+    rows = max(1, BLOCK_PIXELS // array.shape[1])
+    for first in range(0, len(array), rows):
+        yield first, np.asarray(array[first : first + rows])
 
 
 # ---- representation maps (H, W, D) ---------------------------------------------------------------
@@ -65,19 +65,65 @@ def open_representations(path):
         raise InputError(
             f"{path}: found {array.dtype} {array.shape}, wanted float32, float16 or int8 (H, W, D)"
         )
+    if 0 in array.shape:
+        raise InputError(f"{path}: found shape {array.shape}, wanted (H, W, D), none of them 0")
     if array.dtype != np.int8:
         return array, None
     return array, read_map(scales_path(path), array.shape[:2], kind="f")
 
 
-def check_together(opened):
-    """Refuse maps that cannot be shown together, by their shape (H, W, D), made_by and path.
+class RepresentationMap:
+    """A representation map on disk, read in blocks of rows, and what is known of it.
 
-    made_by: hash of a map's checkpoint, or "" where it is not known. Raises InputError for fewer
-    than three dimensions, which false colour needs, for maps of different ones, and for maps of
-    different checkpoints.
+    shape: (H, W, D). info: the content of infer.json beside it. made_by: its MADE_BY, None where
+    not known. name: of its folder; title: of its tile, for pictures.
+    Raises InputError for another file, and where it changes while it is read.
     """
-    first, *others = opened
+
+    def __init__(self, path):
+        self.path, folder = Path(path), Path(path).absolute().parent
+        names = [self.path.name, scales_path(path).name, "infer.json"]
+        self.watch = Watch(folder, names)
+        self.shape = open_representations(path)[0].shape
+        self.info = read_provenance(path)
+        self.made_by = {key: self.info.get(key) for key in MADE_BY}
+        if self.made_by["draws"]:  # they read all dates
+            self.made_by["dates"] = None
+        self.name, self.title = folder.name, self.info.get("tile", folder.name)
+
+    def blocks(self, stride=1):
+        """Yield (first row, values (rows, W, D) float32) from north to south, NaN for no data.
+
+        stride: only every stride-th row and column is read, and rows are counted among them. The
+        file is opened again for each block, so that the memory of pages already read is freed.
+        """
+        height, width, size = self.shape
+        rows = max(1, BLOCK_BYTES // (4 * width * size)) * stride
+        for first in range(0, height, rows):
+            part = slice(first, first + rows, stride), slice(None, None, stride)
+            array, scales = open_representations(self.path)
+            values = array[part].astype(np.float32)
+            if scales is not None:
+                values = values * scales[part][..., None]
+            self.watch.check()
+            yield first // stride, values
+
+
+# ---- what a map was made from --------------------------------------------------------------------
+
+# what representations depend on beside their tile, and the types in infer.json
+MADE_BY = {"checkpoint_sha256": str, "dates": int, "draws": int, "representation_format": str}
+PROVENANCE = {"tile": str, "tile_path": str, "tile_files": dict, **MADE_BY}
+TYPES = {str: "text", int: "a whole number", dict: "an object"}  # and the words for them
+
+
+def check_together(maps):
+    """Refuse representation maps that cannot be shown together.
+
+    maps: each with shape (H, W, D), made_by and path. Raises InputError for fewer than three
+    dimensions, which false colour needs, for maps of different ones and of different checkpoints.
+    """
+    first, *others = maps
     if first.shape[2] < 3:
         raise InputError(f"{first.path}: found {first.shape[2]} dimensions, wanted 3 or more")
     for other in others:
@@ -86,51 +132,44 @@ def check_together(opened):
                 f"{other.path}: found {other.shape[2]} dimensions, wanted {first.shape[2]} "
                 f"({first.path})"
             )
-        check_same_checkpoint(other.path, "a map", other.made_by, first)
+        check_made_alike(other.path, "a map", other.made_by, first)
 
 
-def check_same_checkpoint(path, kind, made_by, wanted):
-    """Refuse a map or a basis of another checkpoint; say so where that cannot be told.
+def check_made_alike(path, kind, made_by, other):
+    """Refuse a map or a basis of another checkpoint; say where its values may differ otherwise.
 
-    made_by: hash of its checkpoint, or "".
+    path, kind, made_by: of the map or basis, made_by as a `RepresentationMap` has it. other: a map.
     """
-    if not (made_by and wanted.made_by):
-        print(f"{path}: not known whether it is of the checkpoint that {wanted.path} is of")
-    elif made_by != wanted.made_by:
+    pairs = {key: (made_by.get(key), other.made_by.get(key)) for key in MADE_BY}
+    found, wanted = pairs.pop("checkpoint_sha256")
+    if not (found and wanted):
+        print(f"{path}: not known whether it is of the same checkpoint as {other.path}")
+    elif found != wanted:
         raise InputError(
-            f"{path}: found {kind} of checkpoint {made_by[:12]}, wanted one of "
-            f"{wanted.made_by[:12]} as {wanted.path}"
+            f"{path}: found {kind} of checkpoint {found[:12]}, wanted one of {wanted[:12]} as "
+            f"{other.path}"
+        )
+    differ = {key: pair for key, pair in pairs.items() if None not in pair and pair[0] != pair[1]}
+    if differ:
+        found, wanted = (
+            ", ".join(f"{key}={pair[number]}" for key, pair in differ.items()) for number in (0, 1)
+        )
+        notice(
+            f"{path}: found {kind} of {found}, wanted {wanted} as {other.path}: equal places may "
+            "look different (infer.py overwrite=true maps anew)"
         )
 
 
-def read_representations(path, rows=slice(None)):
-    """Rows of a representation map as float32 (rows, W, D), NaN where there is no data."""
-    array, scales = open_representations(path)
-    values = array[rows].astype(np.float32)
-    return values if scales is None else values * scales[rows, :, None]
-
-
-def representation_blocks(path):
-    """Yield (first row, `read_representations` of some rows) from north to south."""
-    for first in range(0, len(open_representations(path)[0]), ROWS):
-        yield first, read_representations(path, slice(first, first + ROWS))
-
-
-# ---- what a map was made from --------------------------------------------------------------------
-
-
 def read_provenance(map_path):
-    """What infer.json beside a map tells of it, or {} where there is none.
+    """The content of infer.json beside a map, or {} where there is none.
 
     Raises InputError for another file than infer.py writes.
     """
     path = Path(map_path).parent / "infer.json"
     info = read_tile_json(path)  # has crs, transform and classes as a tile.json
-    for key in ("tile", "tile_path", "checkpoint_sha256"):
-        if not isinstance(info.get(key, ""), str):
-            raise InputError(f"{path}: found {key} {info[key]!r}, wanted text")
-    if not isinstance(info.get("tile_files", {}), dict):
-        raise InputError(f"{path}: found tile_files {info['tile_files']!r}, wanted an object")
+    for key, kind in PROVENANCE.items():
+        if not isinstance(info.get(key, kind()), kind):
+            raise InputError(f"{path}: found {key} {info[key]!r}, wanted {TYPES[kind]}")
     return info
 
 
@@ -155,7 +194,7 @@ def find_labels(labels_path, info):
 
 
 def check_same_place(path, tile_info, info):
-    """Refuse what lies in a tile, at `path`, for a map of another place; say where it may be one.
+    """Refuse a file of a tile, at `path`, for a map of another place; say where it may be one.
 
     tile_info: of its tile.json; info: of the map (`read_provenance`).
     """

@@ -6,37 +6,17 @@ import os
 
 import numpy as np
 
-from maps.geotiff import remove_sidecars
 from running.errors import InputError
 from running.files import create_npy, remove_parts, reserve, write_error, write_json
 
-PRODUCTS = [  # all files that we write beside the maps of a tile, GDAL's sidecars aside
-    "representation_map.npy",
-    "representation_map_scales.npy",
-    "representation_map.tif",
-    "representation_map_scales.tif",
-    "valid_count.npy",
-    "valid_count.tif",
-    "confidence.npy",
-    "confidence.tif",
-    "classification_map.npy",
-    "classification_map.png",
-    "classification_map.tif",
-    "false_color.png",
-    "false_color.tif",
-    "inference_map.png",
-    "inference_map.json",
-    "agreement.png",
-    "explore.html",
-]
 PROGRESS = ".progress.part.json"
 
 
 class MapWriter:
     """Maps of one tile, filled from north to south; what is written outlives the process.
 
-    Blocks of rows go to hidden files beside the maps. `.progress.part.json` tells what they are
-    made from and how many rows are safely on the disk: a run that makes the same goes on there.
+    Blocks of rows go to hidden files beside the maps. `.progress.part.json` records what they are
+    made from and how many rows are safely on the disk: a run that makes the same resumes there.
 
     folder: of the maps; arrays: {name: (dtype, shape (H, W, ..))}; made_from: all that the maps
     depend on, for JSON; room: bytes that are kept free for the files that follow the maps.
@@ -66,14 +46,14 @@ class MapWriter:
         return self.folder / f".{name}.part.npy"
 
     def is_published(self, name):
-        """Whether a run that was killed while it published had come to this map."""
+        """Whether this map has its name already, from a run that was killed while it published."""
         return not self._part(name).exists()
 
     def _path(self, name):
         return self.folder / f"{name}.npy" if self.is_published(name) else self._part(name)
 
     def _rows_of_earlier_run(self):
-        """How many rows are on the disk already; 0 where there is nothing to go on with."""
+        """How many rows are on the disk already; 0 where an earlier run cannot be resumed."""
         try:
             progress = json.loads((self.folder / PROGRESS).read_text(encoding="utf-8"))
             rows = progress["rows"] if progress["made_from"] == self.made_from else 0
@@ -137,9 +117,13 @@ def quantise(representations):
     return values, scale.astype(np.float32)
 
 
-def remove_products(folder, kept=()):
-    """Remove all that we write beside the maps of a tile, but for the file names in `kept`."""
-    for name in PRODUCTS:
-        if name not in kept:
-            (folder / name).unlink(missing_ok=True)
-            remove_sidecars(folder / name)
+def refuse_shared_folders(sources, folders):
+    """Raise InputError where the files of two sources, tiles or maps, would go to one folder."""
+    taken = {}
+    for source, folder in zip(sources, folders, strict=True):
+        other = taken.setdefault(os.path.realpath(folder), source)
+        if other != source:
+            raise InputError(
+                f"{source}: found {other} that goes to {folder} too, wanted folders of different "
+                "names (or one call for each, with an output_dir of its own)"
+            )

@@ -1,18 +1,17 @@
-"""Statistics of a tile: exact sums over its clear pixels, checks on them, and tiles that lack them.
+"""Statistics of a tile: exact sums over its clear pixels, checks on them, tiles that lack them.
 
 Shapes: h x w pixels of a block, B bands.
 """
-
-import json
 
 import numpy as np
 from tqdm import tqdm
 
 from preparation import sentinel2
 from running.errors import InputError
-from running.files import atomic_write, write_json
-from tiles import Tile
+from running.files import atomic_write, open_npy, write_json
+from tiles import OBSERVATIONS, Tile
 
+STATISTICS = ("band_mean.npy", "band_std.npy")
 EXACT_PIXELS = 1 << 16  # pixels that are summed at once: few enough for a core's cache
 BRIGHT, DARK = 3000, 1000  # reflectance x 10000 of blue, for `check_reflectance`
 
@@ -66,11 +65,11 @@ def statistics(counted):
 
 
 def check_reflectance(counts):
-    """Warnings about a tile from its sums by date; an empty list where nothing is strange.
+    """Warnings about a tile whose reflectance looks strange; an empty list where it does not.
 
-    counts: {date: sums of `count_block`}. Looks at the clear pixels' blue reflectance: floored at 1
-    in many pixels, the offset was subtracted twice; never below 0.1, it was perhaps not subtracted
-    at all; above 0.3 in many, the mask takes cloud, or snow, for clear.
+    counts: {date: sums of `count_block`}. Of the clear pixels' blue reflectance: where many values
+    are the floor of 1, the offset was perhaps subtracted twice; where none is below 0.1, perhaps
+    not at all; where many are above 0.3, the mask takes cloud or snow for clear.
     """
     looks = {
         "the offset may have been subtracted twice": lambda c: c["floored"] > 0.1 * c["count"],
@@ -92,67 +91,87 @@ def check_reflectance(counts):
 # ---- tiles of others -----------------------------------------------------------------------------
 
 
-def read_info(folder):
-    """The content of a tile's tile.json; an empty dict where there is none."""
-    file = folder / "tile.json"
-    try:
-        return json.loads(file.read_text())
-    except FileNotFoundError:
-        return {}
-    except (OSError, ValueError) as error:
-        raise InputError(f"{file}: found no readable JSON ({error}), wanted an object") from None
-
-
 def complete_tiles(processed, config):
     """Add what the tiles in a folder lack: band_mean.npy, band_std.npy, and tile.json with bands.
 
-    So TESSERA's own tiles (bands.npy, masks.npy, doys.npy) can be used. Returns their folders.
-    Raises InputError where there is none, or one is not in the contract.
+    So TESSERA's own tiles (bands.npy, masks.npy, doys.npy) can be used. Statistics that do not fit
+    the observations, which may have been corrected since, are renewed. Returns the tiles' folders.
+    Raises InputError where there is none, or one is not in the contract: then it stays as it was.
     """
     folders = sorted(file.parent for file in processed.glob("MGRS-*/bands.npy"))
     if not folders:
         raise InputError(f"{processed}: found no MGRS-*/bands.npy, wanted a tile to complete")
+    names = sentinel2.parse_bands(config["bands"])
     for folder in folders:
-        if not all((folder / name).exists() for name in ("band_mean.npy", "band_std.npy")):
-            _add_statistics(folder)
-        names = sentinel2.parse_bands(config["bands"])
-        num_bands = _open(folder / "bands.npy", 4, np.uint16).shape[3]
-        if not (folder / "tile.json").exists() and len(names) == num_bands:
-            write_json(folder / "tile.json", {"bands": names})
+        tile = Tile(folder, statistics=False)
+        tile.clear_counts()  # refuses masks that hold other values than 0 and 1
+        info = dict(tile.info)
+        if not (folder / "tile.json").exists() and len(names) == tile.shape[3]:
+            info["bands"] = names
             print(f"{folder / 'tile.json'}: names the bands as bands={config['bands']} says")
-        Tile(folder)  # checks all of it
+        info["statistics_of"] = tile.fingerprint()
+        if not _has_statistics(tile, info["statistics_of"]):
+            counts = _renew_statistics(tile)
+            if "made_with" in info:  # by prepare_tiles.py, with counts for `check_reflectance`
+                info["counts"] = dict(zip(info["dates"], counts, strict=True))
+        if info != tile.info:
+            write_json(folder / "tile.json", info)
+        Tile(folder)  # checks the statistics, too
     return folders
 
 
-def _open(file, ndim, dtype):
-    try:
-        array = np.load(file, mmap_mode="r", allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
-        raise InputError(f"{file}: found no readable array ({error}), wanted one") from None
-    if array.ndim != ndim or array.dtype != dtype:
-        raise InputError(
-            f"{file}: found {array.dtype} {array.shape}, wanted {np.dtype(dtype)} in {ndim} axes"
-        )
-    return array
+def _has_statistics(tile, fingerprint):
+    """Whether a tile has statistics that were made from the observations it has now.
+
+    That is so where tile.json has their fingerprint (of a sample of the observations) and no file
+    of observations was written, or put in place, after the statistics.
+    """
+    if not all((tile.path / name).exists() for name in STATISTICS):
+        return False
+    made = min((tile.path / name).stat().st_ctime_ns for name in STATISTICS)
+    is_newer = any((tile.path / name).stat().st_ctime_ns > made for name in OBSERVATIONS)
+    return tile.info.get("statistics_of") == fingerprint and not is_newer
 
 
-def _add_statistics(folder):
-    bands = _open(folder / "bands.npy", 4, np.uint16)
-    masks = _open(folder / "masks.npy", 3, np.uint8)
-    if bands.shape[:3] != masks.shape:
-        raise InputError(f"{folder}: found bands {bands.shape} and masks {masks.shape}, wanted one")
-    num_dates, height, width, _ = bands.shape
-    counted, step = {}, max(1, (1 << 22) // width)
-    for index in tqdm(range(num_dates), folder.name, unit="date"):
-        for row in range(0, height, step):
-            block = index, slice(row, row + step)  # opened anew: earlier pages are let go
-            bands = _open(folder / "bands.npy", 4, np.uint16)[block]
-            counted = add_counts(
-                counted, count_block(bands, _open(folder / "masks.npy", 3, np.uint8)[block], -1)
-            )
+def _renew_statistics(tile):
+    """Write band_mean.npy and band_std.npy, unless they are right to a ten-thousandth.
+
+    Returns the sums of `count_block` of each date.
+    """
+    counts, counted = _count_dates(tile), {}
+    for count in counts:
+        counted = add_counts(counted, count)
     if not counted["count"]:
-        raise InputError(f"{folder / 'masks.npy'}: found no clear observation, wanted some")
-    for name, values in zip(("band_mean", "band_std"), statistics(counted), strict=True):
-        with atomic_write(folder / f"{name}.npy") as part:
+        raise InputError(f"{tile.path / 'masks.npy'}: found no clear observation, wanted some")
+    tile.watch.check()
+    files, right = [tile.path / name for name in STATISTICS], statistics(counted)
+    there = [open_npy(file, "an array (B,)") for file in files if file.exists()]
+    label = f"{tile.path}: band_mean.npy, band_std.npy"
+    if len(there) == 2 and all(map(_is_close, there, right)):
+        for file in files:
+            file.touch()  # so that the next run need not check them again
+        print(f"{label} checked: they are those of the {counted['count']} clear observations")
+        return counts
+    for file, values in zip(files, right, strict=True):
+        with atomic_write(file) as part:
             np.save(part, values)
-    print(f"{folder}: band_mean.npy, band_std.npy over {counted['count']} clear observations")
+    reason = "renewed, as the old ones were others: they are now" if there else "made"
+    print(f"{label} {reason} over {counted['count']} clear observations")
+    return counts
+
+
+def _is_close(found, right):
+    return found.shape == right.shape and np.allclose(found, right, rtol=1e-4, atol=0.01)
+
+
+def _count_dates(tile):
+    """The sums of `count_block` over each date of a tile, some rows at a time."""
+    num_dates, height, width, _ = tile.shape
+    blue = tile.band_names.index("B02") if "B02" in tile.band_names else -1
+    counts, step = [{} for _ in range(num_dates)], max(1, (1 << 22) // width)
+    for date in tqdm(range(num_dates), tile.name, unit="date"):
+        for row in range(0, height, step):
+            block = date, slice(row, row + step)
+            part = count_block(tile.bands[block], tile.masks[block], blue)
+            counts[date] = add_counts(counts[date], part)
+    return counts

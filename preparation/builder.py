@@ -25,6 +25,7 @@ from preparation.items import FILE_KEY, ItemError, saved_items, without_secrets
 from preparation.plan import Plan, check_same
 from running.errors import InputError
 from running.files import create_npy, lock_folder, remove_parts, write_json
+from tiles import Tile
 
 
 def read_block(plan, items, rows, columns, stop=None):
@@ -241,6 +242,7 @@ def _write_rest(plan, part, progress):
             "dates": [str(day) for day, _ in plan.days],
             "crs": plan.crs,
             "transform": plan.transform,
+            "statistics_of": Tile(part, statistics=False).fingerprint(),
             "boa_offset_applied": True,
             "clear_scl": request.clear_scl,
             "items": {

@@ -1,48 +1,50 @@
 """labels.npy and splits.npy of a tile, from a raster or from polygons and points.
 
-Everything is decided once for all tiles of a call, on the whole label file: codes, names, colours
-and the side of each polygon, so that a class has one code, and a field one side, in all of them.
+Codes, names and colours of classes, and the split of each polygon, are decided once for all tiles
+of a call, on the whole label file: a class has one code in all tiles, and a field one split.
 
 Shapes: H x W pixels, N features (polygons or points).
 """
 
-import hashlib
 import json
-from collections import defaultdict
+import warnings
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 import rasterio
-from rasterio.errors import RasterioError
+from rasterio.enums import ColorInterp, Resampling
+from rasterio.errors import NotGeoreferencedWarning, RasterioError
 from rasterio.features import rasterize
 from rasterio.transform import array_bounds
-from rasterio.warp import Resampling, reproject, transform_bounds
+from rasterio.vrt import WarpedVRT
+from rasterio.windows import Window
 
 from maps.land_cover import WORLDCOVER, class_legend
-from preparation.band_statistics import read_info
-from preparation.items import need
+from preparation import need
+from preparation.features import is_vector_name, read_features
 from preparation.pixels import NETWORK
 from running.errors import InputError
 from running.files import atomic_write, write_json
-from tiles import TEST, TRAIN, VALIDATION, is_class_table, is_georeferenced, scramble
+from tile_json import is_class_table, is_georeferenced, read_tile_json
+from tiles import Tile, split_blocks
 
 WORLDCOVER_URL = (  # 2021; for 2020 put v100/2020 and 2020_v100 in it
     "https://esa-worldcover.s3.eu-central-1.amazonaws.com/v200/2021/map/"
     "ESA_WorldCover_10m_2021_v200_{place}_Map.tif"
 )
 GROUND = "EPSG:6933"  # EASE-Grid 2.0: the whole Earth, equal-area, in metres
-BLOCK_PIXELS = 1 << 20  # whose side is found at a time
-SIDE_NAMES = {"train": TRAIN, "validation": VALIDATION, "val": VALIDATION, "test": TEST}
-SIDE_NAMES |= {str(side): side for side in (0, TRAIN, VALIDATION, TEST)} | {"": 0}
+BLOCK_PIXELS = 1 << 20  # pixels whose label or split is found at a time
 
 
 @dataclass
 class Labels:
-    """Where labels come from. Either files (rasters; {place} is filled in) or features.
+    """Where labels come from: a raster, or features.
 
-    features: geopandas GeoDataFrame with the columns code and, where polygons have sides, side.
-    classes: {code: {"name": .., "color": ..}}, of rasters as far as it is known.
+    origin: path or URL of the file; {place} in it stands for squares like N48E012, a raster each.
+    classes: {code: {"name": .., "color": ..}}; of a raster, not always of all its codes.
+    features: geopandas GeoDataFrame with the column code and, where splits are asked for by
+    polygon or column, split; None for a raster.
     """
 
     origin: str
@@ -52,19 +54,25 @@ class Labels:
 
 def open_labels(config):
     """The Labels that the config asks for, or None. Raises InputError for what does not fit."""
-    if not config["labels"]:
-        if config["splits"]:
-            raise InputError(f"splits={config['splits']}: found no labels, wanted labels=..")
+    origin, layer, splits = config["labels"], config["labels_layer"], config["splits"]
+    if not origin:
+        for key in ("labels_layer", "splits"):
+            if config[key]:
+                raise InputError(f"{key}={config[key]}: found no labels, wanted labels=..")
         return None
     classes = _read_classes(config["classes_path"])
-    if config["labels"] == "worldcover":
-        labels = Labels(config["worldcover_url"], classes or WORLDCOVER)
-    elif _is_raster(config["labels"]):
-        labels = Labels(config["labels"], classes)
+    if origin == "worldcover":
+        labels, crs = Labels(config["worldcover_url"], classes or WORLDCOVER), None
+    elif not layer and (crs := _raster_crs(origin)):
+        labels = Labels(origin, classes)
     else:
-        return _open_features(config, classes)
-    if config["splits"] not in ("", "blocks"):
-        raise InputError(f"splits={config['splits']}: wanted blocks, as the labels are a raster")
+        features, classes = read_features(config, classes)
+        labels, crs = Labels(origin, classes, features), features.crs
+    if labels.features is None and (layer or splits not in ("", "blocks")):
+        key, wanted = ("labels_layer", "none") if layer else ("splits", "blocks")
+        raise InputError(f"{key}={config[key]}: wanted {wanted}, as the labels are a raster")
+    if crs and not config["statistics_only"]:  # before anything is fetched; tiles have a place
+        find_transform(crs, "EPSG:4326", f"labels={origin}")
     return labels
 
 
@@ -82,134 +90,72 @@ def _read_classes(path):
     return {int(code): entry for code, entry in content.items()}
 
 
-def _is_raster(path):
+def _raster_crs(path):
+    """The coordinate system of a raster of labels, which is checked; None for another file."""
+    if is_vector_name(path):
+        return None
     try:
-        with rasterio.open(path):
-            return True
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", NotGeoreferencedWarning)  # becomes an error below
+            with rasterio.open(path) as source:
+                _check_raster(source, path)
+                return source.crs
     except RasterioError:
         if "://" not in path and not Path(path).exists():
             raise InputError(
-                f"labels={path}: found no file, wanted worldcover, a raster or a vector file"
+                f"labels={path}: found no file, wanted worldcover, a raster, a table of points or "
+                "a vector file"
             ) from None
-        return False
+        return None
 
 
-# ---- polygons and points -------------------------------------------------------------------------
+def find_transform(crs, target, file):
+    """pyproj's Transformer from one coordinate system to another, longitude before latitude.
 
-
-def _open_features(config, classes):
-    geopandas = need("geopandas")
-    path, column, splits = config["labels"], config["class_column"], config["splits"]
+    None where both are the same local plane, as the map of a drone may have. Raises InputError that
+    names the file where there is no transformation.
+    """
+    pyproj = need("pyproj")
+    source, target = (pyproj.CRS.from_user_input(one) for one in (crs, target))
     try:
-        features = geopandas.read_file(path)
-    except (RuntimeError, OSError, ValueError) as error:  # pyogrio's errors are RuntimeErrors
-        reason = str(error).splitlines()[0]
-        raise InputError(f"labels={path}: found no readable file ({reason})") from None
-    if features.crs is None:
-        raise InputError(f"labels={path}: found no coordinate system, wanted one in the file")
-    columns = [name for name in features.columns if name != "geometry"]
-    wanted = {"class_column": column} | (
-        {"splits": splits} if splits not in ("", "polygons", "blocks") else {}
-    )
-    for key, name in wanted.items():
-        if name not in columns:
-            raise InputError(f"{key}={name}: wanted a column of {path}: {', '.join(columns)}")
-    whole = features[column].notna() & features.geometry.notna() & ~features.geometry.is_empty
-    if not whole.all():
-        print(f"{path}: {(~whole).sum()} features without class or geometry are left out")
-    features = features[whole].reset_index(drop=True)
-    if not len(features):
-        raise InputError(f"labels={path}: found no feature with a class, wanted some")
-    features["code"], classes = _number_classes(features[column], classes, path)
-    if splits == "polygons":
-        features["side"] = draw_sides(features, config["seed"])
-    elif splits not in ("", "blocks"):
-        features["side"] = _read_sides(features[splits], splits)
-    return Labels(path, classes, features)
-
-
-def _number_classes(values, classes, path):
-    """Codes (N,) uint8 of class names or codes, and {code: entry}.
-
-    Names that classes (of classes_path) knows get its codes; else they are numbered by the
-    alphabet, from 1.
-    """
-    if values.dtype.kind in "iuf":
-        codes = values.to_numpy()
-        wrong = codes[(codes != np.round(codes)) | (codes < 1) | (codes > 255)]
-        if len(wrong):
-            raise InputError(f"{path}: found class {wrong[0]}, wanted names or codes 1 to 255")
-        return codes.astype(np.uint8), classes
-    names = values.astype(str)
-    known = {entry["name"]: code for code, entry in classes.items()}
-    if not known:
-        known = {name: code for code, name in enumerate(sorted(names.unique()), 1)}
-        classes = {code: {"name": name} for name, code in known.items()}
-    unknown = sorted(set(names) - set(known))
-    if unknown or len(known) > 255:
+        return pyproj.Transformer.from_crs(source, target, always_xy=True)
+    except pyproj.exceptions.ProjError:
+        if source.name == target.name and source.equals(target, ignore_axis_order=True):
+            return None
         raise InputError(
-            f"{path}: found the classes {unknown[:5] or len(known)}, wanted those of "
-            f"classes_path, at most 255"
-        )
-    return names.map(known).to_numpy(np.uint8), classes
-
-
-def _read_sides(values, column):
-    sides = values.fillna("").map(lambda value: str(value).strip().lower().removesuffix(".0"))
-    unknown = sorted(set(sides) - set(SIDE_NAMES))
-    if unknown:
-        raise InputError(f"splits={column}: found {unknown[0]}, wanted train, validation or test")
-    return sides.map(SIDE_NAMES).to_numpy(np.uint8)
-
-
-def draw_sides(features, seed):
-    """The side of each feature, (N,) uint8: in each class a fifth validates and a fifth tests.
-
-    Drawn from the geometry and the seed, so that the order of the file and the tile play no part,
-    and one polygon that is listed twice keeps to one side. A class of two has no validation; one
-    feature alone trains.
-    """
-    keys = [
-        hashlib.sha256(f"{seed} ".encode() + shape.normalize().wkb).hexdigest()
-        for shape in features.geometry
-    ]
-    groups = defaultdict(set)
-    for key, code in zip(keys, features["code"], strict=True):
-        groups[code].add(key)
-    side_of = {}
-    for code in sorted(groups):
-        fresh = sorted(groups[code] - set(side_of))
-        fifth = max(round(len(fresh) / 5), len(fresh) >= 2)
-        for place, key in enumerate(fresh):
-            validates = fifth <= place < 2 * fifth and len(fresh) > 2
-            side_of[key] = TEST if place < fifth else VALIDATION if validates else TRAIN
-    return np.array([side_of[key] for key in keys], np.uint8)
+            f"{file}: found the coordinate system {source.name!r}, which cannot be transformed to "
+            f"{target.name!r}, wanted two with a place on the Earth"
+        ) from None
 
 
 # ---- blocks of the ground ------------------------------------------------------------------------
 
 
-def block_sides(x, y, crs, size, seed):
-    """The side of places by the square block of `size` metres they lie in: 3/5, 1/5, 1/5.
+def block_splits(x, y, crs, size, seed):
+    """The split of places by the square block of `size` metres they lie in, as `split_blocks`.
 
-    x, y: arrays of one shape, map coordinates in crs. Blocks are drawn in one projection of the
-    whole Earth, so that the same ground has the same side in every tile, of whatever zone.
+    x, y: arrays of one shape, map coordinates in crs. Blocks lie in one projection of the whole
+    Earth, so that the same ground has the same split in every tile, of whatever zone. Raises
+    InputError for a crs without a place on the Earth.
     """
-    to_ground = need("pyproj").Transformer.from_crs(crs, GROUND, always_xy=True)
-    column, row = (np.floor(part / size).astype(np.int64) for part in to_ground.transform(x, y))
-    share = scramble(scramble(scramble(np.uint64(seed), column), row), 0) / 2.0**64
-    return np.select([share < 0.2, share < 0.4], [TEST, VALIDATION], TRAIN).astype(np.uint8)
+    if to_ground := find_transform(crs, GROUND, "tile.json, for splits=blocks"):
+        x, y = to_ground.transform(x, y)
+    if not (np.isfinite(x).all() and np.isfinite(y).all()):
+        raise InputError(f"splits=blocks: found a place of {crs} that is not on the Earth")
+    column, row = (np.floor(np.asarray(part) / size).astype(np.int64) for part in (x, y))
+    return split_blocks(column, row, seed)
 
 
-def _block_map(transform, shape, crs, config):
-    """`block_sides` of each pixel's middle, (H, W), some rows at a time."""
-    sides, step = np.empty(shape, np.uint8), max(1, BLOCK_PIXELS // shape[1])
+def _map_splits(transform, shape, crs, config):
+    """`block_splits` of each pixel's middle, (H, W) uint8, some rows at a time."""
+    splits, step = np.empty(shape, np.uint8), max(1, BLOCK_PIXELS // shape[1])
     columns = np.arange(shape[1]) + 0.5
     for first in range(0, shape[0], step):
         rows = np.arange(first, min(first + step, shape[0]))[:, None] + 0.5
         x, y = transform * np.broadcast_arrays(columns, rows)
-        sides[first : first + step] = block_sides(x, y, crs, config["split_block"], config["seed"])
-    return sides
+        block = block_splits(x, y, crs, config["split_block"], config["seed"])
+        splits[first : first + step] = block
+    return splits
 
 
 # ---- onto a tile ---------------------------------------------------------------------------------
@@ -218,34 +164,35 @@ def _block_map(transform, shape, crs, config):
 def write_labels(folder, labels, config):
     """labels.npy, splits.npy where asked for, and the classes in tile.json.
 
-    They take the place of what was there. Returns whether any label lies inside the tile; where
+    They replace those of an earlier call. Returns whether any label lies inside the tile; where
     none does, nothing is written (see `forget_labels`). Raises InputError for a tile without crs
-    and transform.
+    and transform, and for labels that cannot be put on its grid.
     """
-    info = read_info(folder)
+    tile = Tile(folder)
+    info = tile.info
     if not is_georeferenced(info):
         raise InputError(f"{folder / 'tile.json'}: found no crs and transform, wanted both")
-    shape = np.load(folder / "masks.npy", mmap_mode="r", allow_pickle=False).shape[1:]
+    shape = tile.shape[1:3]
     transform = rasterio.Affine(*info["transform"])
-    sides = None
+    splits = None
     if labels.features is not None:
-        codes, sides = burn_features(labels.features, transform, shape, info["crs"], config)
+        codes, splits = burn_features(labels.features, transform, shape, info["crs"], config)
     else:
         codes = warp_rasters(labels.origin, transform, shape, info["crs"])
         if config["splits"]:
-            sides = _block_map(transform, shape, info["crs"], config) * (codes > 0)
+            splits = _map_splits(transform, shape, info["crs"], config) * (codes > 0)
     present = [int(code) for code in np.unique(codes) if code]
     if not present:
         print(f"{folder}: no label of {labels.origin} lies inside")
         return False
     known = {str(code): entry for code, entry in labels.classes.items()}
     legend = class_legend({*labels.classes, *present}, known)  # the same colours in all tiles
-    keys = ("labels", "class_column", "splits", "split_block", "seed")
+    keys = ("labels", "labels_layer", "class_column", "splits", "split_block", "seed")
     added = {
         "classes": {str(code): legend[code] for code in present},
         "labels_from": {key: config[key] for key in keys},
     }
-    for name, array in (("labels", codes), ("splits", sides)):
+    for name, array in (("labels", codes), ("splits", splits)):
         if array is None:
             (folder / f"{name}.npy").unlink(missing_ok=True)
             continue
@@ -257,11 +204,11 @@ def write_labels(folder, labels, config):
 
 
 def forget_labels(folder):
-    """Remove what an earlier call labelled in a tile that the labels of this one do not reach.
+    """Remove the labels of an earlier call from a tile where those of this call have none.
 
-    In one data set the labels of two files would mean two things by one code.
+    Else one code could mean two classes in one data set.
     """
-    info = read_info(folder)
+    info = read_tile_json(folder / "tile.json")
     if "labels_from" not in info:
         return
     for name in ("labels.npy", "splits.npy"):
@@ -272,19 +219,20 @@ def forget_labels(folder):
 
 
 def burn_features(features, transform, shape, crs, config):
-    """Codes and sides of the features that hold each pixel's middle, (H, W) uint8 each.
+    """Codes and splits of the features that hold each pixel's middle, (H, W) uint8 each.
 
-    A point fills its pixel; of overlapping features the last one counts. sides is None where no
-    split is asked for. With splits=blocks a feature lies whole on the side of its middle.
+    A point fills its pixel; of overlapping features the last one counts. Splits are None where none
+    are asked for. With splits=blocks a whole feature has the split of its middle.
     """
-    here = features.to_crs(crs)
+    to_tile = find_transform(features.crs, crs, f"labels={config['labels']}")
+    here = features.to_crs(crs) if to_tile else features
     west, south, east, north = array_bounds(*shape, transform)
     here = here.cx[west:east, south:north]
-    codes, sides = np.zeros(shape, np.uint8), None
+    codes, splits = np.zeros(shape, np.uint8), None
     if config["splits"]:
-        sides = np.zeros(shape, np.uint8)
+        splits = np.zeros(shape, np.uint8)
     if not len(here):
-        return codes, sides
+        return codes, splits
     numbers = np.zeros(shape, np.int32)
     burnt = zip(here.geometry, range(1, len(here) + 1), strict=True)
     rasterize(burnt, out=numbers, transform=transform)
@@ -294,12 +242,12 @@ def burn_features(features, transform, shape, crs, config):
     codes = np.append(np.uint8(0), here["code"].to_numpy(np.uint8))[numbers]
     if config["splits"] == "blocks":
         middle = here.representative_point()
-        side = block_sides(middle.x, middle.y, crs, config["split_block"], config["seed"])
+        split = block_splits(middle.x, middle.y, crs, config["split_block"], config["seed"])
     elif config["splits"]:
-        side = here["side"].to_numpy(np.uint8)
-    if sides is not None:
-        sides = np.append(np.uint8(0), side)[numbers]
-    return codes, sides
+        split = here["split"].to_numpy(np.uint8)
+    if splits is not None:
+        splits = np.append(np.uint8(0), split)[numbers]
+    return codes, splits
 
 
 def warp_rasters(origin, transform, shape, crs):
@@ -309,7 +257,9 @@ def warp_rasters(origin, transform, shape, crs):
     """
     files = [origin]
     if "{place}" in origin:
-        bounds = transform_bounds(crs, "EPSG:4326", *array_bounds(*shape, transform))
+        bounds = array_bounds(*shape, transform)
+        if to_degrees := find_transform(crs, "EPSG:4326", "tile.json, for labels=worldcover"):
+            bounds = to_degrees.transform_bounds(*bounds)
         files = [origin.format(place=place) for place in worldcover_places(bounds)]
     codes = np.zeros(shape, np.uint8)
     retries = {"GDAL_HTTP_MAX_RETRY": "5", "GDAL_HTTP_RETRY_DELAY": "1"}
@@ -317,44 +267,63 @@ def warp_rasters(origin, transform, shape, crs):
         try:
             with rasterio.Env(**NETWORK, **retries), rasterio.open(file) as source:
                 _check_raster(source, file)
-                found = np.zeros(shape, np.int32)
-                reproject(
-                    rasterio.band(source, 1),
-                    found,
-                    src_nodata=source.nodata,
-                    dst_transform=transform,
-                    dst_crs=crs,
-                    resampling=Resampling.nearest,
-                )
-                if source.nodata is not None:
-                    found[found == source.nodata] = 0
+                found = _warp_raster(source, file, transform, shape, crs)
         except RasterioError as error:
             reason = str(error).splitlines()[0]
             if len(files) > 1 and "404" in reason.split(": ")[-1]:  # a square of open sea
                 print(f"{file}: no such file, so no labels there")
                 continue
             raise InputError(f"labels={file}: cannot be read ({reason}), wanted a raster") from None
-        if found.min() < 0 or found.max() > 255:
-            raise InputError(
-                f"labels={file}: found codes {found.min()} to {found.max()}, wanted 0 to 255"
-            )
-        np.copyto(codes, found.astype(np.uint8), where=codes == 0)
+        np.copyto(codes, found, where=codes == 0)
     return codes
 
 
 def _check_raster(source, file):
-    if source.crs is None or not np.issubdtype(source.dtypes[0], np.integer):
+    kind, place = source.dtypes[0], source.crs
+    if place is None or source.transform.is_identity or kind.startswith("complex"):
         raise InputError(
-            f"labels={file}: found {source.dtypes[0]}, {source.crs}, wanted whole numbers and a "
-            "coordinate system"
+            f"labels={file}: found {kind}, coordinate system {place}, transform "
+            f"{tuple(source.transform)[:6]}, wanted whole numbers and a place on the Earth"
+        )
+    bands = sum(meaning != ColorInterp.alpha for meaning in source.colorinterp)
+    if bands != 1:
+        raise InputError(
+            f"labels={file}: found {bands} bands, wanted one of class codes "
+            f"(labels=vrt://{file}?bands=1 takes the first)"
         )
 
 
+def _warp_raster(source, file, transform, shape, crs):
+    """Codes of an open raster on a tile's grid; 0 where it has nodata, a mask, or no pixel."""
+    find_transform(source.crs, crs, f"labels={file}")
+    grid = {"crs": crs, "transform": transform, "height": shape[0], "width": shape[1]}
+    # where the source has a mask, or no pixel, the view is 0, or the source's nodata
+    codes, rows = np.zeros(shape, np.uint8), max(1, BLOCK_PIXELS // shape[1])
+    with WarpedVRT(source, resampling=Resampling.nearest, **grid) as view:
+        for first in range(0, shape[0], rows):
+            window = Window(0, first, shape[1], min(rows, shape[0] - first))
+            found = view.read(1, window=window)
+            found[np.isnan(found) | (found == source.nodata)] = 0
+            wrong = found[(found < 0) | (found > 255) | (found != np.round(found))]
+            if len(wrong):
+                raise InputError(
+                    f"labels={file}: found code {wrong[0]:.15g}, wanted whole numbers 0 to 255"
+                )
+            codes[first : first + rows] = found
+    return codes
+
+
 def worldcover_places(bounds):
-    """Names like N48E012 of the 3 x 3 degree squares under (west, south, east, north) degrees."""
+    """Names like N48E012 of the 3 x 3 degree squares under (west, south, east, north) degrees.
+
+    west > east: bounds across 180 degrees.
+    """
+    if not np.isfinite(bounds).all():
+        raise InputError(f"labels=worldcover: found a tile at {bounds} degrees, wanted the Earth")
     west, south, east, north = (int(np.floor(edge / 3)) * 3 for edge in bounds)
+    columns = range(west, east + (360 if bounds[0] > bounds[2] else 0) + 1, 3)
     return [
         f"{'N' if y >= 0 else 'S'}{abs(y):02d}{'E' if x >= 0 else 'W'}{abs(x):03d}"
         for y in range(south, north + 1, 3)
-        for x in range(west, east + 1, 3)
+        for x in ((column + 180) % 360 - 180 for column in columns)
     ]

@@ -1,9 +1,9 @@
 """Simulated Sentinel-2 tiles.
 
 Fields, woods, a river and a town with phenology of their own, irregular dates, swath edges, and
-clouds that hang together in space and that the mask misses now and then. As on the ground, fields
-of one class differ more than classes do (season, vigour, soil, leaf colour), and some classes
-differ for a few weeks or in two bands only. SIMULATED: good for trying things out, not for saying
+clouds that are connected areas, some of which the mask misses. As on the ground, fields of one
+class differ more than classes do (season, vigour, soil, leaf colour), and some classes differ for a
+few weeks or in two bands only. SIMULATED: good for trying things out, not for saying
 anything about the Earth.
 """
 
@@ -18,6 +18,7 @@ from scipy.ndimage import gaussian_filter
 from scipy.spatial import cKDTree
 
 from maps.land_cover import WORLDCOVER
+from preparation.band_statistics import add_counts, count_block, statistics
 from running.errors import InputError
 from running.files import create_npy, make_output_dir, write_error
 
@@ -33,7 +34,7 @@ SPECTRA = {
     "water": [350, 550, 500, 200, 180, 200, 300, 250, 230, 100, 80],
 }
 CLOUD = np.array([6500, 7000, 6700, 6900, 6800, 3000, 6700, 6800, 6900, 4500, 3500])
-# kind of cover: WorldCover code, growing and bare spectrum, least and most green, rise, fall (doy)
+# land cover: WorldCover code, growing and bare spectrum, min and max green, rise and fall (doy)
 COVERS = {
     "broadleaf wood": (10, "leaf", "straw", 0.30, 0.95, 115, 300),
     "needle wood": (10, "needle", "soil", 0.80, 0.92, 110, 310),
@@ -52,7 +53,7 @@ COVERS = {
 FIELD_SHARES = {"broadleaf wood": 3, "needle wood": 2, "heath": 3, "pasture": 2, "mown meadow": 2}
 FIELD_SHARES |= {"clover": 2, "winter cereal": 2, "maize": 2, "rapeseed": 1, "fallow": 3}
 FIELD_SHARES |= {"wet meadow": 3}
-# what tells some covers apart, for some days of the year: the share that is left of bands
+# first day, last day, and factors on bands: where some covers differ from the others
 EVENTS = {
     "mown meadow": (160, 185, {"B08": 0.7, "B8A": 0.7, "B07": 0.7, "B04": 1.5}),
     # mown 12 days before
@@ -63,7 +64,7 @@ EVENTS = {
 
 
 def simulate_covers(size, rng):
-    """Number of the cover (of COVERS) and of the field of each pixel: two (size, size) arrays."""
+    """Index of the cover (in COVERS) and of the field of each pixel: two (size, size) arrays."""
     names = list(COVERS)
     points = rng.uniform(0, size, (max(4, size * size // 120), 2))
     points[:, 0] *= 0.7  # fields longer than wide
@@ -80,18 +81,18 @@ def simulate_covers(size, rng):
 
 
 def vary(field, spread, rng, shape=()):
-    """Deviations (.., H, W), most of them shared by the pixels of a field, some by a few pixels."""
+    """Deviations (.., H, W): one for each field, plus a smaller one that varies within fields."""
     by_field = rng.normal(0, spread, (*shape, field.max() + 1))[..., field]
     by_pixel = gaussian_filter(rng.normal(size=(*shape, *field.shape)), (*[0] * len(shape), 1, 1))
     return by_field + by_pixel / by_pixel.std() * spread / 2
 
 
 def grow(cover, field, rng):
-    """What makes each pixel its own, the same on every date: a dict of arrays (.., H, W)."""
+    """Properties of each pixel that are the same on every date: a dict of arrays (.., H, W)."""
     return {
         "cover": cover,
         "season": vary(field, 8, rng),  # days late
-        "rise and fall": vary(field, 5, rng, (2,)),  # days late, beside that
+        "rise and fall": vary(field, 5, rng, (2,)),  # days late, added to season
         "strength": 1 + vary(field, 0.12, rng),
         "soil": np.exp(vary(field, 0.25, rng)),  # brightness
         "colour": np.exp(vary(field, 0.05, rng, (len(BANDS),))),  # of the leaves
@@ -100,17 +101,17 @@ def grow(cover, field, rng):
 
 def greenness(pixels, doy):
     """Share of the growing spectrum in each pixel on a day: a double logistic."""
-    least, most, rise, fall = (
+    low, high, rise, fall = (
         np.array(values)[pixels["cover"]] for values in list(zip(*COVERS.values(), strict=True))[3:]
     )
     late = pixels["season"] + pixels["rise and fall"]
     rising = 1 / (1 + np.exp(-(doy - rise - late[0]) / 9))
     falling = 1 / (1 + np.exp((doy - fall - late[1]) / 9))
-    return np.clip((least + (most - least) * rising * falling) * pixels["strength"], 0, 1)
+    return np.clip((low + (high - low) * rising * falling) * pixels["strength"], 0, 1)
 
 
 def add_events(surface, pixels, doy):
-    """Change the bands (H, W, B) of covers that have an event on a day; it takes days to come."""
+    """Change the bands (H, W, B) of covers that have an event on a day, gradually."""
     day = doy - pixels["season"]
     for name, (begin, end, change) in EVENTS.items():
         here = pixels["cover"] == list(COVERS).index(name)
@@ -152,7 +153,7 @@ def simulate_date(pixels, doy, config, rng):
 
 
 def write_tile(folder, number, config):
-    """One simulated tile in the tile contract, neighbour of the others from west to east."""
+    """Write one simulated tile of the tile contract; tiles lie side by side from west to east."""
     folder.mkdir(parents=True)
     size, num_dates = config["size"], config["num_dates"]
     rng = np.random.default_rng([config["seed"], number])
@@ -161,19 +162,17 @@ def write_tile(folder, number, config):
     bands = create_npy(folder / "bands.npy", np.uint16, shape)
     masks = create_npy(folder / "masks.npy", np.uint8, shape[:3])
     pixels = grow(*simulate_covers(size, rng), rng)
-    total, squares, count = np.zeros(len(BANDS)), np.zeros(len(BANDS)), 0
+    counted = {}
     for index, doy in enumerate(overpasses):
         bands[index], masks[index] = simulate_date(pixels, doy, config, rng)
-        clear = bands[index][masks[index] > 0].astype(np.float64)
-        total, squares, count = (
-            total + clear.sum(0),
-            squares + (clear**2).sum(0),
-            count + len(clear),
-        )
-    mean = total / count
+        counted = add_counts(counted, count_block(bands[index], masks[index], -1))
+    if not counted["count"]:
+        keys = f"num_dates={num_dates} seed={config['seed']}"
+        raise InputError(f"{keys}: found no clear observation in tile {number + 1}, wanted another")
+    mean, std = statistics(counted)
     np.save(folder / "doys.npy", overpasses.astype(np.int16))
-    np.save(folder / "band_mean.npy", mean.astype(np.float32))
-    np.save(folder / "band_std.npy", np.sqrt(squares / count - mean**2).astype(np.float32))
+    np.save(folder / "band_mean.npy", mean)
+    np.save(folder / "band_std.npy", std)
     codes = np.array([kind[0] for kind in COVERS.values()], np.uint8)
     np.save(folder / "labels.npy", codes[pixels["cover"]])
     info = {
@@ -198,7 +197,7 @@ def simulate_dataset(folder, *, num_tiles=3, size=96, num_dates=60, missed_cloud
     if folder.exists():
         raise InputError(f"{folder}: exists already, wanted a new dataset_name (or remove it)")
     make_output_dir(folder.parent)
-    part = folder.with_name(f".{folder.name}.{os.getpid()}.part")  # two may begin at once
+    part = folder.with_name(f".{folder.name}.{os.getpid()}.part")  # two runs may start together
     shutil.rmtree(part, ignore_errors=True)
     try:
         for number in range(num_tiles):
@@ -217,7 +216,7 @@ def simulate_dataset(folder, *, num_tiles=3, size=96, num_dates=60, missed_cloud
 
 
 def move_folder(part, folder):
-    """Give the finished part its name; False where a folder of that name has come meanwhile."""
+    """Rename a finished folder; False where another process has made one of that name meanwhile."""
     try:
         part.rename(folder)
     except OSError:

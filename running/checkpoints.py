@@ -10,22 +10,27 @@ from pathlib import Path
 import torch
 
 from running.device import Runtime
-from running.errors import InputError, notice
+from running.errors import InputError, Stopped, notice
 from running.files import atomic_write, lock_folder, remove_parts, write_error, write_json
 from running.log import RunLog, start_log
 
 # ---- files ---------------------------------------------------------------------------------------
 
 FORMAT_VERSION = 1  # of checkpoints
-CONFIG_KEYS = {"sample_size", "min_valid", "block_size", "split_seed"}  # that later scripts read
+CONFIG_KEYS = {"sample_size", "min_valid", "block_size", "split_seed"}  # later scripts read them
+
+
+def _is_config(value):
+    keys = isinstance(value, dict) and set(value) >= CONFIG_KEYS
+    return keys and all(type(value[key]) is int and value[key] >= 0 for key in CONFIG_KEYS)
 
 
 def _is_statistic(value):
     return isinstance(value, torch.Tensor) and value.ndim == 1 and bool(value.isfinite().all())
 
 
-CHECKPOINT_CONTENT = {  # what every checkpoint has, and how it is told from damage
-    "config": lambda value: isinstance(value, dict) and set(value) >= CONFIG_KEYS,
+CHECKPOINT_CONTENT = {  # what every checkpoint has, and the check of each
+    "config": _is_config,
     "backbone": lambda value: isinstance(value, dict) and "name" in value,
     "backbone_state": lambda value: isinstance(value, dict),
     "bands": lambda value: isinstance(value, list) and all(isinstance(n, str) for n in value),
@@ -36,7 +41,7 @@ CHECKPOINT_CONTENT = {  # what every checkpoint has, and how it is told from dam
 
 def save_checkpoint(path, kind, **content):
     """Write a checkpoint atomically. kind: "pretrained" or "classifier"."""
-    buffer = io.BytesIO()  # its size is known before the disk is asked for space
+    buffer = io.BytesIO()  # in memory first: its size is known when the disk is full
     torch.save({"format": FORMAT_VERSION, "kind": kind, **content}, buffer)
     with atomic_write(path) as part:
         try:
@@ -98,96 +103,98 @@ def inherit(config, keys, kinds=("pretrained", "classifier")):
 
 @dataclass
 class Progress:
-    """How far a training has come; part of each of its checkpoints."""
+    """The progress of a training; part of each of its checkpoints."""
 
     step: int = 0
     best_score: float = -math.inf
     best_step: int = 0
-    line: dict = field(default_factory=lambda: {"step": 0})  # the last of metrics.jsonl
-    losses: list = field(default_factory=list)  # since that line, where the trainer keeps them
+    line: dict = field(default_factory=lambda: {"step": 0})  # the last line of metrics.jsonl
+    losses: list = field(default_factory=list)  # since that line, if the trainer keeps them
 
 
 @dataclass
 class Run:
     """A training: what its loop works on, and what a checkpoint holds.
 
-    kind: of its checkpoints, "pretrained" or "classifier". modules: {name: module} that are saved,
-    as <name>_state. header: what later scripts need beside the weights.
+    kind: of its checkpoints, "pretrained" or "classifier". model: its children are saved, as
+    <name>_state. header: what later scripts need beside the weights.
     """
 
+    kind: str
     config: dict
     runtime: Runtime
     output_dir: Path
-    kind: str
     model: torch.nn.Module
-    modules: dict
     optimiser: torch.optim.Optimizer
     header: dict
-    progress: Progress
-    log: RunLog
+    progress: Progress = field(default_factory=Progress)
+    log: RunLog = field(default_factory=RunLog)
+
+    def start(self, last):
+        """Start from `last`, the content of last.pt, or from scratch for None; open the log.
+
+        Raises InputError where last.pt lacks a part of the model.
+        """
+        if last:
+            self.restore(last)
+        was_bf16, self.header["in_bf16"] = (last or {}).get("in_bf16"), self.runtime.trains_in_bf16
+        if was_bf16 not in (None, self.header["in_bf16"]):
+            words = ("float32", "bfloat16") if self.header["in_bf16"] else ("bfloat16", "float32")
+            notice(f"{self.output_dir}: begun in {words[0]}, resumes in {words[1]} (precision=)")
+        script = {"pretrained": "train", "classifier": "train_classification"}[self.kind]
+        wandb_id = last["wandb_id"] if last else ""
+        self.log = start_log(self.config, script, self.output_dir, self.runtime, wandb_id)
+        self.header["wandb_id"] = self.log.run_id or wandb_id
+        if self.runtime.is_main:
+            remove_parts(self.output_dir)
+            last_line = self.progress.line["step"] if self.progress.step else -1
+            cut_metrics(self.output_dir / "metrics.jsonl", last_line)
+            write_json(self.output_dir / "config.json", dict(self.config))
+
+    def restore(self, last):
+        """Weights, optimiser and progress of last.pt."""
+        for name, module in self.model.named_children():
+            if f"{name}_state" not in last:
+                raise InputError(
+                    f"{self.output_dir / 'last.pt'}: found no {name} in it (of an older version?), "
+                    "wanted another output_dir"
+                )
+            module.load_state_dict(last[f"{name}_state"], strict=True)
+        self.optimiser.load_state_dict(last["optimiser_state"])
+        names = [entry.name for entry in fields(Progress)]
+        self.progress = Progress(**{name: last[name] for name in names if name in last})
+        if self.progress.best_score > -math.inf and not self._has_best():
+            notice(
+                f"{self.output_dir / 'best.pt'}: found no whole checkpoint (removed, or last.pt "
+                "was copied alone), so the best is chosen anew from here on"
+            )
+            self.progress.best_score, self.progress.best_step = -math.inf, 0
 
     def save(self, name):
         """Write last.pt or best.pt."""
         if not self.runtime.is_main:  # all processes hold the same weights
             return
-        states = {f"{part}_state": module.state_dict() for part, module in self.modules.items()}
+        states = {f"{part}_state": m.state_dict() for part, m in self.model.named_children()}
         states["optimiser_state"] = self.optimiser.state_dict()
         path = self.output_dir / name
         save_checkpoint(path, self.kind, **self.header, **states, **asdict(self.progress))
 
-    def describe_stop(self):
-        """One line for the user after a signal."""
-        return (
+    def keep_a_best(self):
+        """Save best.pt at the end of a run that has lost it, and found no other since."""
+        if not self._has_best():
+            self.save("best.pt")
+
+    def _has_best(self):
+        return _kind_of(self.output_dir / "best.pt") == self.kind
+
+    def stopped(self, status):
+        """The Stopped to raise after a signal, once last.pt is saved; the log is closed."""
+        self.log.finish()
+        return Stopped(
             f"stopped at step {self.progress.step}; the same command with "
-            f"output_dir={self.output_dir} goes on"
+            f"output_dir={self.output_dir} resumes",
+            status,
         )
-
-
-def resume(last, modules, optimiser):
-    """Put the weights of last.pt back. Returns its Progress, or that of a start for None."""
-    if last is None:
-        return Progress()
-    for name, module in modules.items():
-        if f"{name}_state" not in last:
-            raise InputError(
-                f"last.pt: found no {name} in it (of an older version?), wanted another output_dir"
-            )
-        module.load_state_dict(last[f"{name}_state"], strict=True)
-    optimiser.load_state_dict(last["optimiser_state"])
-    names = [entry.name for entry in fields(Progress)]
-    return Progress(**{name: last[name] for name in names if name in last})
-
-
-def start_run(kind, config, header, model, modules, optimiser, last, output_dir, runtime):
-    """A Run from the start, or from where last.pt says that it stopped, its folder and log ready.
-
-    last: the content of last.pt, or None. The other arguments are Run's.
-    """
-    progress = resume(last, modules, optimiser)
-    header["in_bf16"] = runtime.trains_in_bf16
-    if last and last.get("in_bf16", header["in_bf16"]) != header["in_bf16"]:
-        words = ("float32", "bfloat16") if header["in_bf16"] else ("bfloat16", "float32")
-        notice(f"{output_dir}: begun in {words[0]}, goes on in {words[1]} (precision=)")
-    script = {"pretrained": "train", "classifier": "train_classification"}[kind]
-    header["wandb_id"] = last["wandb_id"] if last else ""
-    log = start_log(config, script, output_dir, runtime, header["wandb_id"])
-    header["wandb_id"] = log.run_id or header["wandb_id"]
-    if runtime.is_main:
-        remove_parts(output_dir)
-        cut_metrics(output_dir / "metrics.jsonl", progress.line["step"] if progress.step else -1)
-        write_json(output_dir / "config.json", dict(config))
-    return Run(
-        config=config,
-        runtime=runtime,
-        output_dir=output_dir,
-        kind=kind,
-        model=model,
-        modules=modules,
-        optimiser=optimiser,
-        header=header,
-        progress=progress,
-        log=log,
-    )
 
 
 def read_last(output_dir, kind, config, data, defaults, free_keys, mend="another output_dir"):
@@ -246,6 +253,30 @@ def remove_run(output_dir, kind):
         (output_dir / name).unlink(missing_ok=True)
     for path in checkpoints:
         path.unlink(missing_ok=True)
+
+
+def find_last(output_dir, kind, config, data, defaults, free_keys, runtime):
+    """`read_last`; with overwrite=true a run that cannot be resumed is removed, which gives None.
+
+    Raises InputError also where overwrite=true would remove the checkpoint to start from.
+    """
+    mend = "another output_dir or overwrite=true"
+    try:
+        return read_last(output_dir, kind, config, data, defaults, free_keys, mend)
+    except InputError:
+        if not config["overwrite"]:
+            raise
+    path = config["checkpoint_path"]
+    if path and output_dir.samefile(Path(path).parent) and _kind_of(path) == kind:
+        raise InputError(
+            f"output_dir={output_dir}: holds checkpoint_path, which overwrite=true would remove; "
+            "wanted another output_dir"
+        )
+    runtime.barrier()  # all processes have looked
+    if runtime.is_main:
+        remove_run(output_dir, kind)
+    runtime.barrier()
+    return None
 
 
 def _kind_of(path):

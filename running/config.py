@@ -8,7 +8,7 @@ from running.errors import InputError
 
 
 def override(run_config, arguments):
-    """run_config with `key=value` arguments put in; the default's type is the schema.
+    """run_config with `key=value` arguments applied; the default's type is the schema.
 
     Raises InputError that names the key and shows the present value.
     """
@@ -37,9 +37,9 @@ def _parse(key, text, default):
     return value
 
 
-MAX_INT = 2**63 - 1  # of a whole number that has no other bound: what numpy and torch hold
-# Least and most value of every numeric key of the scripts; math.inf: any larger one. A script
-# whose own range differs gives it to `check`.
+MAX_INT = 2**63 - 1  # limit of whole numbers without another bound, as in numpy and torch
+# Smallest and largest value of every numeric key of the scripts; math.inf: no upper limit. A script
+# whose range differs passes it to `check`.
 RANGES = {
     # pixels and dates
     "sample_size": (1, 1000),
@@ -52,7 +52,6 @@ RANGES = {
     "draws": (0, 1000),
     "dates": (0, MAX_INT),
     "date_share": (0, 1),
-    "start_share": (-1, 1),
     # model
     "latent_dim": (3, 65536),
     "width": (1, 65536),
@@ -75,10 +74,8 @@ RANGES = {
     "max_samples": (1, MAX_INT),
     "max_steps": (0, MAX_INT),
     "learning_rate": (0, math.inf),
-    "backbone_learning_rate": (0, math.inf),
     "weight_decay": (0, math.inf),
     "warmup_steps": (0, MAX_INT),
-    "warmup_fraction": (0, 1),
     "hold_fraction": (0, 1),
     "clip_norm": (1e-9, math.inf),
     "seed": (0, 2**31 - 1),
@@ -106,8 +103,8 @@ CHOICES = {
 def check(config, **limits):
     """Check every value of a config; returns it frozen, so that nothing changes it later.
 
-    limits: what this script takes for a key, in place of RANGES and CHOICES: a pair of numbers, or
-    the words to choose from. Raises InputError that names the key, its value and what is wanted.
+    limits: of keys of this script, in place of RANGES and CHOICES: a pair of numbers, or the words
+    to choose from. Raises InputError that names the key, its value and what is wanted.
     """
     config = {key: expand_home(key, value) for key, value in config.items()}
     limits = RANGES | CHOICES | limits
@@ -118,17 +115,18 @@ def check(config, **limits):
             if value not in limits[key]:
                 raise InputError(f"{key}={value}: wanted one of {', '.join(limits[key])}")
             continue
-        least, most = limits[key]
-        # compared before anything makes a float of it, which a whole number may be too large for
-        if not (least <= value <= most and abs(value) < math.inf):
-            any_larger = most == math.inf or (most == MAX_INT and value < least)
-            upto = "or more" if any_larger else f"to {most}"
-            raise InputError(f"{key}={value}: wanted {least} {upto}")
+        low, high = limits[key]
+        # compared as it is: a whole number may be too large for a float
+        if not (low <= value <= high and abs(value) < math.inf):
+            is_open = high == math.inf or (high == MAX_INT and value < low)
+            raise InputError(
+                f"{key}={value}: wanted {low} {'or more' if is_open else f'to {high}'}"
+            )
     return MappingProxyType(config)
 
 
 def expand_home(key, value):
-    """A value of a config; in paths (one, or several divided by commas) ~ is the home folder."""
+    """A value of a config; in paths (one, or several with commas between) ~ is the home folder."""
     if not key.endswith(("_path", "_dir")):
         return value
     return ",".join(os.path.expanduser(path) for path in value.split(","))

@@ -3,6 +3,7 @@
 import os
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 import torch.distributed as dist
@@ -28,12 +29,12 @@ class Runtime:
         return self.device.type == "cuda"
 
     def autocast(self, training=False):
-        """Matrix products in bf16: in training as `start_runtime` was told, else on a GPU alone."""
+        """Matrix products in bf16: in training as `start_runtime` chose, else on a GPU only."""
         in_bf16 = self.trains_in_bf16 if training else self.on_gpu
         return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=in_bf16)
 
     def inference(self):
-        """No gradients; on the CPU inference mode, where backbones.py takes fused kernels."""
+        """No gradients; on the CPU inference mode, where `use_onednn` takes effect."""
         return torch.no_grad() if self.on_gpu else torch.inference_mode()
 
     def compile(self, module):
@@ -42,9 +43,9 @@ class Runtime:
             module.compile()
 
     def mark_dynamic(self, *tensors):
-        """Tell the compiler that numbers of pixels (N, ..) and dates (N, V, S, ..) change.
+        """Mark pixels (N, ..) and dates (N, V, S, ..) as sizes that change, for the compiler.
 
-        Batches differ by a pixel and views in length; it would compile anew at the second size.
+        Batches differ by a pixel and views in length; it would compile again for each size.
         """
         for tensor in tensors if self.on_gpu else ():
             torch._dynamo.maybe_mark_dynamic(tensor, (0, 2))
@@ -59,16 +60,16 @@ class Runtime:
         return [tensor.to(self.device, non_blocking=True) for tensor in tensors]
 
     def workers(self, num_workers):
-        """Loader processes; -1: none on the CPU, whose cores train, and up to 8 for a GPU."""
+        """Loader processes; -1: none on the CPU, whose cores train, up to 8 for a GPU."""
         if num_workers >= 0:
             return num_workers
         processes_here = int(os.environ.get("LOCAL_WORLD_SIZE", 1))  # of this node
         return min(8, (os.cpu_count() or 1) // processes_here) if self.on_gpu else 0
 
     def read_ahead(self, items):
-        """What an iterator yields, with `read_ahead` for a GPU.
+        """The items of an iterator, with `read_ahead` for a GPU.
 
-        On the CPU a second thread costs more than it hides: mapping took 1.4 times as long.
+        On the CPU a second thread costs more than it gains: mapping took 1.4 times as long.
         """
         return read_ahead(items) if self.on_gpu else items
 
@@ -85,30 +86,30 @@ class Runtime:
         def copy(batch):
             bands, doys, *rest = batch
             with torch.cuda.stream(stream):
-                # from pinned memory alone can a GPU copy while it computes
+                # a GPU copies while it computes only from pinned memory
                 copies = self.to_device(bands.pin_memory(), doys.pin_memory())
             return copies, rest, stream.record_event()
 
         for copies, rest, copied in read_ahead(map(copy, batches)):
             compute = torch.cuda.current_stream(self.device)
             compute.wait_event(copied)
-            for part in copies:  # its memory goes to no other batch before it was used
+            for part in copies:  # its memory is not reused before this stream has used it
                 part.record_stream(compute)
             yield *copies, *rest
 
     @property
     def block_pixels(self):
-        """Pixels that are read at once to be mapped: so many that few batches are not full."""
+        """Pixels read at once in mapping: many, so that nearly all batches are full."""
         return 1 << 16 if self.on_gpu else 1 << 15
 
     @property
     def batch_dates(self):
-        """Dates, over all series, that are encoded at once: enough for a GPU, or for a cache."""
+        """Dates, over all series, encoded at once: they fill a GPU, or fit a CPU's cache."""
         return 1 << 20 if self.on_gpu else 1 << 12
 
     @property
     def pad_dates(self):
-        """Series are padded to a multiple of it: few shapes for a GPU, no padding on the CPU."""
+        """Series are padded to a multiple of this: few shapes for a GPU, no padding on the CPU."""
         return 8 if self.on_gpu else 1
 
     def barrier(self):
@@ -124,7 +125,7 @@ class Runtime:
         return box[0]
 
     def max_over_processes(self, value, now=True):
-        """The largest of all processes' values; where not `now`, several processes get 0."""
+        """The largest of all processes' values; unless `now`, several processes get 0 unasked."""
         if self.world_size == 1 or not now:
             return value if self.world_size == 1 else 0
         answer = torch.tensor(float(value))
@@ -145,7 +146,7 @@ def start_runtime(device="auto", precision="float32"):
     use_gpu = has_gpu and device != "cpu"
     world_size = int(os.environ.get("WORLD_SIZE", 1))
     rank, local_rank = (int(os.environ.get(key, 0)) for key in ("RANK", "LOCAL_RANK"))
-    # oneDNN keeps a kernel for every number of rows, 0.6 MB each: 1024 of them unless told so
+    # oneDNN keeps a kernel for each number of rows, 0.6 MB each: by default 1024 of them
     for name in ("LRU_CACHE_CAPACITY", "ONEDNN_PRIMITIVE_CACHE_CAPACITY"):
         os.environ.setdefault(name, "512")
     if use_gpu:
@@ -181,10 +182,56 @@ def _cpu_is_fast_in_bf16():
 
 
 def read_ahead(items):
-    """Yield what an iterator yields; a thread makes the next one while this one is worked on."""
+    """Yield the items of an iterator; a thread makes the next one while this one is processed."""
     iterator, end = iter(items), object()
     with ThreadPoolExecutor(1) as thread:
         coming = thread.submit(next, iterator, end)
         while (item := coming.result()) is not end:
             coming = thread.submit(next, iterator, end)
             yield item
+
+
+# ---- fused kernels of a CPU ----------------------------------------------------------------------
+
+
+def is_fused_inference():
+    """Whether fused kernels are used now: in inference mode, see `Runtime.inference`."""
+    if torch.compiler.is_compiling():  # which fuses by itself, and cannot trace the question
+        return False
+    return torch.is_inference_mode_enabled() and torch.backends.mkldnn.is_available()
+
+
+def use_onednn(*modules):
+    """Let the Linear layers of modules, each with a GELU after it, be one oneDNN product each.
+
+    In inference mode on a CPU alone; training and weights stay as they are. On an AMD processor
+    with AVX-512 it takes half the time of MKL, with which training computes; the last bits differ.
+    """
+    for part in torch.nn.ModuleList(modules).modules():  # a Sequential comes before its layers
+        if isinstance(part, torch.nn.Sequential):
+            for layer, after in pairwise(part):
+                if type(layer) is torch.nn.Linear and type(after) is torch.nn.GELU:
+                    layer.__class__, after.__class__ = _LinearWithGelu, _GeluOfLinear
+        elif type(part) is torch.nn.Linear:
+            part.__class__ = _Linear
+
+
+class _Linear(torch.nn.Linear):
+    activation = "none"
+
+    def forward(self, x):
+        if not is_fused_inference():
+            return super().forward(x)
+        product = torch.ops.mkldnn._linear_pointwise  # what torch.compile makes of a Linear
+        return product(x, self.weight, self.bias, self.activation, [], "none")
+
+
+class _LinearWithGelu(_Linear):
+    activation = "gelu"
+
+
+class _GeluOfLinear(torch.nn.GELU):
+    """GELU in training; in fused inference the layer before it has applied it."""
+
+    def forward(self, x):
+        return x if is_fused_inference() else super().forward(x)

@@ -15,10 +15,10 @@ def _world_size():
 
 
 def share(count):
-    """Which rows of the whole batch this process holds, and how many rows there are in all.
+    """Which rows of the whole batch this process holds, and the number of all rows.
 
-    count: of this process's rows. The processes tell each other from CPU to CPU, so that no GPU is
-    waited for. Returns a slice and an int.
+    count: rows of this process. The counts are exchanged between CPUs, which never synchronises
+    with a GPU. Returns a slice and an int.
     """
     if _world_size() == 1:
         return slice(0, count), count

@@ -5,11 +5,11 @@ import os
 
 
 class InputError(ValueError):
-    """A user's mistake (file, value or argument), told in one line."""
+    """A user's mistake (file, value or argument), described in one line."""
 
 
 class Stopped(BaseException):
-    """A run that a signal ended, with all its work saved; as KeyboardInterrupt is, no Exception."""
+    """A run that a signal ended, with all its work saved; like KeyboardInterrupt, no Exception."""
 
     def __init__(self, message, status):
         super().__init__(message)
@@ -18,6 +18,6 @@ class Stopped(BaseException):
 
 @functools.cache
 def notice(text):
-    """Print a line once: not in every process, and not again in this one."""
+    """Print a line once: in the first process only, and not again in this one."""
     if os.environ.get("RANK", "0") == "0":
         print(text)

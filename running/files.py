@@ -1,5 +1,6 @@
 """Files that are written whole or not at all, locked folders, hashes and memory maps."""
 
+import contextlib
 import errno
 import fcntl
 import hashlib
@@ -7,6 +8,7 @@ import json
 import math
 import os
 import shutil
+import tempfile
 import time
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,9 +17,11 @@ import numpy as np
 
 from running.errors import InputError
 
+CACHE_FILES = 2000  # arrays that are kept at most
+
 
 def make_output_dir(path):
-    """Make the folder and see that files can be written there; else InputError."""
+    """Make the folder and check that files can be written there; else InputError."""
     path = Path(path)
     try:
         path.mkdir(parents=True, exist_ok=True)
@@ -31,12 +35,12 @@ def make_output_dir(path):
 
 @contextmanager
 def atomic_write(path):
-    """Yield a temporary path to write to; on success it replaces `path`, which is never half."""
+    """Yield a temporary path to write to; on success it replaces `path`: an atomic write."""
     path = Path(path)
     part = path.with_name(f".{path.stem}.{os.getpid()}.part{path.suffix}")
     try:
         yield part
-        with open(part, "rb") as file:  # else a crash of the machine could leave it empty
+        with open(part, "rb") as file:  # without it a crash of the machine can leave an empty file
             os.fsync(file.fileno())
         part.replace(path)
     except OSError as error:
@@ -46,7 +50,7 @@ def atomic_write(path):
 
 
 def remove_parts(folder, kept=()):
-    """Remove what writes that were killed have left in a folder, but for the names in `kept`."""
+    """Remove what killed writes have left in a folder, except the names in `kept`."""
     for pattern in (".*.part.*", ".writable-*"):
         for file in Path(folder).glob(pattern):
             if file.name not in kept:
@@ -54,9 +58,9 @@ def remove_parts(folder, kept=()):
 
 
 def write_error(path, error, size=0):
-    """What to tell of a file that could not be written; size: bytes that it was to have."""
+    """The InputError for a file that could not be written; size: bytes that it needed."""
     if error.errno != errno.ENOSPC:
-        reason = error.strerror or error.__cause__ or error  # GDAL tells in the cause
+        reason = error.strerror or error.__cause__ or error  # GDAL's reason is the cause
         return InputError(f"{path}: could not be written ({reason})")
     free = shutil.disk_usage(Path(path).parent).free
     missing = f", {max(1, size - free)} bytes are missing" if size else ""
@@ -75,7 +79,7 @@ def file_hash(path):
 
 
 def describe_files(folder, names):
-    """{name: [size in bytes, time of the last change in ns]} of those files that are there."""
+    """{name: [size in bytes, time of the last change in ns]} of the files that exist."""
     stats = {name: Path(folder, name).stat() for name in names if Path(folder, name).exists()}
     return {name: [stat.st_size, stat.st_mtime_ns] for name, stat in stats.items()}
 
@@ -91,10 +95,44 @@ def open_npy(path, wanted):
         raise InputError(f"{path}: found no readable array ({line}), wanted {wanted}") from None
 
 
-def reserve(path, size):
-    """Give a file its full size on the disk; what it holds stays, and what is new is 0.
+class Watch:
+    """Files that are read block by block and must stay the same until the end.
 
-    Raises InputError that names the file and the missing space; then the file is gone.
+    A context manager: whatever is raised inside, InputError names a file that has changed.
+    """
+
+    def __init__(self, folder, names):
+        self.folder, self.names = Path(folder), names
+        self.before = self._describe()
+
+    def _describe(self):
+        """Size, time and number of each file: a file that is renamed to its name has another."""
+        paths = {name: self.folder / name for name in self.names}
+        stats = {name: path.stat() for name, path in paths.items() if path.exists()}
+        return {name: (s.st_size, s.st_mtime_ns, s.st_ino) for name, s in stats.items()}
+
+    def check(self):
+        """Raise InputError where a file was written, replaced, added or removed since."""
+        now = self._describe()
+        for name in self.names:
+            if now.get(name) != self.before.get(name):
+                raise InputError(
+                    f"{self.folder / name}: found that it changed while it was read, wanted the "
+                    "same file to the end; run the same command again"
+                )
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, kind, *_):
+        if kind is None or issubclass(kind, Exception):
+            self.check()
+
+
+def reserve(path, size):
+    """Reserve the full size of a file on the disk; its content stays, new bytes are 0.
+
+    Raises InputError that names the file and the missing space; then the file is removed.
     """
     path = Path(path)
     try:
@@ -104,7 +142,7 @@ def reserve(path, size):
             for start in range(file.seek(0, os.SEEK_END), size, 1 << 24):  # macOS has no fallocate
                 file.write(bytes(min(1 << 24, size - start)))
     except OSError as error:
-        path.unlink(missing_ok=True)  # first, so that what it held counts as free
+        path.unlink(missing_ok=True)  # first, so that its space counts as free
         raise write_error(path, error, size) from None
 
 
@@ -131,7 +169,7 @@ def create_npy(path, dtype, shape):
 def lock_folder(folder, seconds=0.0):
     """Keep other runs from writing into a folder. Raises InputError where one does already.
 
-    seconds: how long to wait for it; the loader workers of a killed run hold it for a few more.
+    seconds: how long to wait; loader workers of a killed run hold the lock a little longer.
     """
     handle, start = os.open(folder, os.O_RDONLY), time.monotonic()
     try:
@@ -147,9 +185,56 @@ def lock_folder(folder, seconds=0.0):
 
 
 def _is_locked(handle):
-    """Take the lock of a folder; whether that worked, or the file system (a network's) has none."""
+    """Take the lock of a folder; True also on a (network) file system without locks."""
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
         return error.errno != errno.EWOULDBLOCK
     return True
+
+
+def read_json(path):
+    """The object in a JSON file; {} for no file, InputError for anything else."""
+    try:
+        content = json.loads(Path(path).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError, RecursionError) as error:
+        raise InputError(f"{path}: found no readable JSON ({error}), wanted an object") from None
+    if not isinstance(content, dict):
+        raise InputError(f"{path}: found {type(content).__name__}, wanted a JSON object")
+    return content
+
+
+# ---- arrays kept between runs --------------------------------------------------------------------
+
+
+def cache_folder():
+    """Where arrays are kept between runs: XDG_CACHE_HOME, ~/.cache or, without a home, /tmp."""
+    try:
+        home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    except RuntimeError:
+        home = Path(tempfile.gettempdir())
+    return home / "pixel-series"
+
+
+def cached_array(key, shape, dtype, make):
+    """The array that make() gives, from the cache folder where it was kept under this key.
+
+    key: a tuple of text and numbers; shape, dtype: of the array. Beyond CACHE_FILES arrays the
+    oldest are removed.
+    """
+    path = cache_folder() / f"{hashlib.sha256(repr([*key]).encode()).hexdigest()[:32]}.npy"
+    with contextlib.suppress(OSError, ValueError, EOFError):
+        array = np.load(path, allow_pickle=False)
+        if (array.shape, array.dtype) == (shape, dtype):
+            return array
+    array = make()
+    with contextlib.suppress(OSError, InputError):  # without a cache only time is lost
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with atomic_write(path) as part:
+            np.save(part, array)
+        files = sorted(path.parent.glob("*.npy"), key=lambda file: file.stat().st_mtime_ns)
+        for file in files[:-CACHE_FILES]:
+            file.unlink(missing_ok=True)
+    return array

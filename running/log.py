@@ -33,7 +33,7 @@ class RunLog:
         self._to_wandb(files, step, as_images=True)
 
     def _to_wandb(self, content, step, as_images=False):
-        """Log to wandb; a run goes on without it where it fails, which is said once."""
+        """Log to wandb; where it fails, say so once and continue without it."""
         if self.run:
             try:
                 if as_images:
@@ -41,7 +41,7 @@ class RunLog:
 
                     content = {name: Image(str(file)) for name, file in content.items()}
                 self.run.log(content, step=step)
-            except Exception as error:  # whatever wandb raises, training does not end for it
+            except Exception as error:  # training never stops for an error of wandb
                 self._drop_wandb(error)
 
     def _drop_wandb(self, error):
@@ -61,7 +61,7 @@ def start_log(config, job_type, output_dir, runtime, run_id=""):
 
     config["wandb_mode"]: auto (online where the user is logged in, else offline), online, offline,
     disabled. Where the server cannot be reached the run is logged offline. run_id: of a wandb run
-    to go on with.
+    to continue.
     """
     if not runtime.is_main:
         return RunLog()
@@ -107,7 +107,7 @@ def _start_wandb(config, job_type, output_dir, mode, run_id):
 
 def _lost(error, file):
     reason = _one_line(error)
-    return f"wandb: logging failed ({reason}); the run goes on, and {file} has its numbers"
+    return f"wandb: logging failed ({reason}); the run continues, and {file} has its numbers"
 
 
 def _one_line(error):

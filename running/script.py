@@ -21,7 +21,7 @@ def run_script(main, run_config, docstring):
     try:
         main(override(run_config, sys.argv[1:]))
     except (InputError, FloatingPointError, OSError) as error:
-        # an error of a loader worker carries its traceback; the last line is the message
+        # errors from loader workers carry a traceback; the last line is the message
         lines = str(error).strip().splitlines() or [type(error).__name__]
         line = lines[-1].removeprefix("running.errors.InputError: ")
         raise SystemExit(f"error: {line}") from None
@@ -37,7 +37,7 @@ def run_script(main, run_config, docstring):
 
 
 def _end(number, _):
-    """End a script as Ctrl-C does: what is half written is removed, and its processes end."""
+    """End a script as Ctrl-C does: half-written files are removed, child processes end."""
     raise Stopped("stopped", 128 + number)
 
 
@@ -49,7 +49,7 @@ def refuse_torchrun():
 
 
 class StopSignal:
-    """Whether Ctrl-C or SIGTERM came: then `status` is 130 or 143, the exit status, else 0."""
+    """Whether Ctrl-C or SIGTERM came; `status` is the exit status, 130 or 143, or 0 for none."""
 
     def __init__(self):
         self.status, self.before = 0, {}
@@ -58,13 +58,13 @@ class StopSignal:
         return self.status > 0
 
     def release(self):
-        """From now on the signals do what they did before: all that can be lost is saved."""
+        """Restore the handlers of before: nothing can be lost any more."""
         for number, handler in self.before.items():
             signal.signal(number, handler)
 
 
 def stop_on_signals():
-    """From now on Ctrl-C and SIGTERM set what is returned, so that a run ends between two steps."""
+    """A StopSignal, set by Ctrl-C and SIGTERM, so that a run ends between two steps."""
     stop = StopSignal()
 
     def note(number, _):

@@ -37,6 +37,15 @@ def workplace(tmp_path_factory):
     return path
 
 
+@pytest.fixture(scope="session")
+def undisturbed(tmp_path_factory):
+    """Weights after the 30 epochs on the fixture `dataset` of a run that nothing has stopped."""
+    path = tmp_path_factory.mktemp("undisturbed")
+    torch.set_num_threads(1)
+    train.main(helpers.tiny(helpers.make_dataset(path), path / "out", epochs=30, val_interval=1000))
+    return helpers.weights(path / "out")
+
+
 @pytest.fixture
 def shared():
     """The real tiles, where they are."""

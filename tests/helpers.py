@@ -13,16 +13,20 @@ import subprocess
 import sys
 import threading
 import time
+import traceback
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import torch
+from torch.distributed import TCPStore
 from tqdm import tqdm
 
 import infer
 import train
 import train_classification
 from running.checkpoints import load_checkpoint, save_checkpoint
+from running.script import run_script
 
 ROOT = Path(__file__).resolve().parent.parent
 SHARED = Path(os.environ.get("TILES_DIR", ROOT.parent / "shared"))
@@ -107,7 +111,7 @@ TINY = {
     "batch_size": 64,
     "epochs": 4,
     "log_interval": 1,
-    "val_interval": 8,
+    "val_interval": 20,
     "checkpoint_interval": 4,
     "device": "cpu",
     "precision": "float32",  # so that numbers can be compared closely
@@ -164,6 +168,104 @@ def start(*arguments, script=train, start_new_session=False, **environment):
         text=True,
         start_new_session=start_new_session,
     )
+
+
+class Fork:
+    """A script in a forked process, where `start` would import everything again (4 s of CPU time).
+
+    It has what the tests need of subprocess.Popen. What a test has patched is patched in it, too.
+    """
+
+    def __init__(self, *arguments, script=train, start_new_session=False, **environment):
+        self.files = [os.memfd_create(name) for name in ("stdout", "stderr")]
+        self.returncode = None
+        for stream in (sys.stdout, sys.stderr):
+            stream.flush()  # the fork has a copy of what is not yet written
+        self.pid = os.fork()
+        if self.pid == 0:
+            _end_as_script(script, arguments, self.files, start_new_session, environment)
+
+    def poll(self):
+        if self.returncode is None:
+            pid, status = os.waitpid(self.pid, os.WNOHANG)
+            self.returncode = os.waitstatus_to_exitcode(status) if pid else None
+        return self.returncode
+
+    def wait(self, timeout=600):
+        deadline = time.monotonic() + timeout
+        while self.poll() is None:
+            assert time.monotonic() < deadline, "a forked script does not end"
+            time.sleep(0.01)
+        return self.returncode
+
+    def communicate(self, timeout=600):
+        """Texts of stdout and stderr, at the end of the process."""
+        self.wait(timeout)
+        texts = []
+        for number in self.files:
+            os.lseek(number, 0, os.SEEK_SET)
+            with open(number) as file:
+                texts.append(file.read())
+        return texts
+
+    def send_signal(self, number):
+        if self.poll() is None:
+            os.kill(self.pid, number)
+
+    def terminate(self):
+        self.send_signal(signal.SIGTERM)
+
+
+def _end_as_script(script, arguments, files, start_new_session, environment):
+    """In a forked process: run a script with arguments of the command line, and end."""
+    status, message = 1, ""
+    try:
+        signal.alarm(600)  # a test that hangs ends all the same; a busy machine is slow
+        tqdm.set_lock(threading.RLock())  # the one of before the fork may be held for ever
+        if start_new_session:
+            os.setsid()
+        os.environ.update({"OMP_NUM_THREADS": "1"} | environment)
+        for number, file in zip((1, 2), files, strict=True):
+            os.dup2(file, number)
+        sys.stdout, sys.stderr = (os.fdopen(number, "w") for number in (1, 2))
+        sys.argv = [script.__file__, *arguments]
+        run_script(script.main, script.run_config, script.__doc__)
+        status = 0
+    except SystemExit as end:
+        status, message = (end.code, "") if isinstance(end.code, int) else (1, end.code)
+    except BaseException:
+        message = traceback.format_exc()
+    finally:
+        sys.stdout.flush()
+        sys.stderr.write(message)  # after what a progress bar writes when it is freed
+        sys.stderr.flush()
+        os._exit(status)
+
+
+def fork_ranks(config, processes=2, script=train):
+    """A script in several forked processes with the variables that torchrun gives them: Forks."""
+    store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(store.port)}
+    place |= {"TORCHELASTIC_USE_AGENT_STORE": "True"}  # rank 0 need not open a port
+    sizes = dict.fromkeys(("WORLD_SIZE", "LOCAL_WORLD_SIZE"), str(processes))
+    forks = []
+    for rank in map(str, range(processes)):
+        numbers = {"RANK": rank, "LOCAL_RANK": rank, **sizes}
+        forks.append(Fork(*as_arguments(config, script), script=script, **numbers, **place))
+        forks[-1].store = store  # which is there as long as a process is
+    return forks
+
+
+def run_ranks(config, processes=2, script=train):
+    """What `torchrun` gives, by `fork_ranks`: returncode, stdout and stderr of all processes."""
+    forks = fork_ranks(config, processes, script)
+    while None in (ended := [fork.poll() for fork in forks]):
+        if any(ended):  # the others wait for the one that failed
+            for fork in forks:
+                fork.terminate()
+        time.sleep(0.01)
+    out, err = ("".join(texts) for texts in zip(*(f.communicate() for f in forks), strict=True))
+    return SimpleNamespace(returncode=max(map(abs, ended)), stdout=out, stderr=err)
 
 
 def in_child(function, wait=None):
@@ -243,6 +345,7 @@ def kill_again_and_again(function, method, most_calls, tempo, is_done, seed=0):
 
 
 def torchrun_command(config, processes=2, script=train):
+    """The real launcher; tests of what processes make of a batch use `run_ranks`."""
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
     command += [f"--nproc-per-node={processes}", script.__file__]
     return [*command, *as_arguments(config, script)]

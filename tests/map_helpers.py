@@ -2,7 +2,6 @@
 
 import json
 import os
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +13,6 @@ from backbones import Classifier, build_backbone
 from running.checkpoints import save_checkpoint
 from running.errors import InputError
 
-ROOT = Path(__file__).resolve().parent.parent
 BANDS = ["B02", "B03", "B04", "B08"]
 GEO = {"crs": "EPSG:32631", "transform": [10, 0, 500000, 0, -10, 5400000]}
 CLASSES = {"40": {"name": "Cropland", "color": "#f096ff"}, "95": {"name": "Mangroves"}}
@@ -103,7 +101,7 @@ def files(folder):
     }
 
 
-def command(script, **keywords):
+def as_words(**keywords):
+    """The arguments of a command line."""
     keywords = {"wandb_mode": "disabled", "device": "cpu", **keywords}
-    keywords = {key: value for key, value in keywords.items() if value is not None}
-    return [sys.executable, str(ROOT / script), *(f"{k}={v}" for k, v in keywords.items())]
+    return [f"{key}={value}" for key, value in keywords.items() if value is not None]

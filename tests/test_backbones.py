@@ -165,7 +165,7 @@ def test_focal_loss_is_cross_entropy_at_gamma_0_and_smaller_above():
 
 
 def test_a_backbone_that_breaks_the_contract_is_refused(monkeypatch):
-    """It trained to the end and crashed while the picture was drawn."""
+    """Regression: it trained to the end and crashed while the picture was drawn."""
 
     class Incomplete(torch.nn.Module):
         latent_dim, any_length = 10, False

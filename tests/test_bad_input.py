@@ -365,6 +365,7 @@ def test_a_tile_of_one_pixel_maps(tmp_path):
     assert np.load(folder / "representation_map.npy").shape == (1, 1, 16)
 
 
+@pytest.mark.slow
 def test_three_hundred_tiles_and_another_working_directory(tmp_path, monkeypatch):
     for number in range(300):
         small_tile(tile_of(tmp_path, number), seed=number)

@@ -8,15 +8,16 @@ from sklearn.metrics import f1_score
 from sklearn.model_selection import cross_val_score
 
 from evaluation import classifiers as module
+from evaluation import differences
 from evaluation.classifiers import classifiers, find_label_folds, fit_classifier
-from evaluation.differences import BOOTSTRAPS, block_bootstrap, paired_p
+from evaluation.differences import block_bootstrap, paired_p
 from evaluation.scores import macro_f1
 
 NAMES = list(classifiers(0))
 
 
 def noisy_classes(count, noise, seed=0, features=20):
-    """Features (N, F) of three classes, told apart by the first feature alone."""
+    """Features (N, F) of three classes, which differ in the first feature alone."""
     rng = np.random.default_rng(seed)
     labels = rng.integers(0, 3, count) * 10
     x = rng.normal(0, 1, (count, features))
@@ -33,7 +34,8 @@ def test_the_setting_follows_the_data():
     assert fit_classifier("k nearest neighbours", place, stripes)[1] <= 3
 
 
-def test_the_setting_is_the_best_over_the_folds():
+def test_the_setting_is_the_best_over_the_folds(monkeypatch):
+    monkeypatch.setattr(module, "REPEATS", 1)
     x, labels = noisy_classes(40, noise=0.5, features=5)
     model, setting, values = classifiers(0)["logistic regression"]
     scores = [
@@ -61,7 +63,8 @@ def test_the_setting_is_the_best_over_the_folds():
         ([1] * 30 + [2] * 3 + [3], True),
     ],
 )
-def test_rare_classes_neither_warn_nor_are_lost(name, labels, is_chosen):
+def test_rare_classes_neither_warn_nor_are_lost(name, labels, is_chosen, monkeypatch):
+    monkeypatch.setattr(module, "SEARCH_TREES", 10)
     labels = np.array(labels)
     x = labels[:, None] + np.random.default_rng(0).normal(0, 0.01, (len(labels), 3))
     with warnings.catch_warnings():
@@ -82,9 +85,13 @@ def test_folds_hold_every_class_in_every_part(monkeypatch):
     monkeypatch.setattr(module, "SEARCH_LABELS", 30)
     train, test = find_label_folds(np.repeat([1, 2], 400))[0]
     assert len(train) + len(test) == 30
+    labels = np.repeat([1, 2, 3], [4000, 4000, 8])
+    for train, test in find_label_folds(labels):
+        assert len(train) + len(test) == 30
+        assert set(labels[train]) == set(labels[test]) == {1, 2, 3}, "a rare class is not lost"
 
 
-def test_a_difference_that_every_draw_shows_is_told_from_one_by_chance():
+def test_a_difference_in_every_draw_has_a_smaller_p_than_one_by_chance():
     theirs = np.array([0.5, 0.6, 0.55, 0.62, 0.51])
     assert paired_p(theirs + [0.05, 0.06, 0.05, 0.04, 0.05], theirs) < 0.001
     assert paired_p(theirs + [0.05, -0.06, 0.05, -0.04, 0.01], theirs) > 0.5
@@ -93,7 +100,7 @@ def test_a_difference_that_every_draw_shows_is_told_from_one_by_chance():
 
 
 def predictions(pixels=1200, classes=4, right=(0.8, 0.7), seed=0):
-    """Labels, and two draws of predictions of each of two models, right so often."""
+    """Labels, and two rows of predictions of each of two models; right: share of right ones."""
     rng = np.random.default_rng(seed)
     labels = rng.integers(1, classes + 1, pixels)
     models = []
@@ -126,24 +133,25 @@ def test_blocks_that_are_alike_inside_make_a_wider_interval():
     assert blocks[1] - blocks[0] > 3 * (pixels[1] - pixels[0])
 
 
-def test_equal_models_differ_by_nothing_and_one_block_tells_nothing():
+def test_equal_models_differ_by_nothing_and_one_block_has_no_interval():
     labels, ours, _ = predictions()
     assert block_bootstrap(labels, np.arange(1200) // 10, ours, ours) == (0, 0)
     assert block_bootstrap(labels, np.zeros(1200, int), ours, ours) is None
 
 
-def test_both_models_are_scored_on_the_classes_that_a_resample_has():
-    """One that never predicted a missing class was spared it, one that did got a zero for it."""
+def test_both_models_are_scored_on_the_classes_that_a_resample_has(monkeypatch):
+    """Regression: a model that predicted a class without labels got a zero that others did not."""
+    monkeypatch.setattr(differences, "BOOTSTRAPS", 200)
     labels, groups = np.repeat([1, 2], 60), np.tile(np.arange(6), 20)
     labels[groups == 0] = np.resize([1, 2, 5], 20)
     theirs = np.where(np.arange(120) % 10 == 0, 3 - labels.clip(1, 2), labels)[None]
     ours = theirs.copy()
     ours[0, np.arange(6) + 60] = 5  # a pixel of each block
-    rng, differences = np.random.default_rng(0), []
-    for _ in range(BOOTSTRAPS):
+    rng, found = np.random.default_rng(0), []
+    for _ in range(200):
         times = np.bincount(rng.integers(6, size=6), minlength=6)
         rows = np.repeat(np.arange(120), times[groups])
         f1 = [macro_f1(labels[rows], model[0, rows]) for model in (ours, theirs)]
-        differences.append(f1[0] - f1[1])
-    wanted = np.percentile(differences, [2.5, 97.5])
+        found.append(f1[0] - f1[1])
+    wanted = np.percentile(found, [2.5, 97.5])
     np.testing.assert_allclose(block_bootstrap(labels, groups, ours, theirs), wanted, atol=1e-6)

@@ -15,7 +15,7 @@ from running.errors import InputError
 from tiles import TEST, Tile, open_dataset
 
 ZERO, ONE = np.zeros(10, np.float32), np.ones(10, np.float32)  # leave the values as stored
-RAW = {"mean": ZERO, "std": ONE}
+RAW = {"statistics": (ZERO, ONE)}
 
 
 def batches(base_path, name="toy", workers=0, kind=SentinelTimeSeriesDataset, **keywords):
@@ -24,7 +24,7 @@ def batches(base_path, name="toy", workers=0, kind=SentinelTimeSeriesDataset, **
 
 
 def test_groups_are_the_blocks_of_the_split(tmp_path):
-    """Cut from the tile's corner, they divided blocks of the map grid: neighbours were told apart.
+    """Regression: cut from the tile's corner, the groups divided blocks of the map grid.
 
     So cross-validation and the bootstrap took parts of one block for independent.
     """
@@ -129,12 +129,10 @@ def test_batches_are_a_function_of_seed_epoch_and_step(dataset, monkeypatch):
         equal(list(iterate_batches(whole)), wanted[first:])
     ranks = []
     for rank in range(3):
-        part = SentinelTimeSeriesDataset(
-            dataset, "toy", batch_size=50, rank=rank, world_size=3, **RAW
-        )
+        part = SentinelTimeSeriesDataset(dataset, "toy", batch_size=50, process=(rank, 3), **RAW)
         part.set_steps(0, last)
         ranks.append(list(iterate_batches(part, 2)))
-    together = [whole.merge(parts) for parts in zip(*ranks, strict=True)]
+    together = [data._join(parts) for parts in zip(*ranks, strict=True)]
     equal(together, wanted)
 
 
@@ -179,7 +177,7 @@ def test_min_valid_that_no_pixel_meets(dataset):
 def test_no_whole_tile_in_memory(tmp_path, monkeypatch):
     """Pixels are read in parts: no read copies more than the parts that fit a cache."""
     base_path = make_dataset(tmp_path, tiles=1, shape=(10, 64, 16, 10))
-    monkeypatch.setattr(data, "DRAW_PIXELS", 64)
+    monkeypatch.setattr(data, "SAMPLE_PIXELS", 64)
     sizes, read_dates = [], Tile.read_dates
 
     def read(tile, pixels, dates):
@@ -193,7 +191,7 @@ def test_no_whole_tile_in_memory(tmp_path, monkeypatch):
 
 def test_batches_do_not_depend_on_how_many_pixels_are_drawn_at_once(dataset, monkeypatch):
     whole = batches(dataset, batch_size=50)
-    monkeypatch.setattr(data, "DRAW_PIXELS", 1)
+    monkeypatch.setattr(data, "SAMPLE_PIXELS", 1)
     for (x, doys), (x_whole, doys_whole) in zip(
         batches(dataset, batch_size=50), whole, strict=True
     ):
@@ -211,16 +209,16 @@ def test_no_two_chunks_draw_with_the_same_numbers(tmp_path, monkeypatch):
 def test_a_part_of_the_batch_may_be_empty(dataset):
     """Fewer pixels than shards: some processes have none, and take part all the same."""
     few = {"kind": SentinelTimeSeriesDatasetForDownstreaming, "label_count": 5}
-    parts = [batches(dataset, rank=rank, world_size=64, **few)[0] for rank in range(64)]
+    parts = [batches(dataset, process=(rank, 64), **few)[0] for rank in range(64)]
     assert sum(len(part[0]) for part in parts) == 5
     assert {part[0].shape[2] for part in parts} == {10}
 
 
 def test_a_part_of_a_labelled_batch_may_be_empty_and_has_its_dates(dataset):
-    """An MLP or a CNN cannot read pixels of no date: torchrun ended in a traceback."""
+    """Regression: An MLP or a CNN cannot read pixels of no date: torchrun ended in a traceback."""
     kind = SentinelTimeSeriesDatasetForDownstreaming
-    keywords = {"kind": kind, "sample_size": 8, "batch_size": 2, "block_size": 4, "world_size": 16}
-    shapes = {tuple(x.shape) for x, *_ in batches(dataset, rank=3, **keywords)}
+    keywords = {"kind": kind, "sample_size": 8, "batch_size": 2, "block_size": 4}
+    shapes = {tuple(x.shape) for x, *_ in batches(dataset, process=(3, 16), **keywords)}
     assert (0, 8, 10) in shapes
     assert {shape[1:] for shape in shapes} == {(8, 10)}
 
@@ -270,7 +268,7 @@ def test_splits_are_disjoint(tmp_path, splits_file):
 
 @pytest.mark.parametrize("labels", [True, False])
 def test_an_unlabelled_tile_trains_on_no_ground_that_another_one_tests(tmp_path, labels):
-    """It trained on its test blocks although a labelled year of the same place tests there."""
+    """Regression: it trained on blocks that a labelled year of the same place tests on."""
     place = {"crs": "EPSG:32631", "transform": [10, 0, 500_000, 0, -10, 5_400_000]}
     folder = tmp_path / "data/toy/processed"
     for name, labelled in (("MGRS-2020", False), ("MGRS-2021", labels)):

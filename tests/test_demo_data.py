@@ -6,6 +6,7 @@ from helpers import run
 
 import make_demo_data
 from maps.land_cover import WORLDCOVER
+from preparation import simulated
 from running.errors import InputError
 from tiles import open_dataset
 
@@ -30,3 +31,14 @@ def test_simulated_tiles(tmp_path):
     assert not np.array_equal(tiles[0].labels, tiles[1].labels)
     with pytest.raises(InputError, match="exists already"):
         run(make_demo_data, **small)
+
+
+def test_a_tile_without_clear_observations_ends_in_one_line(tmp_path, monkeypatch):
+    monkeypatch.setattr(
+        simulated,
+        "simulate_date",
+        lambda *_: (np.ones((16, 16, 11), np.uint16), np.zeros((16, 16), np.uint8)),
+    )
+    with pytest.raises(InputError, match="num_dates=2 seed=0: found no clear observation"):
+        run(make_demo_data, base_path=tmp_path, size=16, num_dates=2)
+    assert not list((tmp_path / "data").iterdir())

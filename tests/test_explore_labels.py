@@ -26,6 +26,7 @@ import train_classification
 from tiles import Tile
 
 pytest_plugins = ["browser"]  # its fixtures
+pytestmark = pytest.mark.slow
 
 
 def test_brush_erase_delete_and_undo(page):
@@ -149,6 +150,135 @@ def test_sessions_stay_in_the_browser_and_in_files(page, opened, place, tmp_path
     assert label_count(other) == 2
 
 
+HOSTILE_VIEWS = [
+    {"background": "toString", "overlay": "constructor", "method": "valueOf"},
+    {"background": "__proto__", "overlay": ["none"], "k": [5], "brush": "3", "opacity": True},
+    {"background": None, "overlay": 7, "k": 0, "brush": 1e9, "opacity": -1, "images": {}},
+    {"k": 2.5, "brush": 2.5, "hidden": "yes", "auto": {}},
+    "text",
+    7,
+]
+HOSTILE_PARTS = {
+    "classes": [None, 7, {}, {"code": "1"}, {"code": [2]}, {"code": 0}, {"code": 256}]
+    + [{"code": 1, "name": {"toString": 1}, "color": ["#ff0000"]}, {"code": 1, "name": "twice"}],
+    "labels": [None, 7, {}, {"tile": "toString", "row": 0, "column": 0, "code": 1, "click": 0}]
+    + [{"tile": "out", "row": "1", "column": [1], "code": 1, "click": 0}]
+    + [{"tile": "out", "row": 1, "column": 1, "code": "1", "click": 0}]
+    + [{"tile": "out", "row": 2, "column": 3, "code": 1, "click": 0}],
+}
+
+
+def test_a_hostile_session_leaves_a_page_that_works(opened, tmp_path):
+    """Regression: view.background="toString" stopped the page for good, also after a reload."""
+    page = opened(make_page(representation_path=save_map(tmp_path / "out", random_map())))
+    for view in HOSTILE_VIEWS:
+        session, before = {"format": 1, "view": view, **HOSTILE_PARTS}, page.js("explore.view")
+        assert page.js("one => explore.restore(one)", session) == {"taken": 1, "left": 6}
+        assert page.js("explore.view") == before
+        assert page.js("explore.labels.classes") == [
+            {"code": 1, "name": "Class 1", "color": page.js("explore.labels.classes[0].color")}
+        ]
+        page.js("explore.storage.flush()")
+        page.open()
+        page.look(5, 5)
+        assert label_count(page) == 1
+    for odd in (None, [], 7, {"format": 1, "classes": {}, "labels": []}):
+        caught = "one => { try { explore.restore(one); } catch (error) { return error.message; } }"
+        assert page.js(caught, odd).startswith("This file is no session of this page")
+    assert label_count(page) == 1
+    page.js("localStorage.setItem('explore:theme', 'toString')")
+    page.open()
+    assert page.js("document.documentElement.dataset.theme") in ("dark", "light")
+
+
+@pytest.mark.parametrize("how", ["clear", "undo", "erase", "session"])
+def test_the_map_goes_with_its_labels(opened, tmp_path, how):
+    """Regression: after Clear the page kept the old map, and Save wrote it."""
+    page = opened(make_page(representation_path=save_map(tmp_path / "out", random_map())))
+    page.label([(5, 5, 1), (15, 25, 2)])
+    page.learned()
+    page.page.uncheck("#auto")
+    assert page.js("explore.view.overlay") == "map"
+    if how == "clear":
+        page.page.click("#clearLabels")
+    elif how == "undo":
+        page.page.click("#undo")
+    elif how == "erase":
+        page.js("explore.labels.set([15 * 30 + 25], 0)")
+    else:
+        page.js("explore.restore(explore.session())")
+    assert page.js("explore.found.prediction") is None
+    assert page.js("explore.view.overlay") == "none"
+    page.page.click("#tabFiles")
+    assert page.page.is_disabled("#saveMap")
+    assert page.page.is_disabled("#savePicture")
+
+
+def test_a_map_that_is_being_made_of_labels_that_are_gone_is_not_shown(opened, tmp_path):
+    page = opened(make_page(representation_path=save_map(tmp_path / "out", random_map())))
+    page.js("explore.view.auto = false")
+    page.label([(5, 5, 1), (15, 25, 2)])
+    page.js("(explore.learn(), explore.labels.clear())")
+    page.until("!explore.learning")
+    assert page.js("explore.found.prediction") is None
+    page.page.click("#undo")
+    page.page.click("#learn")
+    page.learned()
+    assert "changed" not in page.page.inner_text("#learned")
+    page.js("explore.labels.set([7], 1)")
+    assert "The labels have changed since then" in page.page.inner_text("#learned")
+
+
+def test_classes_of_two_tiles_are_joined_by_name(opened, tmp_path):
+    """Regression: labels of a tile went to the class of the page that has the same code."""
+    paths = []
+    for number, names in enumerate((["maize", "wheat"], ["wheat", "maize"])):
+        classes = {str(code): {"name": name} for code, name in enumerate([*names, "other"], 1)}
+        tile = make_tile(tmp_path / f"MGRS-{number}", (4, 20, 30, 4), classes=classes)
+        labels = np.full((20, 30), 1 + (number == 1), np.uint8)
+        labels[10:], labels[15:] = 2 - (number == 1), 3
+        np.save(tile / "labels.npy", labels)  # maize in the north, wheat, and other in the south
+        folder = tmp_path / f"out{number}"
+        made = {"1": {"name": "of the map"}} if number else classes
+        paths.append(save_map(folder, random_map(), tile_path=str(tile), classes=made))
+        np.save(folder / "classification_map.npy", np.ones((20, 30), np.uint8))
+    page = opened(make_page(representation_path=f"{paths[0]},{paths[1]}"))
+    page.page.click("#tabLabels")
+    page.page.click("#drawTen")
+    page.page.select_option("#scene", label="MGRS-1")
+    page.page.click("#drawTen")
+    assert "maize is 2 in this tile and 1 in the page" in page.page.inner_text("#status")
+    assert page.js("explore.labels.classes.map(one => one.name)") == ["maize", "wheat", "other"]
+    found = page.js("[...explore.labels.byPixel].map(([pixel, {code}]) => [pixel, code])")
+    assert len(found) == 60
+    for pixel, code in found:
+        row = pixel % 600 // 30
+        assert code == (1 if row < 10 else 2 if row < 15 else 3)
+    page.learned()
+    page.js("explore.setTool('look')")
+    page.look(1, 1)
+    shown = page.page.inner_text("#pixelFacts")
+    assert "Class map\nof the map" in shown
+    assert "Tile's label\nmaize" in shown
+    assert "Your label\nmaize" in shown or "Your map\nmaize" in shown
+    page.page.click("#tabFiles")
+    labels = np.load(io.BytesIO(page.download("#saveLabels")[1]), allow_pickle=False)
+    names = json.loads(page.download("#saveTileJson")[1])["classes"]
+    assert {names[str(code)]["name"] for code in np.unique(labels[:10])[1:]} == {"maize"}
+
+
+def test_two_classes_of_one_name_stay_two(opened, tmp_path):
+    page = opened(make_page(representation_path=save_map(tmp_path / "out", random_map())))
+    take = "classes => [...explore.labels.takeClasses(classes)]"
+    one = {"name": "other", "color": "#ff0000"}
+    page.js("explore.labels.addClass({code: 2, name: 'other'})")
+    assert page.js(take, {"1": one, "2": one}) == [[2, 2], [1, 1]]
+    assert page.js(take, {"1": one, "7": one, "9": one}) == [[1, 1], [7, 2], [9, 9]]
+    full = "explore.labels.replace(Array.from({length: 255}, (_, i) => ({code: i + 1})), [])"
+    page.js(full)
+    assert page.js(take, {"1": {"name": "new", "color": "#ff0000"}}) == [[1, 0]]
+
+
 def test_exported_labels_read_back_and_train(page, place, tmp_path):
     clicks = draw_clicks(place, 40)
     page.js("explore.view.auto = false")
@@ -217,7 +347,7 @@ def test_geojson_and_picture(page, place):
 
 
 def test_areas_are_of_the_ground(opened, tmp_path):
-    """In Web Mercator at 60 degrees north a pixel of 20 m is one of 10 m: areas were fourfold."""
+    """Regression: in Web Mercator at 60 degrees north areas were four times too large."""
     info = {"crs": "EPSG:3857", "transform": [20, 0, 0, 0, -20, 8399738]}
     page = opened(make_page(representation_path=save_map(tmp_path, random_map(), **info)))
     page.look(5, 5)

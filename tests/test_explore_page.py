@@ -18,6 +18,7 @@ from sklearn.neighbors import KNeighborsClassifier
 from tiles import Tile
 
 pytest_plugins = ["browser"]  # its fixtures
+pytestmark = pytest.mark.slow
 
 
 def test_opens_from_a_file_and_asks_for_nothing(page, place):
@@ -74,7 +75,7 @@ def cosines(x, number):
 
 
 def test_similarity_equals_numpys_cosine(page, place):
-    """Of the embeddings themselves; or about their mean, of what the principal components hold."""
+    """Of the embeddings themselves; or, about their mean, of their principal components."""
     representations, _ = truth(place)
     valid = np.isfinite(representations).all(-1)
     x = representations[valid].astype(np.float64)
@@ -124,7 +125,7 @@ def test_ten_labels_a_class_map_like_scikit_learn(page, place, method):
 
 
 def test_clicks_are_scored_by_models_that_did_not_see_them(opened, tmp_path):
-    """Two classes drawn by lot: a neighbour told from itself would be right every time."""
+    """With classes at random, a model that has seen the click would be right every time."""
     rng = np.random.default_rng(0)
     page = opened(make_page(representation_path=save_map(tmp_path, rng.normal(size=(20, 30, 6)))))
     page.js("explore.view.method = 'nearest'; explore.view.k = 1")
@@ -172,7 +173,7 @@ def test_a_thinned_page_exports_labels_on_the_tiles_own_pixels(opened, tmp_path)
     tile = make_tile(tmp_path / "MGRS-0", (20, 41, 50, 4), labels=False, **GEO)
     path = save_map(tmp_path / "out", random_map((41, 50, 6)), tile_path=str(tile))
     page = opened(make_page(representation_path=path, stride=3))
-    assert "every 3. row and column of 41 x 50" in page.page.inner_text("#facts")
+    assert "one of 3 rows and columns of 41 x 50" in page.page.inner_text("#facts")
     page.look(2, 4)
     wanted = np.load(tile / "bands.npy")[:, 6, 12, 2] / 10000
     found = np.nan_to_num(page.js("explore.series.bands[2].values"))

@@ -40,3 +40,11 @@ def test_checkpoints_of_others_are_refused(tmp_path):
     assert load_checkpoint(tmp_path / "ours.pt")["step"] == 1
     with pytest.raises(InputError, match="a pretrained checkpoint, wanted a classifier one"):
         load_checkpoint(tmp_path / "ours.pt", ("classifier",))
+
+
+@pytest.mark.parametrize("value", ["ten", 2.5, None, -1])
+def test_a_checkpoint_with_an_odd_config_is_refused(tmp_path, value):
+    """Regression: min_valid="ten" was a traceback hours later, where pixels are chosen."""
+    save_small_checkpoint(tmp_path / "odd.pt", config={"min_valid": value})
+    with pytest.raises(InputError, match="odd.pt: found no usable config"):
+        load_checkpoint(tmp_path / "odd.pt")

@@ -69,6 +69,7 @@ def test_no_step_reads_a_number_back(tmp_path, monkeypatch):
         assert read == ["tolist"]
 
 
+@pytest.mark.slow
 def test_no_step_compiles_again(tmp_path, monkeypatch):
     """Batches differ by a pixel and views in length: guards against minutes for each new size."""
     monkeypatch.setattr(Runtime, "on_gpu", True)

@@ -24,7 +24,8 @@ from maps.reader import open_representations, read_provenance
 from running.checkpoints import load_checkpoint
 from running.errors import InputError
 from running.files import open_npy
-from tiles import Tile, is_georeferenced
+from tile_json import is_georeferenced
+from tiles import Tile
 
 EXAMPLES = {"npy": 3000, "tile.json": 1000, "checkpoint": 1000, "basis": 3500, "infer.json": 500}
 pytestmark = pytest.mark.filterwarnings("ignore")  # torch and numpy warn of what is damaged
@@ -38,7 +39,7 @@ settings.register_profile(
 
 
 def fuzz(name, *strategies):
-    """Run a test on so many examples of strategies; the same ones every time."""
+    """Run a test on EXAMPLES[name] examples of strategies; the same ones every time."""
     options = settings(settings.get_profile("fuzz"), max_examples=EXAMPLES[name])
     return lambda test: options(given(*strategies)(test))
 
@@ -87,6 +88,7 @@ def whole(tile):
 ARRAYS = ("bands", "masks", "doys", "band_mean", "band_std", "labels")
 
 
+@pytest.mark.slow
 def test_damaged_arrays(tile, whole):
     @fuzz("npy", st.sampled_from(ARRAYS), EDITS, CUT, st.booleans())
     def check(name, edits, cut, in_header):
@@ -104,6 +106,7 @@ def test_damaged_arrays(tile, whole):
     check()
 
 
+@pytest.mark.slow
 def test_damaged_tile_json(tile, whole):
     keys = st.sampled_from(["bands", "dates", "crs", "transform", "classes", "simulated", "x"])
     some = st.dictionaries(keys, JSON, max_size=5)
@@ -121,6 +124,7 @@ def test_damaged_tile_json(tile, whole):
     (tile / "tile.json").write_bytes(whole["tile.json"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["pretrained", "classifier"])
 def test_damaged_checkpoints(workplace, tmp_path, name):
     content = torch.load(workplace / name / "best.pt", weights_only=True)
@@ -143,10 +147,11 @@ def test_damaged_checkpoints(workplace, tmp_path, name):
     check()
 
 
+@pytest.mark.slow
 def test_damaged_bases(tmp_path):
     path = tmp_path / "basis.npz"
     pixels = np.random.default_rng(0).normal(size=(50, 6)).astype(np.float32)
-    false_color.save_basis(false_color.fit_basis(pixels), "a hash", path)
+    false_color.save_basis(false_color.fit_basis(pixels), {"checkpoint_sha256": "a hash"}, path)
     content = path.read_bytes()
 
     @fuzz("basis", EDITS.filter(bool), CUT)
@@ -157,6 +162,7 @@ def test_damaged_bases(tmp_path):
     check()
 
 
+@pytest.mark.slow
 def test_damaged_infer_json(tmp_path):
     keys = st.sampled_from(["crs", "transform", "classes", "tile", "tile_path", "x"])
     some = st.dictionaries(keys, JSON, max_size=5) | JSON

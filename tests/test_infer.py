@@ -8,14 +8,14 @@ import numpy as np
 import pytest
 import torch
 from helpers import (
+    Fork,
     assert_pictures_logged,
     fine_tune,
     make_tile,
     map_tile,
     run,
-    start,
+    run_ranks,
     tile_of,
-    torchrun,
 )
 
 import create_false_color_map
@@ -58,8 +58,8 @@ def test_too_few_observations_are_no_data(workplace, tmp_path):
     assert ((plt.imread(folder / "false_color.png")[..., 3] == 0) == missing).all()
 
 
-def test_a_map_without_a_valid_pixel_is_spoken_of(workplace, tmp_path, capsys):
-    """All files came, white, without a word."""
+def test_a_map_without_a_valid_pixel_is_said(workplace, tmp_path, capsys):
+    """Regression: all files were written, empty, and no line said so."""
     tile = make_tile(tmp_path / "MGRS-few", (4, 8, 8, 10), clear=1.0)
     (folder,) = map_tile(workplace, tmp_path / "few", tile_path=tile)
     assert "MGRS-few: found no pixel with min_valid=5 clear" in capsys.readouterr().out
@@ -67,7 +67,7 @@ def test_a_map_without_a_valid_pixel_is_spoken_of(workplace, tmp_path, capsys):
 
 
 def test_rows_without_a_valid_pixel_come_in_blocks_like_others(workplace, tmp_path, monkeypatch):
-    """They were put before the next valid one, all at once: 31 GB for the half of a full tile."""
+    """Regression: they were all added to the next block: 31 GB for half of a full tile."""
     monkeypatch.setattr(Runtime, "block_pixels", 16)  # a row
     written, write = [], MapWriter.write
     monkeypatch.setattr(
@@ -84,7 +84,7 @@ def test_rows_without_a_valid_pixel_come_in_blocks_like_others(workplace, tmp_pa
 
 
 def test_the_same_map_whatever_the_blocks(workplace, tmp_path, monkeypatch):
-    """Blocks of rows, batches of series and their padding are matters of speed alone."""
+    """Blocks of rows, batches of series and their padding change nothing but speed."""
     (one,) = map_tile(workplace, tmp_path / "blocks1")
     for name, value in {"block_pixels": 48, "batch_dates": 40, "pad_dates": 8}.items():
         monkeypatch.setattr(Runtime, name, value)
@@ -101,7 +101,7 @@ def test_the_same_map_whatever_the_blocks(workplace, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("keys", [{"draws": 4}, {"dates": 10}])
 def test_all_clear_observations_or_some_of_them(workplace, tmp_path, keys):
-    """All ways at inference give maps of the same tile that agree on most pixels."""
+    """Maps of a tile with `draws` or other `dates` agree on most pixels."""
     (every,) = map_tile(workplace, tmp_path / "every", dates=0)
     (some,) = map_tile(workplace, tmp_path / "some", **keys)
     a, b = (np.load(folder / "classification_map.npy") for folder in (every, some))
@@ -148,11 +148,12 @@ def test_bad_tiles_are_skipped_when_asked(workplace, tmp_path, capsys):
     assert "skipped" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_a_killed_run_leaves_nothing_that_looks_finished(workplace, tmp_path):
     tile = make_tile(tmp_path / "MGRS-big", (20, 400, 200, 10), labels=False)
     arguments = [f"tile_path={tile}", f"checkpoint_path={workplace / 'classifier/best.pt'}"]
     arguments += [f"output_dir={tmp_path / 'out'}", "device=cpu", "wandb_mode=disabled"]
-    process = start(*arguments, script=infer)
+    process = Fork(*arguments, script=infer)
     while not list((tmp_path / "out").glob(".valid_count*")):
         assert process.poll() is None
         time.sleep(0.02)
@@ -165,6 +166,7 @@ def test_a_killed_run_leaves_nothing_that_looks_finished(workplace, tmp_path):
     map_tile(workplace, tmp_path / "killed", tile_path=tile)
 
 
+@pytest.mark.slow
 def test_torchrun_divides_a_folder_of_tiles(workplace, tmp_path):
     map_tile(workplace, tmp_path / "one", tile_path=tile_of(workplace).parent)
     config = infer.run_config | {
@@ -174,7 +176,7 @@ def test_torchrun_divides_a_folder_of_tiles(workplace, tmp_path):
         "device": "cpu",
         "wandb_mode": "disabled",
     }
-    done = torchrun(config, script=infer)
+    done = run_ranks(config, script=infer)
     assert done.returncode == 0, done.stderr
     for number in (0, 1):
         name = f"MGRS-{number}/representation_map.npy"
@@ -215,7 +217,7 @@ def test_pictures_are_logged_to_wandb(workplace, tmp_path):
 
 
 def test_a_folder_of_a_training_is_refused(workplace, tmp_path):
-    """Its metrics.jsonl got lines of the map."""
+    """Regression: lines of the map were written to its metrics.jsonl."""
     fine_tune(workplace, tmp_path / "out", epochs=1)
     before = (tmp_path / "out/metrics.jsonl").read_bytes()
     with pytest.raises(InputError, match="found last.pt of a training"):

@@ -15,6 +15,7 @@ import train_classification
 from running.checkpoints import load_checkpoint
 from running.log import RunLog
 
+pytestmark = pytest.mark.slow
 A_LINE = (RunLog, "line")  # kills are counted from lines of metrics.jsonl
 
 
@@ -25,7 +26,7 @@ def assert_no_temporary_files(folder):
 @pytest.mark.parametrize("workers", [0, 2])
 def test_training_that_is_killed_again_and_again(dataset, tmp_path, workers):
     """20 kills come within 15 * (6 + 2) + 5 * 2 of its 140 steps, so that none comes too late."""
-    config = tiny(dataset, tmp_path / "whole", epochs=28, checkpoint_interval=3, val_interval=13)
+    config = tiny(dataset, tmp_path / "whole", epochs=28, checkpoint_interval=3, val_interval=26)
     last_step = train.main(config)["step"]
     rates = [line["samples_per_second"] for line in lines(tmp_path / "whole")[1:]]
     tempo = config["batch_size"] / statistics.median(rates)  # without validations

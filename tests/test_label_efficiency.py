@@ -5,39 +5,53 @@ import re
 import time
 import warnings
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
-from helpers import as_arguments, run, save, save_small_checkpoint, start, tile_of
+from helpers import (
+    GEOREFERENCE,
+    Fork,
+    as_arguments,
+    make_dataset,
+    run,
+    save,
+    save_small_checkpoint,
+    tile_of,
+)
 
 import label_efficiency
+import train_classification
 from evaluation import classifiers
 from evaluation.label_report import MODELS, NETWORKS, OWN
 from running.checkpoints import load_checkpoint
-from running.errors import InputError
+from running.errors import InputError, notice
 from running.files import lock_folder
+from tiles import Tile
 
 QUICK = "embedding,harmonic"
 
 
 @pytest.fixture(autouse=True)
 def quick_choice(monkeypatch):
-    """Settings are chosen with fewer folds and trees, which takes a fourth of the time."""
+    """Settings are chosen with fewer folds and trees, which takes a tenth of the time."""
+    monkeypatch.setattr(classifiers, "FOLDS", 2)
     monkeypatch.setattr(classifiers, "REPEATS", 1)
     monkeypatch.setattr(classifiers, "SEARCH_TREES", 10)
 
 
-def compare(workplace, output_dir, **keywords):
+def score(workplace, output_dir, **keywords):
     """What main returns for the pretrained encoder of the fixture `workplace`."""
     standard = {"checkpoint_path": workplace / "pretrained/best.pt", "base_path": workplace}
     standard |= {"dataset_name": "toy", "output_dir": output_dir, "models": QUICK, "seeds": 2}
     return run(label_efficiency, **standard | keywords)
 
 
+@pytest.mark.slow
 def test_compares_with_baselines(workplace, tmp_path):
     fast = [name for name in MODELS if name not in NETWORKS]
-    result = compare(workplace, tmp_path / "out", label_counts="20,60", models="fast")
+    result = score(workplace, tmp_path / "out", label_counts="20,60", models="fast")
     rows = [(row["label_count"], row["seed"], row["model"]) for row in result["scores"]]
     assert rows == [(count, seed, name) for count in (20, 60) for seed in (0, 1) for name in fast]
     assert all(0 <= row["macro_f1"] <= 1 for row in result["scores"])
@@ -73,6 +87,14 @@ def test_compares_with_baselines(workplace, tmp_path):
     assert (tmp_path / "out/label_efficiency.png").read_bytes()[:4] == b"\x89PNG"
 
 
+def run_forked(command, **_):
+    """What subprocess.run gives of train_classification.py, which has everything imported."""
+    process = Fork(*command[2:], script=train_classification)
+    stdout, stderr = process.communicate()
+    return SimpleNamespace(returncode=process.returncode, stdout=stdout, stderr=stderr)
+
+
+@pytest.mark.slow
 def test_networks_see_the_labels_and_test_pixels_of_the_others(workplace, tmp_path, monkeypatch):
     """Rows of one table that were trained or scored on other pixels cannot be compared."""
     trained = []
@@ -84,7 +106,8 @@ def test_networks_see_the_labels_and_test_pixels_of_the_others(workplace, tmp_pa
         return content
 
     monkeypatch.setattr(label_efficiency, "train_network", spy)
-    result = compare(
+    monkeypatch.setattr("subprocess.run", run_forked)
+    result = score(
         workplace, tmp_path / "out", models="finetuned,scratch", seeds=2, label_counts="30"
     )
     assert [row["model"] for row in result["scores"]] == ["finetuned", "scratch"] * 2
@@ -105,13 +128,14 @@ def test_networks_see_the_labels_and_test_pixels_of_the_others(workplace, tmp_pa
     ] * 2
 
 
+@pytest.mark.slow
 def test_sigterm_ends_the_training_of_a_network_too(workplace, tmp_path):
-    """It went on alone, with all its memory, and its folder stayed."""
+    """Regression: the network kept training alone, with all its memory, and its folder stayed."""
     out = tmp_path / "out"
     config = {"checkpoint_path": workplace / "pretrained/best.pt", "base_path": workplace}
     config |= {"dataset_name": "toy", "output_dir": out, "models": "scratch", "seeds": 50}
     config |= {"label_counts": "0", "wandb_mode": "disabled", "device": "cpu"}
-    process = start(*as_arguments(config, label_efficiency), script=label_efficiency)
+    process = Fork(*as_arguments(config, label_efficiency), script=label_efficiency)
     children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
     while not (out / ".network/metrics.jsonl").exists():
         assert process.poll() is None, process.communicate()
@@ -125,10 +149,10 @@ def test_sigterm_ends_the_training_of_a_network_too(workplace, tmp_path):
     assert not Path(f"/proc/{child}").exists()
 
 
-def test_draws_of_all_labels_are_no_draws(workplace, tmp_path):
-    """The same labels and encoder three times gave a spread of 0, and a p of next to nothing."""
+def test_label_draws_of_all_labels_are_one_draw(workplace, tmp_path):
+    """Regression: the same labels and encoder three times gave a spread of 0 and a tiny p."""
     keywords = {"models": "discriminant,harmonic_discriminant", "seeds": 3}
-    result = compare(workplace, tmp_path, label_counts="30,0", **keywords)
+    result = score(workplace, tmp_path, label_counts="30,0", **keywords)
     few, everything = result["tests"]
     assert few["p_seeds"] is not None
     assert everything["label_count"] == result["all_labels"] > 30
@@ -137,16 +161,17 @@ def test_draws_of_all_labels_are_no_draws(workplace, tmp_path):
     assert re.fullmatch(r"\| embedding .*? \| 0\.\d+ ± 0\.\d+ \| [01]\.\d+ \|", row)
 
 
-def test_one_count_is_drawn_with_the_names_of_its_lines(workplace, tmp_path):
+def test_one_count_is_plotted_with_the_names_of_its_lines(workplace, tmp_path):
     with warnings.catch_warnings():
         warnings.simplefilter("error")  # there was no room for the axes
-        compare(workplace, tmp_path, label_counts="20", seeds=1)
+        score(workplace, tmp_path, label_counts="20", seeds=1)
 
 
-def test_a_run_that_was_ended_goes_on(workplace, tmp_path, monkeypatch):
-    """An error in the last of twelve trainings lost them all."""
-    keywords = {"models": "discriminant,harmonic,neighbours", "label_counts": "20,60"}
-    whole = compare(workplace, tmp_path / "whole", **keywords)
+def test_a_run_that_was_stopped_resumes(workplace, tmp_path, monkeypatch):
+    """Regression: an error in the last of twelve trainings lost them all."""
+    models = "discriminant,harmonic_discriminant,neighbours"
+    keywords = {"models": models, "label_counts": "20,60"}
+    whole = score(workplace, tmp_path / "whole", **keywords)
     fit, fitted = label_efficiency.fit_classifier, []
 
     def fit_some(name, x, *rest):
@@ -155,8 +180,8 @@ def test_a_run_that_was_ended_goes_on(workplace, tmp_path, monkeypatch):
 
     monkeypatch.setattr(label_efficiency, "fit_classifier", fit_some)
     with pytest.raises(ZeroDivisionError):
-        compare(workplace, tmp_path / "parts", **keywords)
-    result = compare(workplace, tmp_path / "parts", **keywords)
+        score(workplace, tmp_path / "parts", **keywords)
+    result = score(workplace, tmp_path / "parts", **keywords)
     assert len(fitted) == 13, "four of twelve were done before the fifth failed"
     assert result["scores"] == whole["scores"]
     assert result["tests"] == whole["tests"]
@@ -164,9 +189,9 @@ def test_a_run_that_was_ended_goes_on(workplace, tmp_path, monkeypatch):
     assert names == {path.name for path in (tmp_path / "whole").iterdir()}
     with pytest.raises(ZeroDivisionError):
         fitted.clear()
-        compare(workplace, tmp_path / "parts", **keywords)
+        score(workplace, tmp_path / "parts", **keywords)
     other = {"checkpoint_path": workplace / "pretrained/last.pt", **keywords, "draws": 2}
-    compare(workplace, tmp_path / "parts", **other)
+    score(workplace, tmp_path / "parts", **other)
     assert len(fitted) == 17, "scores of another kind of representation are of no use"
 
 
@@ -175,10 +200,11 @@ def test_a_network_that_cannot_be_trained_ends_in_one_line(workplace, tmp_path, 
     script.write_text("raise SystemExit('error: no space left')")
     monkeypatch.setattr(label_efficiency, "__file__", str(tmp_path / "label_efficiency.py"))
     with pytest.raises(InputError, match="train_classification.py ended: error: no space"):
-        compare(workplace, tmp_path / "out", models="scratch", seeds=1, label_counts="20")
+        score(workplace, tmp_path / "out", models="scratch", seeds=1, label_counts="20")
     assert not (tmp_path / "out/.network").exists()
 
 
+@pytest.mark.slow
 def test_settings_are_chosen_without_the_test_pixels(workplace, tmp_path):
     """With other test pixels the same settings are chosen; and the scores are other ones."""
     checkpoint = load_checkpoint(workplace / "pretrained/best.pt")
@@ -200,7 +226,7 @@ def test_settings_are_chosen_without_the_test_pixels(workplace, tmp_path):
         save(tile.path, "labels", labels)
     models = "embedding,neighbours,forest,harmonic"
     one, other = (
-        compare(path, tmp_path / name, models=models, seeds=1, label_counts="40", **more)["scores"]
+        score(path, tmp_path / name, models=models, seeds=1, label_counts="40", **more)["scores"]
         for path, name, more in (
             (workplace, "one", {}),
             (base_path, "other", {"checkpoint_path": workplace / "pretrained/best.pt"}),
@@ -217,7 +243,7 @@ def test_draws_of_labels_take_turns_with_the_checkpoints(workplace, tmp_path):
     other = {name: torch.randn_like(value) for name, value in content["backbone_state"].items()}
     torch.save(content | {"backbone_state": other}, tmp_path / "other.pt")
     both, one, two = (
-        compare(
+        score(
             workplace,
             tmp_path / name,
             checkpoint_path=paths,
@@ -248,25 +274,65 @@ def test_draws_of_labels_take_turns_with_the_checkpoints(workplace, tmp_path):
 )
 def test_mistakes_end_in_one_line(workplace, tmp_path, keywords, message):
     with pytest.raises(InputError, match=message):
-        compare(workplace, tmp_path / "out", **keywords)
+        score(workplace, tmp_path / "out", **keywords)
     assert not (tmp_path / "out").exists()
 
 
 def test_two_in_one_folder_are_refused(workplace, tmp_path):
-    """One removed the network that the other was training."""
+    """Regression: one run removed the network that the other was training."""
     (tmp_path / "out").mkdir()
     with lock_folder(tmp_path / "out"), pytest.raises(InputError, match="found another run"):
-        compare(workplace, tmp_path / "out", label_counts="20")
+        score(workplace, tmp_path / "out", label_counts="20")
 
 
 def test_an_encoder_that_has_learned_from_labels_is_refused(workplace, tmp_path):
-    """Of a classifier trained on all labels, "50 labels" scored what 1663 had taught."""
+    """Regression: with a classifier's encoder, "50 labels" scored what 1663 had taught."""
     with pytest.raises(InputError, match="best.pt: .*classifier.* wanted .*pretrained"):
-        compare(workplace, tmp_path / "out", checkpoint_path=workplace / "classifier/best.pt")
+        score(workplace, tmp_path / "out", checkpoint_path=workplace / "classifier/best.pt")
 
 
 def test_checkpoints_of_other_data_are_refused(workplace, tmp_path):
     save_small_checkpoint(tmp_path / "other.pt", config={"block_size": 7})
     paths = f"{workplace / 'pretrained/best.pt'},{tmp_path / 'other.pt'}"
     with pytest.raises(InputError, match="other.pt: found another block_size, mean, std than in"):
-        compare(workplace, tmp_path / "out", checkpoint_path=paths)
+        score(workplace, tmp_path / "out", checkpoint_path=paths)
+
+
+def test_two_names_of_one_code_are_refused(workplace, tmp_path):
+    """Regression: tiles whose codes mean different crops were mixed silently."""
+    base_path = make_dataset(tmp_path, shape=(20, 24, 16, 10), clear=0.8)
+    for number, name in enumerate(("Maize", "Wheat")):
+        path = tile_of(base_path, number) / "tile.json"
+        classes = {"classes": {"40": {"name": name}}}
+        path.write_text(json.dumps(json.loads(path.read_text()) | classes))
+    with pytest.raises(InputError, match="found name 'Wheat' for class 40, wanted 'Maize' as in"):
+        score(workplace, tmp_path / "out", base_path=base_path)
+
+
+def test_classes_that_the_cap_has_lost_are_named(workplace, tmp_path, capsys):
+    base_path = make_dataset(tmp_path, shape=(20, 24, 16, 10), clear=0.8, **GEOREFERENCE)
+    tile = Tile(tile_of(base_path))
+    labels, split = np.array(tile.labels), tile.split_map(4)
+    for code in (1, 3):
+        labels.flat[np.flatnonzero(split == code)[5]] = 10
+    save(tile.path, "labels", labels)
+    notice.cache_clear()
+    keywords = {"label_counts": "0", "most_pixels": 20, "models": "harmonic", "seeds": 1}
+    score(workplace, tmp_path / "out", base_path=base_path, **keywords)
+    out = capsys.readouterr().out
+    for split in ("train", "test"):
+        cut = rf"{split}: \d+ labelled pixels, cut to most_pixels=20 of them, chosen at random"
+        assert re.search(rf"{cut}; found no pixel of classes \[10\] among these", out)
+
+
+def test_test_pixels_that_the_encoder_may_have_seen_are_declared(workplace, tmp_path, capsys):
+    """Regression: splits.npy came after pretraining, which had trained on what is tested."""
+    base_path = make_dataset(tmp_path, shape=(20, 24, 16, 10), clear=0.8, **GEOREFERENCE)
+    keywords = {"base_path": base_path, "label_counts": "20", "models": "harmonic", "seeds": 1}
+    notice.cache_clear()
+    score(workplace, tmp_path / "same", **keywords)
+    assert "another split" not in capsys.readouterr().out
+    split = Tile(tile_of(base_path)).split_map(4)
+    save(tile_of(base_path), "splits", np.roll(split, 8, 0))
+    score(workplace, tmp_path / "other", **keywords)
+    assert "best.pt: found that it was trained with another split of 1" in capsys.readouterr().out

@@ -5,7 +5,9 @@ import pytest
 import torch
 
 from backbones import Classifier, TransformerEncoder
-from evaluation.classifiers import fit_classifier, fit_linear_start
+from evaluation.classifiers import fit_classifier
+from evaluation.networks import fit_linear_start
+from utils import keep_classes
 
 
 def representations(num_classes, noise=1.0, seed=0):
@@ -56,7 +58,7 @@ def test_classes_without_a_label_are_not_predicted():
 
 
 def test_a_class_without_a_label_is_not_predicted_however_far_a_pixel_lies():
-    """All logits of the labelled classes could fall below its own: they shared a linear part."""
+    """Regression: the logits of the labelled classes shared a linear part, and could all fall."""
     y, labels = representations(3)
     mean, var, weight, bias = fit_linear_start(y, labels, 5)
     far = 300 * torch.randn(500, 8, generator=torch.Generator().manual_seed(0))
@@ -68,3 +70,16 @@ def test_a_few_labels_are_enough():
     first = [int(np.flatnonzero(labels == number)[0]) for number in range(4)]
     start = fit_linear_start(y[first], labels[first], 4)
     assert all(part.isfinite().all() for part in start)
+
+
+def test_a_choice_of_labels_keeps_every_class():
+    """Rare classes keep five labels or all that they have; where none is rare, nothing changes."""
+    labels = np.repeat([3, 10, 40, 95], [5000, 4000, 20, 2]).astype(np.uint8)
+    rows = np.random.default_rng(0).choice(9000, 100, replace=False)  # the two common classes
+    kept = keep_classes(rows, labels, np.random.default_rng(1))
+    assert len(np.unique(kept)) == 100
+    assert np.isin(kept, rows).sum() == 93
+    assert np.bincount(labels[kept])[[40, 95]].tolist() == [5, 2]
+    assert np.array_equal(keep_classes(rows, labels[:9000], np.random.default_rng(1)), rows)
+    few = keep_classes(rows[:4], labels, np.random.default_rng(1))
+    assert set(labels[few].tolist()) == {3, 10, 40, 95}

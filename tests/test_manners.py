@@ -3,6 +3,7 @@
 import ast
 import graphlib
 import importlib
+import runpy
 import subprocess
 import sys
 
@@ -42,6 +43,7 @@ for name in sys.argv[2:]:
 """
 
 
+@pytest.mark.slow
 def test_importing_does_no_work(tmp_path):
     """Guards against work done at import, which makes a module impossible to test."""
     names = [".".join(path.relative_to(ROOT).with_suffix("").parts) for path in PYTHON_FILES]
@@ -106,6 +108,17 @@ def test_no_device_or_absolute_path_is_hard_coded(path):
             assert node.attr != "cuda"
         if isinstance(node, ast.Constant) and isinstance(node.value, str):
             assert not node.value.startswith(("/home", "/mnt", "/data/", "cuda:"))
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_a_script_explains_itself(name, monkeypatch, capsys):
+    """What `python name.py --help` does: the docstring, and every key with its default."""
+    path = ROOT / f"{name}.py"
+    monkeypatch.setattr(sys, "argv", [str(path), "--help"])
+    names = runpy.run_path(str(path), run_name="__main__")
+    out = capsys.readouterr().out
+    assert out.startswith(names["__doc__"].strip())
+    assert all(f"  {key}=" in out for key in names["run_config"])
 
 
 def numeric_keys():

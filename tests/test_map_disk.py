@@ -7,9 +7,11 @@ import subprocess
 import numpy as np
 import pytest
 import rasterio
-from map_helpers import command, files, make_place, make_tile, map_tile, refused
+from helpers import Fork
+from map_helpers import as_words, files, make_place, make_tile, map_tile, refused
 
 import infer
+import make_demo_data
 from maps.geotiff import write_geotiff
 from running.device import Runtime
 from running.errors import InputError
@@ -41,14 +43,11 @@ def test_a_full_disk_ends_the_mapping_before_it_starts(place, tmp_path, small_di
     """Of these the maps do not fit, or the maps do and the pictures that follow may not."""
     tile = make_tile(tmp_path / "MGRS-large", height, width)
     arguments = {"checkpoint_path": place / "classifier.pt", "tile_path": tile}
-    done = subprocess.run(
-        command("infer.py", output_dir=small_disk / "out", **arguments),
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 1, done.stderr
-    assert "Traceback" not in done.stderr
-    line = done.stderr.strip().splitlines()[-1]
+    process = Fork(*as_words(output_dir=small_disk / "out", **arguments), script=infer)
+    _, err = process.communicate()
+    assert process.returncode == 1, err
+    assert "Traceback" not in err
+    line = err.strip().splitlines()[-1]
     assert line.startswith(f"error: {small_disk}/out/.")
     assert "disk full" in line
     assert "bytes are missing" in line
@@ -56,15 +55,13 @@ def test_a_full_disk_ends_the_mapping_before_it_starts(place, tmp_path, small_di
 
 
 def test_a_full_disk_ends_the_simulation(tmp_path, small_disk):
-    done = subprocess.run(
-        command("make_demo_data.py", base_path=small_disk, size=128, device=None, wandb_mode=None),
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 1, done.stderr
-    assert "Traceback" not in done.stderr
-    assert "bytes are missing" in done.stderr
-    assert "bands.npy" in done.stderr
+    arguments = as_words(base_path=small_disk, size=128, device=None, wandb_mode=None)
+    process = Fork(*arguments, script=make_demo_data)
+    _, err = process.communicate()
+    assert process.returncode == 1, err
+    assert "Traceback" not in err
+    assert "bytes are missing" in err
+    assert "bands.npy" in err
     assert not files(small_disk)
 
 
@@ -90,7 +87,7 @@ def test_a_disk_that_fills_up_later_costs_no_rows(place, tmp_path, small_disk, m
 
 
 def test_a_geotiff_that_is_not_whole_takes_no_place(tmp_path, small_disk):
-    """GDAL says nothing of bytes that find no room at its close: a broken file was published."""
+    """Regression: GDAL reports no error for a full disk at its close: a broken file was kept."""
     noise = np.random.default_rng(0).integers(0, 255, (500, 500), np.uint8)
     place = {"crs": "EPSG:32633", "transform": [10, 0, 500_000, 0, -10, 5_000_000]}
     path = small_disk / "map.tif"

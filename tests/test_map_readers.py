@@ -11,6 +11,7 @@ import pytest
 import rasterio
 from map_helpers import GEO, make_place, make_tile, map_tile, refused, run
 from matplotlib.figure import Figure
+from rasterio.warp import transform as reproject
 
 import create_false_color_map
 import explore
@@ -25,13 +26,13 @@ from maps.land_cover import (
     PICTURE_PIXELS,
     class_areas,
     class_legend,
-    draw_class_map,
-    merge_classes,
+    fill_figure,
     row_hectares,
 )
 from maps.reader import read_map
 from running.errors import InputError
 from running.files import create_npy
+from tile_json import merge_classes
 
 
 @pytest.fixture(scope="module")
@@ -53,10 +54,9 @@ def test_a_basis_without_npz_is_found_again(place, tmp_path):
         assert [path.name for path in tmp_path.glob("basis*")] == ["basis.v1.npz"]
     time_of_fit = (tmp_path / "basis.v1.npz").stat().st_mtime_ns
     run(
-        create_false_color_map,
-        checkpoint_path=place / "classifier.pt",
-        tile_path=place / "MGRS-A",
-        output_dir=tmp_path / "picture",
+        explore,
+        representation_path=folder / "representation_map.npy",
+        output_dir=tmp_path / "page",
         basis_path=tmp_path / "basis.v1",
     )
     assert (tmp_path / "basis.v1.npz").stat().st_mtime_ns == time_of_fit
@@ -86,26 +86,26 @@ def test_two_pictures_never_go_to_one_folder(place, tmp_path):
         map_tile(place, tmp_path / year / "MGRS-A")
         paths.append(str(tmp_path / year / "MGRS-A/representation_map.npy"))
     keywords = {"representation_path": ",".join(paths), "output_dir": tmp_path / "out"}
-    refused("whose picture goes to", run, create_false_color_map, **keywords)
+    refused("found .* that goes to", run, create_false_color_map, **keywords)
     assert not (tmp_path / "out").exists()
     assert len(run(create_false_color_map, representation_path=",".join(paths))) == 2
 
 
-def test_a_picture_does_not_go_beside_maps_of_another_tile_or_checkpoint(
-    place, tmp_path, monkeypatch
-):
-    monkeypatch.chdir(tmp_path)
-    map_tile(place, "")
+def test_a_picture_does_not_go_beside_maps_of_another_tile_or_checkpoint(place, tmp_path):
+    (folder,) = map_tile(place, tmp_path / "out")
     other = make_tile(tmp_path / "2022/MGRS-A", seed=1)
-    for checkpoint, tile, key in [
-        ("classifier", other, "tile_path"),
-        ("other/classifier", place / "MGRS-A", "checkpoint_sha256"),
+    for name, checkpoint, tile, key in [
+        ("tile", "classifier", other, "tile_path"),
+        ("checkpoint", "other/classifier", place / "MGRS-A", "checkpoint_sha256"),
     ]:
-        keywords = {"checkpoint_path": place / f"{checkpoint}.pt", "tile_path": tile}
+        map_tile(place, tmp_path / name, checkpoint, tile_path=tile)
+        path = tmp_path / name / "representation_map.npy"
+        keywords = {"representation_path": path, "output_dir": folder}
         refused(f"found a map with another {key}", run, create_false_color_map, **keywords)
-    keywords["checkpoint_path"] = place / "classifier.pt"
+    map_tile(place, tmp_path / "int8", representation_format="int8")
+    keywords["representation_path"] = tmp_path / "int8/representation_map.npy"
     run(create_false_color_map, **keywords)
-    assert (tmp_path / "outputs/MGRS-A/false_color.png").exists()
+    assert (folder / "false_color.png").exists()
 
 
 def test_damaged_bases_are_refused(place, tmp_path):
@@ -121,7 +121,7 @@ def test_damaged_bases_are_refused(place, tmp_path):
     refused("basis.npz: found no basis", run, create_false_color_map, basis_path=basis, **keywords)
     rng = random.Random(0)
     for _ in range(2000):
-        damaged = bytearray(whole[: rng.choice([len(whole), rng.randrange(len(whole))])])
+        damaged = bytearray(whole[: rng.choice([len(whole), rng.randrange(1, len(whole))])])
         for _ in range(rng.randrange(1, 4)):
             damaged[rng.randrange(len(damaged))] = rng.randrange(256)
         basis.write_bytes(damaged)
@@ -167,10 +167,60 @@ def test_hectares_follow_the_unit_of_the_crs():
     # Mercator stretches both sides by 2 at 60 degrees north (on the sphere)
     mercator = hectares("EPSG:3857", 10, 0, 0, 0, -10, 8399738)
     assert mercator == pytest.approx([0.0025] * 4, rel=0.01)
-    # a local grid, and a rotated one in degrees: pixels are counted
+    # a local grid, and another planet: pixels are counted
     assert hectares('LOCAL_CS["site",UNIT["metre",1]]', 1, 0, 0, 0, -1, 0) is None
-    assert hectares("EPSG:4326", 1, 0.1, 0, 0.1, -1, 0) is None
+    assert hectares(MARS, 10, 0, 1e5, 0, -10, 1e6) is None
     assert row_hectares({}, 4) is None
+
+
+MARS = """PROJCS["Mars",GEOGCS["Mars",DATUM["Mars",SPHEROID["Mars",3396190,169.89]],
+PRIMEM["Reference_Meridian",0],UNIT["degree",0.0174532925199433]],
+PROJECTION["Equirectangular"],UNIT["metre",1]]"""
+
+
+def equal_area(crs, transform, row, column):
+    """Hectares of a pixel by its outline in an equal-area projection, EPSG:6933."""
+    steps = np.linspace(0, 1, 21)[:-1]
+    across = np.concatenate([steps, np.ones(20), 1 - steps, np.zeros(20)]) + column
+    down = np.concatenate([np.zeros(20), steps, np.ones(20), 1 - steps]) + row
+    a, b, c, d, e, f = transform
+    x, y = reproject(crs, "EPSG:6933", a * across + b * down + c, d * across + e * down + f)
+    return abs(np.dot(x, np.roll(y, -1)) - np.dot(np.roll(x, -1), y)) / 2e4
+
+
+@pytest.mark.parametrize(
+    ("crs", "transform"),
+    [
+        ("EPSG:4087", [10, 0, 4e5, 0, -10, 6.7e6]),
+        ("EPSG:32662", [10, 0, 4e5, 0, -10, 6.7e6]),
+        ("ESRI:54030", [10, 0, 4e5, 0, -10, 6.2e6]),
+        ("ESRI:54009", [10, 0, 4e5, 0, -10, 6.2e6]),  # keeps areas of the sphere
+        ("EPSG:3857", [10, 0, 4e5, 0, -10, 8399738]),
+        ("EPSG:3413", [10, 0, -1e6, 0, -10, -4e6]),
+        ("EPSG:4326", [1e-4, 2e-5, 3, 2e-5, -1e-4, 51]),  # turned
+        ("EPSG:3035", [10, 0, 4e6, 0, -10, 3e6]),
+        ("EPSG:32631", [10, 0, 5e5, 0, -10, 54e5]),
+    ],
+)
+def test_hectares_are_those_of_an_equal_area_projection(crs, transform):
+    """Regression: in projections that keep no areas they were off by a factor of up to two."""
+    found = row_hectares({"crs": crs, "transform": transform}, 1000, 1000)
+    for row in (0, 500, 999):
+        wanted = np.mean([equal_area(crs, transform, row, column) for column in (0, 500, 999)])
+        assert found[row] == pytest.approx(wanted, rel=3e-3)
+
+
+def test_hectares_of_a_map_of_the_world(tmp_path):
+    """Outside of the globe there are no pixels; the whole of it has the area of the ellipsoid."""
+    info = {"crs": "ESRI:54030", "transform": [1e5, 0, -171e5, 0, -1e5, 87e5]}
+    latitude = np.linspace(90, -90, 1001)
+    x, y = reproject("EPSG:4326", "ESRI:54030", np.full(1001, 179.9999), latitude)
+    pixels = 2 * np.interp(-(87e5 - 1e5 * (np.arange(174) + 0.5)), -np.array(y), x, 0, 0) / 1e5
+    hectares = row_hectares(info, 174, 342)
+    assert (pixels * hectares).sum() == pytest.approx(51_006_562_172.4, rel=0.01)
+    # areas that differ within a row, of a conic projection over a continent: pixels are counted
+    lambert = {"crs": "EPSG:3034", "transform": [1000, 0, 2e6, 0, -1000, 5e6]}
+    assert row_hectares(lambert, 4000, 4000) is None
 
 
 def test_hectares_of_a_map_in_degrees(place, tmp_path, capsys):
@@ -236,11 +286,11 @@ def test_more_than_twenty_made_up_colours_differ():
 
 
 def test_a_legend_of_many_long_names_is_drawn_whole(tmp_path):
-    """It was cut off below and left no room for the map; a dollar sign was taken for a formula."""
+    """Regression: it was cut off and left no room for the map; a dollar sign began a formula."""
     names = {str(code): {"name": f"crop {code} at $_$ " + "a ton " * 10} for code in range(1, 61)}
     class_map = np.arange(60, dtype=np.uint8).reshape(6, 10) + 1
     figure = Figure(figsize=FIGURE_SIZE, layout="constrained")
-    draw_class_map(figure, class_map, class_legend(range(1, 61), names), "$_")
+    fill_figure(figure, class_map, class_legend(range(1, 61), names), "$_")
     figure.savefig(tmp_path / "map.png")
     box = figure.legends[0].get_window_extent()
     assert len(figure.legends[0].get_texts()) == 60
@@ -276,7 +326,7 @@ def test_a_map_and_labels_that_mean_something_else_are_said(place, tmp_path, cap
 
 
 def test_labels_of_another_place_are_refused(place, tmp_path, capsys):
-    """Of a tile of the same size elsewhere, they gave scores of nothing."""
+    """Regression: labels of a tile of the same size elsewhere gave scores without a meaning."""
     (folder,) = map_tile(place, tmp_path / "out")
     elsewhere = {**GEO, "transform": [10, 0, 600000, 0, -10, 5400000]}
     other = make_tile(tmp_path / "MGRS-other", **elsewhere)
@@ -318,7 +368,7 @@ def test_a_large_class_map_is_drawn_in_little_memory(tmp_path):
     class_map = read_map(large_map(tmp_path / "map.npy"))
     legend = class_legend([40, 95], {})
     figure = Figure()
-    assert peak_bytes(draw_class_map, figure, class_map, legend) < 8 * class_map.size
+    assert peak_bytes(fill_figure, figure, class_map, legend) < 8 * class_map.size
     (image,) = figure.axes[0].images
     assert max(image.get_size()) <= PICTURE_PIXELS
     texts = [text.get_text() for text in figure.legends[0].get_texts()]

@@ -1,14 +1,19 @@
-"""What lies beside a map: legends, false-colour bases, smaller formats, GeoTIFFs."""
+"""What lies beside a map: legends, false-colour bases, smaller formats, GeoTIFFs, new products."""
+
+import inspect
+import re
 
 import numpy as np
 import pytest
 import rasterio
-from helpers import map_tile, run
+from helpers import ROOT, map_tile, run
 
 import create_false_color_map
+import infer
+from maps import products
 from maps.false_color import apply_basis, fit_basis
 from maps.land_cover import class_legend
-from maps.reader import read_representations
+from maps.reader import RepresentationMap
 from maps.writer import quantise
 
 
@@ -48,7 +53,7 @@ def test_smaller_formats(workplace, tmp_path, kind):
     (small,) = map_tile(workplace, tmp_path / f"small-{kind}", representation_format=kind)
     wanted = np.load(full / "representation_map.npy")
     assert np.load(small / "representation_map.npy").dtype == kind
-    read = read_representations(small / "representation_map.npy")
+    ((_, read),) = RepresentationMap(small / "representation_map.npy").blocks()
     assert (np.isnan(read) == np.isnan(wanted)).all()
     valid = np.isfinite(wanted[..., 0])
     a, b = read[valid], wanted[valid]
@@ -91,3 +96,26 @@ def test_geotiffs_have_place_colours_and_names(workplace, tmp_path):
     with rasterio.open(folder / "false_color.tif") as file:
         assert file.count == 4
         assert file.transform[2] == 500000
+
+
+def test_a_product_is_added_as_the_docs_say(workplace, tmp_path, monkeypatch):
+    """One row, and one line after the one that the docs show before it."""
+    map_tile(workplace, tmp_path / "out")
+    text = (ROOT / "docs/extend.md").read_text()
+    row, fill = re.findall(r"^```diff\n .*\n(.*)\n\+(.*)\n```$", text, flags=re.MULTILINE)
+    assert row[0][1:] in inspect.getsource(products)
+    added = eval(row[1].strip(" ,"), vars(products))
+    monkeypatch.setattr(products, "PRODUCTS", [*products.PRODUCTS, added])
+    source = inspect.getsource(infer.map_blocks)
+    assert source.count(fill[0][1:]) == 1
+    names = dict(vars(infer))
+    exec(source.replace(fill[0][1:], f"{fill[0][1:]}\n{fill[1]}"), names)
+    monkeypatch.setattr(infer, "map_blocks", names["map_blocks"])
+    (folder,) = map_tile(workplace, tmp_path / "out")  # was done, but without the new map
+    margin, confidence = (np.load(folder / f"{name}.npy") for name in ("margin", "confidence"))
+    # of two classes the second has the rest of the probability
+    np.testing.assert_allclose(margin, 2 * confidence - 1, atol=1e-6)
+    with rasterio.open(folder / "margin.tif") as file:
+        np.testing.assert_array_equal(file.read(1), margin)
+    map_tile(workplace, folder, checkpoint="pretrained", overwrite=True)
+    assert not list(folder.glob("margin*"))

@@ -4,7 +4,7 @@ import pytest
 import torch
 from helpers import tiny
 
-from backbones import BACKBONES
+from backbones import BACKBONES, focal_loss
 from running.device import Runtime
 from train import build_model, training_loss
 
@@ -36,3 +36,22 @@ def test_loss_and_gradients_are_finite(case, backbone):
     loss.backward()
     assert all(value.isfinite() for value in parts.values())
     assert all(parameter.grad.isfinite().all() for parameter in model.parameters())
+
+
+@pytest.mark.parametrize("gamma", [0.0, 0.5, 1.0, 2.0, 100.0])
+def test_the_focal_loss_of_a_certain_pixel_has_a_gradient(gamma):
+    """Regression: with gamma below 1 a pixel that is right with p = 1 gave NaN."""
+    logits = torch.tensor([[30.0, -30.0], [-30.0, 30.0], [1.0, 0.0]], requires_grad=True)
+    loss = focal_loss(logits, torch.tensor([0, 0, 1]), gamma)
+    loss.backward()
+    assert loss.isfinite()
+    assert logits.grad.isfinite().all()
+    assert (logits.grad[1:, 0] * torch.tensor([1, -1]) < 0).all(), "towards the labels"
+
+
+def test_the_focal_loss_is_what_it_is_called():
+    logits, target = torch.randn(64, 5, generator=GENERATOR), torch.arange(64) % 5
+    p = logits.double().softmax(1)[torch.arange(64), target]
+    for gamma in (0.0, 0.5, 2.0):
+        expected = float((-((1 - p) ** gamma) * p.log()).mean())
+        assert float(focal_loss(logits, target, gamma)) == pytest.approx(expected, rel=1e-5)

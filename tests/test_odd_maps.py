@@ -7,7 +7,7 @@ import os
 import numpy as np
 import pytest
 from browser import make_page, random_map, save_map
-from helpers import run
+from helpers import make_tile, run
 from map_helpers import refused
 
 import create_false_color_map
@@ -15,12 +15,14 @@ import explore
 import label_efficiency
 import make_demo_data
 import train_classification_maddy
+from maps import reader
 from maps.false_color import fit_basis, save_basis
+from maps.products import remove_products
 from maps.reader import scales_path
-from maps.writer import remove_products
+from preparation import simulated
 from running.config import check
 from running.errors import notice
-from tiles import read_tile_json
+from tile_json import read_tile_json
 
 SHAPE = (20, 30)
 
@@ -31,7 +33,7 @@ def representations(tmp_path):
     return save_map(tmp_path / "out", random_map((*SHAPE, 6)), checkpoint_sha256="a" * 64)
 
 
-def draw(**keywords):
+def plot(**keywords):
     return run(create_false_color_map, **keywords)
 
 
@@ -48,7 +50,7 @@ def train_head(representation_path, **keywords):
 # ---- maps that do not go together ----------------------------------------------------------------
 
 
-@pytest.mark.parametrize("script", [make_page, draw])
+@pytest.mark.parametrize("script", [make_page, plot])
 def test_maps_of_two_checkpoints_are_refused(representations, tmp_path, script, capsys):
     other = save_map(tmp_path / "b", random_map((*SHAPE, 6)), checkpoint_sha256="b" * 64)
     both = f"{representations},{other}"
@@ -56,20 +58,55 @@ def test_maps_of_two_checkpoints_are_refused(representations, tmp_path, script, 
     assert line.startswith(str(other))
     save_map(tmp_path / "b", random_map((*SHAPE, 6)))
     script(representation_path=both)
-    assert f"{other}: not known whether it is of the checkpoint" in capsys.readouterr().out
+    assert f"{other}: not known whether it is of the same checkpoint" in capsys.readouterr().out
 
 
 def test_a_basis_of_another_checkpoint_is_refused(representations, tmp_path):
     basis = tmp_path / "basis.npz"
-    save_basis(fit_basis(random_map().reshape(-1, 6)), "b" * 64, basis)
+    save_basis(fit_basis(random_map().reshape(-1, 6)), {"checkpoint_sha256": "b" * 64}, basis)
     keywords = {"representation_path": representations, "basis_path": basis}
-    for script in (make_page, draw):
+    for script in (make_page, plot):
         refused("basis.npz: found a basis of checkpoint bbbb", script, **keywords)
-    save_basis(fit_basis(random_map().reshape(-1, 6)), "a" * 64, basis)
+    save_basis(fit_basis(random_map().reshape(-1, 6)), {"checkpoint_sha256": "a" * 64}, basis)
     assert make_page(**keywords).exists()
 
 
-@pytest.mark.parametrize("script", [make_page, draw])
+@pytest.mark.parametrize(
+    "keys",
+    [{"dates": 0}, {"draws": 4}, {"representation_format": "int8"}, {"dates": 0, "draws": 1}],
+)
+def test_maps_of_other_keys_of_infer_are_said(tmp_path, keys, capsys):
+    """Regression: maps of another `dates`, `draws` or format of one checkpoint counted as equal."""
+    made_by = {"checkpoint_sha256": "a" * 64, "dates": 24, "draws": 0}
+    made_by |= {"representation_format": "float32"}
+    one = save_map(tmp_path / "a", random_map((*SHAPE, 6)), **made_by)
+    same = save_map(tmp_path / "b", random_map((*SHAPE, 6)), **made_by)
+    other = save_map(tmp_path / "c", random_map((*SHAPE, 6)), **made_by | keys)
+    basis = tmp_path / "basis.npz"
+    for script in (plot, make_page):
+        script(representation_path=f"{one},{same}", basis_path=basis)
+        assert "found a" not in capsys.readouterr().out
+        notice.cache_clear()
+        script(representation_path=f"{one},{other}")
+        (line,) = [line for line in capsys.readouterr().out.splitlines() if "found a map" in line]
+        assert line.startswith(f"{other}: found a map of ")
+        key = list(keys)[-1]
+        assert f"{key}={keys[key]}" in line
+        assert f"{key}={made_by[key]} as {one}" in line
+        script(representation_path=other, basis_path=basis)
+        assert f"{basis}: found a basis of" in capsys.readouterr().out
+
+
+def test_where_dates_are_averaged_over_draws_their_number_does_not_count(tmp_path, capsys):
+    maps = [
+        save_map(tmp_path / str(dates), random_map(), checkpoint_sha256="a", draws=4, dates=dates)
+        for dates in (24, 0)
+    ]
+    plot(representation_path=f"{maps[0]},{maps[1]}")
+    assert "found a map" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("script", [make_page, plot])
 def test_fewer_than_three_dimensions_are_refused(tmp_path, script):
     path = save_map(tmp_path, random_map((*SHAPE, 2)))
     refused("found 2 dimensions, wanted 3 or more", script, representation_path=path)
@@ -79,6 +116,62 @@ def test_the_page_of_an_earlier_map_is_removed(representations):
     page = make_page(representation_path=representations)
     remove_products(page.parent)
     assert not page.exists()
+
+
+# ---- files that change while they are read -------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "out/representation_map.npy",
+        "out/infer.json",
+        "out/classification_map.npy",
+        "MGRS-0/bands.npy",
+        "MGRS-0/masks.npy",
+        "MGRS-0/labels.npy",
+        "MGRS-0/tile.json",
+    ],
+)
+def test_a_page_of_files_that_change_is_not_written(tmp_path, monkeypatch, name):
+    """Regression: half of the page was of the old map or tile, half of the new one."""
+    tile = make_tile(tmp_path / "MGRS-0", (6, *SHAPE, 4))
+    path = save_map(tmp_path / "out", random_map((*SHAPE, 6)), tile_path=str(tile))
+    np.save(path.parent / "classification_map.npy", np.ones(SHAPE, np.uint8))
+    map_layers = explore.map_layers
+
+    def change_and_read(scene):
+        (tmp_path / "new").write_bytes((tmp_path / name).read_bytes())
+        (tmp_path / "new").replace(tmp_path / name)
+        return map_layers(scene)
+
+    make_page(representation_path=path).unlink()
+    with monkeypatch.context() as patch:
+        patch.setattr(explore, "map_layers", change_and_read)
+        message = f"{name}: found that it changed while it was read, wanted the same"
+        refused(message, make_page, representation_path=path)
+    assert not (path.parent / "explore.html").exists()
+    assert make_page(representation_path=path).exists()
+
+
+@pytest.mark.parametrize("script", [make_page, plot, train_head])
+def test_a_map_that_is_made_anew_while_it_is_read_is_refused(tmp_path, monkeypatch, script):
+    monkeypatch.setattr(reader, "BLOCK_BYTES", 4 * 30 * 6 * 5)  # of five rows
+    path = save_map(tmp_path / "out", random_map((*SHAPE, 6)))
+    opened, blocks = reader.open_representations, []
+
+    def open_and_replace(one):
+        arrays = opened(one)
+        blocks.append(one)
+        if len(blocks) == 3:
+            save_map(tmp_path / "new", random_map((*SHAPE, 6), seed=1)).replace(path)
+        return arrays
+
+    monkeypatch.setattr(reader, "open_representations", open_and_replace)
+    keywords = {} if script is train_head else {"representation_path": path}
+    arguments = [path] if script is train_head else []
+    refused("representation_map.npy: found that it changed", script, *arguments, **keywords)
+    assert {file.name for file in path.parent.iterdir()} <= {path.name, "infer.json", "labels.npy"}
 
 
 # ---- odd arrays ----------------------------------------------------------------------------------
@@ -113,7 +206,7 @@ def test_scales_that_are_no_floating_point_numbers_are_refused(representations, 
     scales = np.ones(SHAPE, kind)
     np.save(representations, np.ones((*SHAPE, 6), np.int8))
     np.save(scales_path(representations), scales)
-    for script in (make_page, draw, train_head):
+    for script in (make_page, plot, train_head):
         refused(
             f"_scales.npy: found {scales.dtype}, wanted floating-point numbers",
             script,
@@ -121,7 +214,7 @@ def test_scales_that_are_no_floating_point_numbers_are_refused(representations, 
         )
 
 
-@pytest.mark.parametrize("script", [make_page, draw])
+@pytest.mark.parametrize("script", [make_page, plot])
 def test_values_that_cannot_be_squared_are_refused(tmp_path, script):
     path = save_map(tmp_path, np.sign(random_map((*SHAPE, 6))) * 3e38)
     refused(r"found values up to 3e\+38, wanted at most 1e\+12", script, representation_path=path)
@@ -183,11 +276,11 @@ def test_transforms_that_overflow_are_refused(tmp_path, transform):
 
 
 def test_a_page_smaller_than_the_program_in_it_is_refused(representations):
-    """It advised stride=17, then 18, and so on."""
+    """Regression: it advised stride=17, then 18, and so on."""
     keywords = {"representation_path": representations}
     refused("max_mb=1: wanted 4 or more", make_page, max_mb=1, **keywords)
     config = {**explore.run_config, "representation_path": str(representations), "max_mb": 1.0}
-    refused("wanted so much$", explore.choose_stride, explore.open_scenes(config), config)
+    refused("wanted that much$", explore.choose_stride, explore.open_scenes(config), config)
 
 
 # ---- labels that were asked for ------------------------------------------------------------------
@@ -227,19 +320,19 @@ def test_the_folder_of_a_training_is_refused(representations, tmp_path, name):
 
 
 def test_two_that_simulate_at_once_make_one_data_set(tmp_path, monkeypatch, capsys):
-    """The second comes to an end first; its tiles stay, and nothing else does."""
+    """The second ends first: its tiles stay, and those of the first are removed."""
     small = {"base_path": tmp_path, "size": 16, "num_tiles": 1, "num_dates": 3}
-    write_tile, getpid = make_demo_data.write_tile, os.getpid
+    write_tile, getpid = simulated.write_tile, os.getpid
 
     def meanwhile(*arguments):
         write_tile(*arguments)
         with monkeypatch.context() as patch:
-            patch.setattr(make_demo_data, "write_tile", write_tile)
+            patch.setattr(simulated, "write_tile", write_tile)
             patch.setattr(os, "getpid", lambda: getpid() + 1)
             run(make_demo_data, **small, seed=1)
 
     with monkeypatch.context() as patch:
-        patch.setattr(make_demo_data, "write_tile", meanwhile)
+        patch.setattr(simulated, "write_tile", meanwhile)
         folder = run(make_demo_data, **small)
     assert "another process has made it meanwhile" in capsys.readouterr().out
     assert os.listdir(tmp_path / "data") == ["simulated"]

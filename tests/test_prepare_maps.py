@@ -1,4 +1,4 @@
-"""From a place and a year to a land-cover map, with the commands of the docs, on loopback."""
+"""From a place and a year to a land-cover map, as docs/prepare.md has it, on loopback."""
 
 import json
 import re
@@ -23,7 +23,7 @@ import prepare_tiles
 import train
 import train_classification
 from maps.geotiff import write_representation_tif
-from maps.reader import open_representations, read_representations
+from maps.reader import RepresentationMap, open_representations
 from running.config import override
 from running.errors import InputError
 from tiles import Tile
@@ -32,6 +32,7 @@ pytestmark = [
     pytest.mark.filterwarnings(f"ignore::{kind}")
     for kind in ("DeprecationWarning", "PendingDeprecationWarning")
 ]
+pytestmark.append(pytest.mark.slow)
 STRIDE = 3  # of the tiles, so that mapping them takes seconds
 WIDTH = SIZE // STRIDE
 SCRIPTS = {
@@ -81,8 +82,8 @@ def world(tmp_path_factory):
 
 
 def commands():
-    """The commands of README.md under "From a place and a year", in order, as lists of words."""
-    text = (ROOT / "README.md").read_text().split("### From a place and a year")[1]
+    """The commands of docs/prepare.md under "From a place and a year", as lists of words."""
+    text = (ROOT / "docs/prepare.md").read_text().split("## From a place and a year")[1]
     block = re.search(r"```bash\n(.*?)```", text, re.S)[1].replace("\\\n", " ")
     return [words for line in block.splitlines() if (words := shlex.split(line, comments=True))]
 
@@ -213,7 +214,8 @@ def test_tessera_eval_reads_our_int8_maps_as_they_are(mapped, monkeypatch, capsy
     text = (ROOT / "docs" / "prepare.md").read_text()
     seen = {}
     exec(re.search(r"```py\n(.*?)```", text, re.S)[1], seen)
-    wanted = read_representations(mapped / "outputs/MGRS-33UUP/representation_map.npy")
+    path = mapped / "outputs/MGRS-33UUP/representation_map.npy"
+    wanted = np.concatenate([block for _, block in RepresentationMap(path).blocks()])
     np.testing.assert_array_equal(seen["vectors"], wanted)
     assert "mean_f1" in capsys.readouterr().out and seen["chosen"].sum() > 1000
     labels = Tile(mapped / "data" / "bavaria_2021" / "processed" / "MGRS-33UUP").labels

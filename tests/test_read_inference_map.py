@@ -38,6 +38,7 @@ def test_areas_are_pixels_where_the_size_is_unknown(tmp_path, capsys):
     assert "2 pixels" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_the_pictures_are_logged_to_wandb(workplace, tmp_path):
     (folder,) = map_tile(workplace, tmp_path / "maps")
     path, out = folder / "classification_map.npy", tmp_path / "out"

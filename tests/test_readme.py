@@ -1,7 +1,8 @@
-"""README and docs: their commands, pictures, links and examples in Python."""
+"""README and docs: their size, commands, pictures, links, file tree and examples in Python."""
 
 import importlib
 import re
+import shlex
 from itertools import chain
 
 import numpy as np
@@ -13,48 +14,98 @@ import train
 from running.config import override
 from tiles import Tile
 
-PAGES = [ROOT / "README.md", *sorted(ROOT.glob("docs/*.md")), *sorted(ROOT.glob("benchmarks/*.md"))]
-README = PAGES[0].read_text()
+README = ROOT / "README.md"
+FOLDERS = ("docs", "benchmarks", "experiments")
+PAGES = [README, *(page for folder in FOLDERS for page in sorted(ROOT.glob(f"{folder}/*.md")))]
+ROOMS = ("running", "maps", "evaluation", "preparation", "explorer")
 
 
-def code_blocks(language):
-    """The content of all code blocks of a language, from all pages."""
-    pattern = re.compile(rf"^```{language}\n(.*?)^```", flags=re.DOTALL | re.MULTILINE)
-    return list(chain(*(pattern.findall(page.read_text()) for page in PAGES)))
+def code_blocks(language, pages=PAGES):
+    """The content of all code blocks of a language, from some pages."""
+    pattern = re.compile(r"^```(\w*)\n(.*?)^```$", flags=re.DOTALL | re.MULTILINE)
+    blocks = chain(*(pattern.findall(page.read_text()) for page in pages))
+    return [content for name, content in blocks if name == language]
 
 
-def readme_commands():
+def prose(page):
+    """A page without its code blocks."""
+    return re.sub(r"^```.*?^```", "", page.read_text(), flags=re.DOTALL | re.MULTILINE)
+
+
+def anchors(page):
+    """The names that links give to the headings of a page, as GitHub makes them."""
+    headings = re.findall(r"^#+ (.*)", prose(page), flags=re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+def commands():
     """(script, [key=value, ..]) of every command in the code blocks, and in the Slurm script."""
-    commands = "\n".join([*code_blocks("bash"), (ROOT / "docs/slurm.sh").read_text()])
-    for line in commands.replace("\\\n", " ").replace("&&", "\n").splitlines():
+    text = "\n".join([*code_blocks("bash"), (ROOT / "docs/slurm.sh").read_text()])
+    for line in text.replace("\\\n", " ").replace("&&", "\n").splitlines():
         if found := re.search(r"(\w+)\.py(.*)", line):
-            yield found[1], [word for word in found[2].split() if "=" in word]
+            words = shlex.split(found[2], comments=True)
+            yield found[1], [word for word in words if "=" in word]
 
 
-def test_the_commands_of_the_readme_have_keys_that_exist():
-    commands = list(readme_commands())
+def file_tree():
+    """The Python files in the README's tree, as paths from the root."""
+    (tree,) = [block for block in code_blocks("", [README]) if "train.py " in block]
+    files, folder = set(), ""
+    for line in tree.splitlines():
+        name = line.split()[0] if line.strip() else ""
+        if name.endswith("/"):
+            folder = name
+        elif name.endswith(".py"):
+            files.add(folder + name if line.startswith(" ") else name)
+    return files
+
+
+def test_the_readme_is_one_page_and_has_the_first_command():
+    assert len(README.read_bytes()) <= 10_000
+    first = "pip install -r requirements.txt && python train.py epochs=2"
+    assert first in README.read_text().splitlines()
+
+
+def test_the_commands_have_keys_that_exist(monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "experiments")
+    found = list(commands())
     assert {"train", "train_classification", "infer", "create_false_color_map"} <= {
-        script for script, _ in commands
+        script for script, _ in found
     }
-    for script, arguments in commands:
-        override(importlib.import_module(script).run_config, arguments)
+    for script, arguments in found:
+        module = importlib.import_module(script)
+        override(getattr(module, "run_config", {}), arguments)
 
 
-def test_the_pictures_and_linked_files_are_there():
-    for page in PAGES:
-        for link in re.findall(r"\[.*?\]\(([^)#]+).*?\)", page.read_text()):
-            assert link.startswith("https://") or (page.parent / link).exists(), (page, link)
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_the_pictures_linked_files_and_headings_are_there(page):
+    text = prose(page)
+    links = re.findall(r"\]\(([^)\s]+)\)", text) + re.findall(r'src="([^"]+)"', text)
+    for link in links:
+        if link.startswith("https://"):
+            continue
+        path, _, heading = link.partition("#")
+        target = page.parent / path if path else page
+        assert target.exists(), link
+        assert not heading or heading in anchors(target), link
 
 
-def test_every_module_and_script_is_in_a_table():
-    for file in ROOT.glob("*.py"):
-        assert f"| `{file.name}` |" in README, file.name
+def test_the_file_tree_has_every_module_and_script():
+    patterns = ("*.py", *(f"{room}/*.py" for room in ROOMS))
+    files = {str(file.relative_to(ROOT)) for pattern in patterns for file in ROOT.glob(pattern)}
+    assert file_tree() == {file for file in files if not file.endswith("__init__.py")}
+
+
+def test_the_tests_that_keep_promises_are_there():
+    names = set(re.findall(r"`(test_\w+\.py)`", (ROOT / "docs/promises.md").read_text()))
+    assert len(names) >= 10
+    assert names <= {file.name for file in ROOT.glob("tests/*.py")}
 
 
 def test_the_lines_that_embed_an_array_give_what_a_map_has(workplace, tmp_path, monkeypatch):
     (code,) = [code for code in code_blocks("python") if not code.startswith("# ")]
     lines_of_work = [line for line in code.splitlines() if " = " in line]
-    assert len(lines_of_work) == 6, "the README says six"
+    assert len(lines_of_work) == 6, "the page says six"
     tile = Tile(tile_of(workplace))
     clear = tile.masks.reshape(20, -1).T == 1  # (pixels, dates)
     bands, doys = np.zeros((len(clear), 20, 10), np.uint16), np.zeros((len(clear), 20), np.int16)

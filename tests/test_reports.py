@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from evaluation.scores import macro_f1, score_classes
+from evaluation import scores
+from evaluation.scores import macro_f1, plot_confusion, score_classes
 from maps.land_cover import class_legend
 
 
@@ -24,9 +25,19 @@ def test_scores_agree_with_counting():
 
 
 def test_a_class_without_a_label_is_no_class_to_average_over():
-    """One pixel called a class that the split lacks cost a sixth of the score on Flanders."""
+    """Regression: one pixel predicted as a class without labels cost a sixth of the score."""
     labels, predicted = np.array([1, 1, 1, 2, 2, 2]), np.array([1, 1, 5, 2, 2, 2])
     scores = score_classes(labels, predicted, class_legend([1, 2, 5], {}))
     assert scores["macro_f1"] == macro_f1(labels, predicted) == pytest.approx((0.8 + 1) / 2)
     counted = score_classes([1, 2, 1], [1, 2, 5], class_legend([1, 2, 5], {}), [2, 3, 1])
     assert counted == scores
+
+
+@pytest.mark.parametrize(("count", "is_numbered"), [(40, True), (41, False), (254, False)])
+def test_the_picture_of_many_classes_is_small(monkeypatch, count, is_numbered):
+    """Regression: with 120 classes it took 54 seconds and 2.5 GB, at the end of a training."""
+    figures = []
+    monkeypatch.setattr(scores, "save_figure", lambda figure, path: figures.append(figure))
+    plot_confusion(np.eye(count, dtype=int), class_legend(range(1, count + 1), {}), "", "")
+    assert len(figures[0].axes[0].texts) == (count**2 if is_numbered else 0)
+    assert max(figures[0].get_size_inches()) <= 24

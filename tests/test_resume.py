@@ -1,6 +1,7 @@
-"""What a run that goes on, starts over or shares a folder may not lose or mix up."""
+"""What a run that is resumed, starts over or shares a folder may not lose or mix up."""
 
 import os
+import shutil
 import signal
 
 import numpy as np
@@ -8,22 +9,23 @@ import pytest
 import torch
 from helpers import (
     GEOREFERENCE,
+    Fork,
     assert_same_weights,
     fine_tune,
     in_child,
     lines,
     make_dataset,
     make_tile,
+    run_ranks,
     save,
     tile_of,
     tiny,
-    torchrun,
     weights,
 )
 
 import train
 from running.checkpoints import load_checkpoint
-from running.errors import InputError, Stopped
+from running.errors import InputError, Stopped, notice
 from running.files import lock_folder
 from tiles import Tile
 
@@ -36,7 +38,7 @@ def files(folder):
 
 
 def test_overwrite_never_removes_an_encoder(workplace, tmp_path):
-    """The encoder that it was told to read was deleted, and nothing was written."""
+    """Regression: the encoder that it should read was deleted, and nothing was written."""
     train.main(tiny(workplace, tmp_path / "pre", max_steps=2))
     before = files(tmp_path / "pre")
     with pytest.raises(InputError, match="found a pretrained checkpoint, wanted another"):
@@ -53,7 +55,7 @@ def test_overwrite_never_removes_an_encoder(workplace, tmp_path):
 def test_overwrite_removes_nothing_for_a_config_that_is_refused(workplace, tmp_path):
     fine_tune(workplace, tmp_path / "out", epochs=1)
     before = files(tmp_path / "out")
-    with pytest.raises(InputError, match="sample_size=0: wanted 16"):
+    with pytest.raises(InputError, match="sample_size=0: wanted 1 to"):
         fine_tune(
             workplace,
             tmp_path / "out",
@@ -68,7 +70,7 @@ def test_overwrite_removes_nothing_for_a_config_that_is_refused(workplace, tmp_p
 
 
 def test_overwrite_continues_its_own_run_and_replaces_another(workplace, tmp_path):
-    """A command with overwrite=true that a queue starts again threw its own work away."""
+    """Regression: overwrite=true deleted its own work when a queue started it again."""
     keywords = {"epochs": 4, "overwrite": True}
     fine_tune(workplace, tmp_path / "out", **keywords)
     first = lines(tmp_path / "out")
@@ -104,7 +106,7 @@ def swap(labels):
 
 @pytest.mark.parametrize("change", ["swapped", "renamed", "splits"])
 def test_fine_tuning_refuses_changed_labels_and_splits(workplace, tmp_path, change):
-    """It went on, with a head whose classes meant something else, or on its own test pixels."""
+    """Regression: it resumed with classes that meant something else, or on test pixels."""
     base_path = make_dataset(tmp_path, shape=(20, 24, 16, 10), clear=0.8, **GEOREFERENCE)
     keywords = {"base_path": base_path, "epochs": 1}
     fine_tune(workplace, tmp_path / "out", **keywords)
@@ -120,7 +122,7 @@ def test_fine_tuning_refuses_changed_labels_and_splits(workplace, tmp_path, chan
 
 
 def test_pretraining_refuses_labels_that_come_or_go(dataset, tmp_path):
-    """Scores of the probe and minus the loss were compared with each other."""
+    """Regression: scores of the probe and minus the loss were compared with each other."""
     train.main(tiny(dataset, tmp_path / "out", max_steps=8))
     for number in range(2):
         (tile_of(dataset, number) / "labels.npy").unlink()
@@ -145,7 +147,7 @@ def test_clear_counts_notice_another_file_of_the_same_size_and_time(dataset):
 
 @pytest.mark.parametrize("change", ["doys", "band_mean", "masks"])
 def test_a_run_never_goes_on_with_another_year_of_the_same_pixels(workplace, tmp_path, change):
-    """With a checkpoint's statistics nothing told bands, days and masks of two years apart."""
+    """Regression: bands, days and masks of two years passed for the same."""
     base_path = make_dataset(tmp_path, shape=(20, 24, 16, 10), clear=0.8)
     keywords = {"base_path": base_path, "epochs": 1}
     fine_tune(workplace, tmp_path / "out", **keywords)
@@ -162,7 +164,7 @@ def test_a_run_never_goes_on_with_another_year_of_the_same_pixels(workplace, tmp
 
 
 def test_two_trainings_in_one_folder_are_refused(dataset, tmp_path, monkeypatch):
-    """Both ended with success, and with their files mixed."""
+    """Regression: both ended with success, and with their files mixed."""
     (tmp_path / "out").mkdir()
     monkeypatch.setattr("time.sleep", lambda _: None)
     monkeypatch.setattr("time.monotonic", iter(range(0, 10_000, 5)).__next__)
@@ -172,8 +174,9 @@ def test_two_trainings_in_one_folder_are_refused(dataset, tmp_path, monkeypatch)
         assert not list((tmp_path / "out").iterdir())
 
 
-def test_a_limit_of_steps_does_not_change_which_checkpoint_is_best(dataset, tmp_path):
-    """The validation that ends a limited run could win best.pt, and the run differed for ever."""
+def test_a_limit_of_steps_does_not_change_which_checkpoint_is_best(dataset, tmp_path, monkeypatch):
+    """Regression: the validation that ends a limited run could win best.pt."""
+    monkeypatch.setattr(train, "draw_correlation", lambda *_: None)  # most of the time
     config = tiny(dataset, tmp_path / "whole", epochs=6, val_interval=8)
     train.main(config)
     parts = {**config, "output_dir": str(tmp_path / "parts")}
@@ -206,7 +209,7 @@ def test_a_run_of_before_prediction_is_refused_in_one_line(dataset, tmp_path):
 
 
 def test_a_run_that_stopped_between_validations_cannot_end_there(dataset, tmp_path):
-    """It ended in KeyError: 'score', since no checkpoint is best."""
+    """Regression: it ended in KeyError: 'score', since no checkpoint is best."""
     config = tiny(dataset, tmp_path / "out", val_interval=100, checkpoint_interval=2)
     with pytest.MonkeyPatch.context() as patch:
         step = train.train_step
@@ -226,7 +229,7 @@ def test_a_run_that_stopped_between_validations_cannot_end_there(dataset, tmp_pa
 
 
 def test_signals_end_a_script_again_when_its_training_is_done(dataset, tmp_path):
-    """The test split of a large tile was scored to its end whatever the user did."""
+    """Regression: the test split of a large tile was scored to its end whatever the user did."""
     before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
     train.main(tiny(dataset, tmp_path / "out", max_steps=2))
     assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == before
@@ -240,11 +243,11 @@ def test_a_run_that_goes_on_in_another_precision_says_so(dataset, tmp_path, caps
     assert not content["in_bf16"]
     torch.save(content | {"in_bf16": True}, path)
     train.main({**config, "max_steps": 4})
-    assert "out: begun in bfloat16, goes on in float32" in capsys.readouterr().out
+    assert "out: begun in bfloat16, resumes in float32" in capsys.readouterr().out
 
 
 def test_a_run_of_before_blending_is_not_blended_from_the_middle_on(dataset, tmp_path):
-    """A key that a checkpoint does not have stood for today's default, not for what was done."""
+    """Regression: a key that the checkpoint lacked stood for today's default."""
     config = tiny(dataset, tmp_path / "out", max_steps=2, blend=0.0)
     train.main(config)
     path = tmp_path / "out/last.pt"
@@ -256,12 +259,13 @@ def test_a_run_of_before_blending_is_not_blended_from_the_middle_on(dataset, tmp
     assert train.main({**config, "max_steps": 4})["step"] == 4
 
 
+@pytest.mark.slow
 def test_two_processes_simulate_their_tiles_and_train_small_batches(tmp_path):
-    """The first start under torchrun always failed; so did batches that one process had none of."""
+    """Regression: the first start under torchrun failed, and batches without a pixel did."""
     config = {**train.run_config, "base_path": str(tmp_path), "output_dir": str(tmp_path / "out")}
     config |= {"max_steps": 2, "batch_size": 16, "width": 16, "depth": 1, "latent_dim": 8}
     config |= {"projector_dim": 16, "val_pixels": 16, "device": "cpu", "wandb_mode": "disabled"}
-    done = torchrun({**config, "log_interval": 1})
+    done = run_ranks({**config, "log_interval": 1})
     assert done.returncode == 0, done.stderr
     assert [line["step"] for line in lines(tmp_path / "out")] == [0, 1, 2]
 
@@ -292,7 +296,7 @@ def tile_at(folder, name, first, count, size=1e-4, offset=0.0, crs="EPSG:4326"):
 @pytest.mark.parametrize("block_size", [8, 16, 20, 100])
 @pytest.mark.parametrize("offset", [0.0, 0.5, 0.3])
 def test_windows_of_one_grid_have_the_splits_of_the_whole(tmp_path, block_size, offset):
-    """Tiles smaller than a block, and pixel centres on edges of blocks, had splits of their own."""
+    """Regression: tiles smaller than a block, and centres on edges, had splits of their own."""
     for origin in (0, 123_457):
         whole = tile_at(tmp_path, f"MGRS-{origin}", origin, 64, offset=offset).split_map(block_size)
         for first, count in ((3, 10), (17, 30), (40, 15)):
@@ -303,6 +307,51 @@ def test_windows_of_one_grid_have_the_splits_of_the_whole(tmp_path, block_size, 
 
 
 def test_fork_helpers_report_failures():
-    """A child of the kill tests that fails must not count as one that ended well."""
+    """A forked process that fails must not count as one that ended well."""
     assert in_child(lambda: None) == 0
     assert in_child(lambda: 1 / 0) == 1
+    process = Fork("seed=-1")
+    assert process.communicate() == ["", "error: seed=-1: wanted 0 to 2147483647"]
+    assert process.returncode == 1
+    assert run_ranks({**train.run_config, "seed": -1}).returncode == 1
+
+
+@pytest.mark.parametrize("step", [6, 20])  # in mid-run, and when the run has ended
+def test_a_lost_best_is_said_and_chosen_anew(dataset, tmp_path, step, capsys):
+    """Regression: last.pt copied alone ended well and named a best.pt that was not there."""
+    keys = {"max_steps": 20, "val_interval": 4, "checkpoint_interval": 2}
+    train.main(tiny(dataset, tmp_path / "one", **keys | {"max_steps": step}))
+    (tmp_path / "two").mkdir()
+    shutil.copy(tmp_path / "one/last.pt", tmp_path / "two/last.pt")
+    capsys.readouterr()
+    notice.cache_clear()
+    train.main(tiny(dataset, tmp_path / "two", **keys))
+    assert "two/best.pt: found no whole checkpoint" in capsys.readouterr().out
+    best = load_checkpoint(tmp_path / "two/best.pt")
+    assert best["step"] > step or best["step"] == step == 20
+
+
+def test_bands_that_are_replaced_during_a_training_end_it(dataset, tmp_path, monkeypatch):
+    """Regression: half of the steps were of one file, half of another, and nobody said so."""
+    step_of, bands = train.train_step, tile_of(dataset) / "bands.npy"
+
+    def replacing(*arguments):
+        if arguments[6] == 5:
+            shutil.copy(bands, tmp_path / "new.npy")
+            (tmp_path / "new.npy").replace(bands)
+        return step_of(*arguments)
+
+    monkeypatch.setattr(train, "train_step", replacing)
+    with pytest.raises(InputError, match="bands.npy: found that it changed while it was read"):
+        train.main(tiny(dataset, tmp_path / "out", max_steps=8, checkpoint_interval=4))
+    assert load_checkpoint(tmp_path / "out/last.pt")["step"] == 4, "what was safe stays"
+
+
+def test_bands_that_were_corrected_in_place_are_other_data(dataset, tmp_path):
+    """Regression: with the statistics of before, a resumed run took them for the same."""
+    train.main(tiny(dataset, tmp_path / "out", max_steps=4))
+    bands = np.load(tile_of(dataset) / "bands.npy", mmap_mode="r+")
+    bands[bands > 1000] -= 1000
+    bands.flush()
+    with pytest.raises(InputError, match="found a run on other data .observations"):
+        train.main(tiny(dataset, tmp_path / "out", max_steps=8))

@@ -47,7 +47,7 @@ def test_kernels_that_onednn_keeps(asked, kept):
 
 
 def test_more_processes_than_gpus_end_in_one_line(monkeypatch):
-    """CUDA's own error came as a traceback from each of them."""
+    """Regression: CUDA's own error came as a traceback from each of them."""
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     monkeypatch.setenv("LOCAL_RANK", "1")
@@ -65,7 +65,7 @@ def test_more_processes_than_gpus_end_in_one_line(monkeypatch):
     ],
 )
 def test_bf16_where_it_is_faster(monkeypatch, cpu_name, instructions, is_fast):
-    """Intel's avx512_bf16 without AMX made training take 1.6 times as long as float32."""
+    """Regression: Intel's avx512_bf16 without AMX trained 1.6 times as long as float32."""
     cpu = {"cpu_name": cpu_name, **dict.fromkeys(instructions, True)}
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: cpu)
     assert start_runtime("cpu", "auto").trains_in_bf16 == is_fast

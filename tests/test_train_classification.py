@@ -5,14 +5,15 @@ import json
 import numpy as np
 import pytest
 import torch
-from helpers import fine_tune, lines, make_dataset, run, save, tile_of
+from helpers import GEOREFERENCE, fine_tune, lines, make_dataset, run, save, tile_of
 
 import infer
 import train_classification
 from backbones import BACKBONES, HEADS, Classifier, load_backbone
+from evaluation import networks
 from running.checkpoints import load_checkpoint
-from running.errors import InputError
-from tiles import VALIDATION, Tile
+from running.errors import InputError, notice
+from tiles import TEST, TRAIN, VALIDATION, Tile
 
 
 def test_fine_tuning_starts_from_the_pretrained_weights(workplace, tmp_path, monkeypatch):
@@ -53,8 +54,8 @@ def test_a_frozen_backbone_stays_as_it_is(workplace, tmp_path):
 @pytest.mark.parametrize("head", HEADS)
 @pytest.mark.parametrize("loss", ["cross_entropy", "focal"])
 def test_learns_and_reports(workplace, tmp_path, head, loss):
-    keywords = {"head": head, "loss": loss, "class_weights": loss == "focal", "epochs": 12}
-    scores = fine_tune(workplace, tmp_path / "out", backbone_learning_rate=3e-3, **keywords)
+    keywords = {"head": head, "loss": loss, "class_weights": loss == "focal", "epochs": 4}
+    scores = fine_tune(workplace, tmp_path / "out", learning_rate=3e-3, **keywords)
     assert scores["overall_accuracy"] > 0.7, "two classes, half of the pixels each"
     saved = json.loads((tmp_path / "out/metrics.json").read_text())
     assert saved == json.loads(json.dumps(scores))
@@ -102,7 +103,7 @@ def test_the_test_split_is_scored_once_and_chooses_nothing(workplace, tmp_path, 
 
 
 def test_an_early_epoch_is_not_the_best(workplace, tmp_path, monkeypatch):
-    """At the full rate scores jump: on real tiles the highest were early, and worse on the test."""
+    """Regression: at the full rate scores jump; the highest were early, and worse on the test."""
     scored = iter([0.5, 0.9, 0.8, 0.7, 0.4, 0.6, 0.5, 0.0])  # of the start, six epochs, the test
     score = train_classification.score_classes
     monkeypatch.setattr(
@@ -115,8 +116,8 @@ def test_an_early_epoch_is_not_the_best(workplace, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("freeze_backbone", [False, True])
-def test_who_has_few_labels_needs_no_others(workplace, tmp_path, freeze_backbone):
-    """A thousand validation labels chose the epoch of a model that was told to use 40."""
+def test_with_label_count_no_other_labels_are_used(workplace, tmp_path, freeze_backbone):
+    """Regression: a thousand validation labels chose the epoch of a model with label_count=40."""
     scores = []
     for name in ("as they are", "swapped"):
         base_path = make_dataset(tmp_path / name, shape=(20, 24, 16, 10), clear=0.8)
@@ -132,8 +133,8 @@ def test_who_has_few_labels_needs_no_others(workplace, tmp_path, freeze_backbone
     assert "validation_macro_f1" not in scores[0]
 
 
-def test_labels_that_a_classifier_has_seen_are_spoken_of(workplace, tmp_path, capsys):
-    """Fifty labels and an encoder of a classifier of all of them scored .79 in place of .75."""
+def test_an_encoder_of_a_classifier_is_declared(workplace, tmp_path, capsys):
+    """Regression: 50 labels, and an encoder that had learned from all, scored .79 for .75."""
     keywords = {"checkpoint_path": workplace / "classifier/best.pt", "epochs": 1}
     fine_tune(workplace, tmp_path / "all", **keywords)
     assert "found a classifier" not in capsys.readouterr().out
@@ -142,7 +143,7 @@ def test_labels_that_a_classifier_has_seen_are_spoken_of(workplace, tmp_path, ca
 
 
 def test_a_frozen_encoder_and_a_linear_head_are_not_trained(workplace, tmp_path):
-    """Trained on by steps, the head only got worse."""
+    """Regression: trained on by steps, the head only got worse."""
     scores = fine_tune(workplace, tmp_path / "out", freeze_backbone=True)
     assert scores["best_epoch"] == 0
     assert [line["step"] for line in lines(tmp_path / "out")] == [0, 1], "the start, the test"
@@ -158,8 +159,10 @@ def test_a_frozen_encoder_and_a_linear_head_are_not_trained(workplace, tmp_path)
         ({"dataset_name": "other"}, r"MGRS-0: found \['X0'.*X5'\], wanted \['X0'"),
         ({"dataset_name": "bare"}, "found no labels.npy"),
         ({"output_dir": "/proc/no"}, "output_dir=/proc/no: not writable"),
-        ({"start_share": 0.5}, "start_share=0.5: wanted -1, or 0 to 1 with label_count"),
-        ({"start_share": -0.5, "label_count": 40}, "start_share=-0.5: wanted -1, or 0 to 1"),
+        (
+            {"checkpoint_path": "", "freeze_backbone": False, "backbone": "cnn", "sample_size": 0},
+            "sample_size=0: wanted 1 to 1000",
+        ),
     ],
 )
 def test_mistakes_of_fine_tuning(workplace, tmp_path, keywords, message):
@@ -178,19 +181,152 @@ def test_a_finished_run_is_not_overwritten(workplace):
         fine_tune(workplace, workplace / "classifier", epochs=1)
 
 
-def test_the_result_of_few_labels_is_a_mean_of_start_and_end(workplace, tmp_path):
-    """Fine-tuning 100 labels of real tiles to the end was worse than not to train at all."""
-    keywords = {"label_count": 40, "epochs": 2}
-    parts = {}
-    for name, more in (
-        ("start", {"backbone_learning_rate": 1e-12, "learning_rate": 1e-12, "weight_decay": 0}),
-        ("mean", {}),
-        ("end", {"start_share": 0.0}),
-    ):
+def test_the_result_of_few_labels_is_a_mean_of_start_and_end(workplace, tmp_path, monkeypatch):
+    """Regression: fine-tuning 100 labels to the end was worse than not to train at all."""
+    keywords, parts = {"label_count": 40, "epochs": 2}, {}
+    average, at_the_end = train_classification.average_with_start, {}
+
+    def spy(run, start, train):
+        at_the_end.update({key: v.clone() for key, v in run.model.state_dict().items()})
+        average(run, start, train)
+
+    monkeypatch.setattr(train_classification, "average_with_start", spy)
+    for name, more in (("start", {"learning_rate": 1e-12, "weight_decay": 0}), ("mean", {})):
         fine_tune(workplace, tmp_path / name, **keywords | more)
         content = load_checkpoint(tmp_path / name / "best.pt", ("classifier",))
-        parts[name] = content["backbone_state"] | content["head_state"]
-    assert any(not parts["start"][key].equal(parts["end"][key]) for key in parts["end"])
+        both = {"backbone": content["backbone_state"], "head": content["head_state"]}
+        parts[name] = {f"{k}.{key}": v for k, state in both.items() for key, v in state.items()}
+    assert any(not parts["start"][key].equal(value) for key, value in at_the_end.items())
     for key, value in parts["mean"].items():
-        expected = (parts["start"][key] + parts["end"][key]) / 2
+        expected = (parts["start"][key] + at_the_end[key]) / 2
         torch.testing.assert_close(value, expected.to(value.dtype), atol=1e-6, rtol=1e-5)
+
+
+# ---- what must not be silent ---------------------------------------------------------------------
+
+
+def two_legends(base_path):
+    """The tiles of `make_dataset`, with two meanings of code 40."""
+    for number, name in enumerate(("Maize", "Wheat")):
+        path = tile_of(base_path, number) / "tile.json"
+        classes = {"40": {"name": name}, "95": {"name": "Mangroves"}}
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"classes": classes}))
+    return base_path
+
+
+def test_two_names_of_one_code_are_refused(workplace, tmp_path):
+    base_path = two_legends(make_dataset(tmp_path, shape=(20, 24, 16, 10), clear=0.8))
+    message = r"MGRS-1/tile.json: found name 'Wheat' for class 40, wanted 'Maize' as in .*MGRS-0"
+    with pytest.raises(InputError, match=message):
+        fine_tune(workplace, tmp_path / "out", base_path=base_path)
+
+
+def test_a_rare_class_is_not_lost_by_the_cap_of_the_start(workplace, tmp_path, monkeypatch):
+    """Regression: a class outside the first 10,000 labels was never predicted, silently."""
+    base_path = make_dataset(tmp_path, shape=(20, 24, 16, 10), clear=0.8, **GEOREFERENCE)
+    tile = tile_of(base_path)
+    train_pixels = np.argwhere(Tile(tile).split_map(4) == TRAIN)
+    rare = tuple(train_pixels[40:46].T)
+    labels, bands = np.load(tile / "labels.npy"), np.load(tile / "bands.npy")
+    labels[rare] = 10
+    bands[(slice(None), *rare)] = bands[(slice(None), *rare)][..., ::-1]  # like no other class
+    save(tile, "labels", labels)
+    save(tile, "bands", bands)
+    seen, fit = [], networks.fit_linear_start
+
+    def spy(y, labels, *rest):
+        seen.append(labels)
+        return fit(y, labels, *rest)
+
+    monkeypatch.setattr(networks, "MAX_LABELS", 30)
+    monkeypatch.setattr(networks, "fit_linear_start", spy)
+    fine_tune(workplace, tmp_path / "out", base_path=base_path, freeze_backbone=True)
+    assert len(seen[0]) == 30
+    assert set(seen[0].tolist()) == {0, 1, 2}
+
+
+def test_classes_without_a_training_label_are_named(workplace, tmp_path, capsys):
+    base_path = make_dataset(tmp_path, shape=(20, 24, 16, 10), clear=0.8, **GEOREFERENCE)
+    tile = Tile(tile_of(base_path))
+    labels = np.array(tile.labels)
+    labels.flat[np.flatnonzero(tile.split_map(4) == TEST)[0]] = 10
+    save(tile.path, "labels", labels)
+    notice.cache_clear()
+    fine_tune(workplace, tmp_path / "out", base_path=base_path, freeze_backbone=True)
+    assert "training labels: found none of class 10 Tree cover, so" in capsys.readouterr().out
+
+
+def test_test_pixels_that_the_encoder_may_have_seen_are_declared(workplace, tmp_path, capsys):
+    """Regression: splits.npy came after pretraining, which had trained on what is tested."""
+    notice.cache_clear()
+    base_path = make_dataset(tmp_path, shape=(20, 24, 16, 10), clear=0.8, **GEOREFERENCE)
+    keywords = {"base_path": base_path, "freeze_backbone": True}
+    fine_tune(workplace, tmp_path / "same", **keywords)
+    assert "another split" not in capsys.readouterr().out
+    split = Tile(tile_of(base_path)).split_map(4)
+    save(tile_of(base_path), "splits", np.roll(split, 8, 0))
+    fine_tune(workplace, tmp_path / "other", **keywords)
+    said = "pretrained/best.pt: found that it was trained with another split of 1 of 2 tiles (first"
+    assert said in capsys.readouterr().out
+
+    # this classifier's encoder has trained with both splits
+    keywords["checkpoint_path"] = tmp_path / "other/best.pt"
+    fine_tune(workplace, tmp_path / "again", **keywords)
+    assert "other/best.pt: found that it was trained with another split" in capsys.readouterr().out
+
+
+def test_a_checkpoint_of_earlier_versions_has_no_splits(workplace, tmp_path, capsys):
+    content = load_checkpoint(workplace / "pretrained/best.pt")
+    for name, splits in (("old", None), ("damaged", ["MGRS-0"])):
+        changed = {key: value for key, value in content.items() if key != "splits"}
+        torch.save(changed | ({"splits": splits} if splits else {}), tmp_path / f"{name}.pt")
+        keywords = {"checkpoint_path": tmp_path / f"{name}.pt", "freeze_backbone": True}
+        fine_tune(workplace, tmp_path / name, **keywords)
+    assert "another split" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+@pytest.mark.parametrize("damage", ["gone", "cut off"])
+def test_a_lost_best_is_replaced_by_the_end_of_the_run(
+    workplace, tmp_path, capsys, overwrite, damage
+):
+    """Regression: every rerun ended with "best.pt: found no file", with overwrite=true, too."""
+    keywords = {"epochs": 2, "overwrite": overwrite}
+    fine_tune(workplace, tmp_path / "out", **keywords)
+    best, last = tmp_path / "out/best.pt", load_checkpoint(tmp_path / "out/last.pt")
+    best.unlink() if damage == "gone" else best.write_bytes(best.read_bytes()[:1000])
+    notice.cache_clear()
+    scores = fine_tune(workplace, tmp_path / "out", **keywords)
+    assert "out/best.pt: found no whole checkpoint" in capsys.readouterr().out
+    assert scores["best_epoch"] == 2
+    for key, value in last["head_state"].items():
+        assert load_checkpoint(best)["head_state"][key].equal(value)
+
+
+def test_few_labels_need_no_best_to_resume(workplace, tmp_path, capsys):
+    """With label_count, best.pt is made at the end, of last.pt and the start."""
+    keywords = {"epochs": 2, "label_count": 40}
+    scores = fine_tune(workplace, tmp_path / "out", **keywords)
+    stamp = (tmp_path / "out/last.pt").stat().st_mtime_ns
+    (tmp_path / "out/best.pt").unlink()
+    assert fine_tune(workplace, tmp_path / "out", **keywords) == scores
+    assert "no whole checkpoint" not in capsys.readouterr().out
+    assert (tmp_path / "out/last.pt").stat().st_mtime_ns == stamp, "trained again"
+
+
+def test_a_run_of_an_older_version_resumes_unless_it_trained_otherwise(workplace, tmp_path):
+    """Its config has keys that are gone, and two groups of parameters with a "peak"."""
+    keywords = {"epochs": 2, "learning_rate": 3e-3}
+    scores, last = fine_tune(workplace, tmp_path / "out", **keywords), tmp_path / "out/last.pt"
+    content = load_checkpoint(last)
+    for group in content["optimiser_state"]["param_groups"]:
+        group["peak"] = 3e-3
+    old = {"backbone_learning_rate": 3e-3, "start_share": -1.0, "warmup_fraction": 0.05}
+    torch.save(content | {"config": content["config"] | old}, last)
+    stamp = last.stat().st_mtime_ns
+    assert fine_tune(workplace, tmp_path / "out", **keywords) == scores
+    assert last.stat().st_mtime_ns == stamp, "trained again"
+    old["backbone_learning_rate"] = 1e-4
+    torch.save(content | {"config": content["config"] | old}, last)
+    with pytest.raises(InputError, match=r"another backbone_learning_rate=0.003 \(was 0.0001\);"):
+        fine_tune(workplace, tmp_path / "out", **keywords)

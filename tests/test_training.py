@@ -1,13 +1,14 @@
 """What both trainers share: the schedule, and what a run reads that goes on."""
 
 import json
+from collections import OrderedDict
 
 import numpy as np
 import pytest
 import torch
 from helpers import lines, save_small_checkpoint
 
-from running.checkpoints import Progress, cut_metrics, read_last, resume
+from running.checkpoints import Run, cut_metrics, read_last
 from running.errors import InputError
 from train import run_config
 from utils import learning_rate
@@ -68,25 +69,27 @@ def test_the_best_checkpoint_of_another_run_is_not_overwritten(tmp_path):
         read(tmp_path)
 
 
-def test_resume_puts_weights_optimiser_and_progress_back():
+def test_resume_puts_weights_optimiser_and_progress_back(tmp_path):
     def build(seed):
         torch.manual_seed(seed)
-        module = torch.nn.Linear(3, 2)
-        return module, torch.optim.AdamW(module.parameters(), 0.1)
+        model = torch.nn.Sequential(OrderedDict(head=torch.nn.Linear(3, 2)))
+        optimiser = torch.optim.AdamW(model.parameters(), 0.1)
+        return Run("classifier", {}, None, tmp_path, model, optimiser, {})
 
-    module, optimiser = build(0)
-    module(torch.ones(4, 3)).sum().backward()
-    optimiser.step()
-    last = {"head_state": module.state_dict(), "optimiser_state": optimiser.state_dict()}
+    save_small_checkpoint(tmp_path / "best.pt", "classifier")
+    before, run = build(0), build(1)
+    before.model(torch.ones(4, 3)).sum().backward()
+    before.optimiser.step()
+    last = {"head_state": before.model.head.state_dict()}
+    last["optimiser_state"] = before.optimiser.state_dict()
     last |= {"step": 5, "best_score": 0.25, "line": {"step": 5, "loss": 1.5}, "bands": ["B02"]}
-    again, other_optimiser = build(1)
-    progress = resume(last, {"head": again}, other_optimiser)
+    run.restore(last)
+    progress = run.progress
     assert (progress.step, progress.best_score, progress.best_step) == (5, 0.25, 0)
     assert progress.line == {"step": 5, "loss": 1.5}
-    assert again.weight.equal(module.weight)
-    moments = [o.state_dict()["state"][0]["exp_avg"] for o in (optimiser, other_optimiser)]
+    assert run.model.head.weight.equal(before.model.head.weight)
+    moments = [r.optimiser.state_dict()["state"][0]["exp_avg"] for r in (before, run)]
     assert moments[0].equal(moments[1])
-    assert resume(None, {"head": again}, other_optimiser) == Progress()
 
 
 def test_lines_of_metrics_after_a_step_are_dropped(tmp_path):

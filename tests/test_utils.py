@@ -94,7 +94,7 @@ def test_inference_is_like_the_labelled_data_set(tmp_path, backbone):
 
 
 def test_a_series_without_an_observation_is_refused(backbone):
-    """It crashed, or got an embedding of nothing."""
+    """Regression: it crashed, or got an embedding of nothing."""
     x, doys = torch.randn(3, 5, 4), torch.ones(3, 5, dtype=torch.int16)
     doys[1] = 0
     with pytest.raises(ValueError, match="a series without an observation"):

@@ -1,5 +1,8 @@
 """Validation: the loss, RankMe and the probe, and the pixels that they look at."""
 
+import json
+import re
+
 import numpy as np
 import pytest
 import torch
@@ -9,6 +12,8 @@ from barlow_twins import pretraining_loss
 from data import SentinelTimeSeriesDatasetForDownstreaming
 from evaluation.validation import LinearProbe, Validation
 from running.device import start_runtime
+from running.errors import notice
+from tiles import VALIDATION, Tile
 from train import build_model, open_data
 from utils import rankme
 
@@ -85,7 +90,7 @@ class Encoder(torch.nn.Module):
 
 
 def mean_summer(x, doys):
-    """Mean of a band in summer, which tells the two classes of make_tile apart; and a constant."""
+    """Mean of a band in summer, which differs in the two classes of make_tile; and a constant."""
     summer = ((doys > 120) & (doys < 280)).float()
     value = (x[..., 4] * summer).sum(1) / summer.sum(1).clamp(min=1)
     return torch.stack([value, torch.ones_like(value)], 1)
@@ -95,7 +100,7 @@ def noise(x, doys):
     return torch.randn(len(x), 2, generator=torch.Generator().manual_seed(0))
 
 
-def test_the_probe_scores_what_representations_tell_of_the_classes(dataset):
+def test_the_probe_scores_what_representations_know_of_the_classes(dataset):
     probe, runtime = LinearProbe.open(open_labelled(dataset)), start_runtime("cpu")
     assert set(probe.labels.tolist()) == {40, 95}
     assert probe.score(Encoder(mean_summer), runtime) > 0.95
@@ -119,3 +124,27 @@ def test_no_probe_for_a_single_class(tmp_path):
     base_path = make_dataset(tmp_path, tiles=1)
     save(tile_of(base_path), "labels", np.full((16, 16), 40, np.uint8))
     assert LinearProbe.open(open_labelled(base_path)) is None
+
+
+def test_classes_of_another_name_in_two_tiles_are_not_probed(dataset, tmp_path, capsys):
+    """Regression: codes that mean different crops were mixed, and this probe chose best.pt."""
+    for number, name in enumerate(("Maize", "Wheat")):
+        path = tile_of(dataset, number) / "tile.json"
+        path.write_text(json.dumps({"classes": {"40": {"name": name}}}))
+    notice.cache_clear()
+    assert open_data(tiny(dataset, tmp_path / "out"), start_runtime("cpu"))[2] is None
+    said = r"MGRS-1/tile.json: found name 'Wheat' for class 40, wanted 'Maize' as in .*tile.json; "
+    assert re.search(said + "without a probe, the loss chooses best.pt", capsys.readouterr().out)
+
+
+def test_classes_that_the_probe_leaves_out_are_named(tmp_path, capsys):
+    base_path, config = make_dataset(tmp_path, clear=1.0), tiny(tmp_path, tmp_path / "out")
+    tile = tile_of(base_path)
+    labels = np.load(tile / "labels.npy")
+    labels.flat[np.flatnonzero(Tile(tile).split_map(4) == VALIDATION)[0]] = 10
+    save(tile, "labels", labels)
+    notice.cache_clear()
+    runtime = start_runtime("cpu")
+    _, val_set, labelled, _ = open_data(config, runtime)
+    Validation(val_set, labelled, config, runtime)
+    assert "val_pixels=4096: the probe leaves out classes [10], of which" in capsys.readouterr().out

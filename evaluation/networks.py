@@ -1,0 +1,87 @@
+"""Networks on labelled pixels: representations, predicted classes, and the linear start of a head.
+
+Shapes: N pixels, D dimensions of a representation, C classes.
+"""
+
+import numpy as np
+import torch
+from sklearn.dummy import DummyClassifier
+from tqdm import tqdm
+
+from data import iterate_batches
+from evaluation.classifiers import fit_classifier
+from running.distributed import gather
+from utils import encode_series
+
+MAX_LABELS = 10_000  # that a head's start is fitted to: more hardly change it, and take long
+BATCHNORM_EPS = 1e-5  # BatchNorm standardises with sqrt(variance + BATCHNORM_EPS)
+UNSEEN_CLASS_LOGIT = -10.0  # of a class without a label; the highest logit is never below 0
+
+
+def walk(dataset, runtime=None):
+    """The batches of a data set (`iterate_batches`), with a progress bar while they are read.
+
+    runtime: of several processes, the first one shows the bar; None: batches stay on the CPU.
+    """
+    return tqdm(
+        iterate_batches(dataset, runtime=runtime),
+        desc=f"{dataset.split}, {dataset.num_pixels} pixels",
+        total=dataset.steps_per_epoch,
+        unit="batch",
+        leave=False,
+        disable=runtime is not None and not runtime.is_main,
+    )
+
+
+def predict(classifier, dataset, codes, runtime):
+    """Labels and predicted class codes of a labelled data set, (N,) int64 each, numpy.
+
+    classifier: gives representations and logits (N, C); it is left in train mode. codes: (C,) of
+    its classes. All clear observations are read. Several processes share the pixels; each of them
+    gets the codes of all, those of the first process first.
+    """
+    classifier.eval()
+    codes, pairs = torch.as_tensor(codes), []
+    for x, doys, labels, _ in walk(dataset, runtime):
+        _, logits = encode_series(classifier, x, doys, runtime)
+        pairs.append(torch.stack([labels.long(), codes[logits.argmax(1)].long()], 1))
+    classifier.train()
+    (pairs,) = runtime.to_device(torch.cat(pairs).float())  # `gather` adds floats
+    return gather(pairs).long().cpu().numpy().T
+
+
+def read_linear_start(backbone, dataset, codes, seed, runtime):
+    """`fit_linear_start` of the representations of a labelled data set; of more, of MAX_LABELS.
+
+    codes: (C,) of the classes, ascending.
+    """
+    dataset.keep_at_most(MAX_LABELS)
+    parts = [
+        (encode_series(backbone, x, doys, runtime)[0], labels)
+        for x, doys, labels, _ in iterate_batches(dataset)
+    ]
+    y, labels = (torch.cat(arrays).numpy() for arrays in zip(*parts, strict=True))
+    return fit_linear_start(y, np.searchsorted(codes, labels), len(codes), seed)
+
+
+def fit_linear_start(y, labels, num_classes, seed=0):
+    """What a head's `start_from` takes, from representations y (N, D) and class numbers (N,).
+
+    The model is discriminant analysis as in `fit_classifier`.
+    Returns float32 tensors: mean and variance (D,) of the representations, weights (C, D) and
+    biases (C,) of the classes, which give the probabilities that scikit-learn's model gives.
+    """
+    model, _ = fit_classifier("discriminant analysis", y, labels, seed)
+    mean, var = y.mean(0), y.var(0)
+    weight, bias = np.zeros((num_classes, y.shape[1])), np.full(num_classes, UNSEEN_CLASS_LOGIT)
+    if isinstance(model, DummyClassifier):  # one class, which is predicted everywhere
+        bias[np.unique(labels)] = 0.0
+    else:
+        weights, biases = model.coef_, model.intercept_ + model.coef_ @ mean
+        if len(model.classes_) == 2:  # scikit-learn gives the second class's logit less the first's
+            weights, biases = np.outer([-0.5, 0.5], weights), np.outer([-0.5, 0.5], biases)[:, 0]
+        # what all classes share changes no probability, but may lie below UNSEEN_CLASS_LOGIT
+        weights, biases = weights - weights.mean(0), biases - biases.mean()
+        weight[model.classes_] = weights * np.sqrt(var + BATCHNORM_EPS)
+        bias[model.classes_] = biases
+    return [torch.from_numpy(np.float32(part)) for part in (mean, var, weight, bias)]

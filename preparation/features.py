@@ -1,0 +1,227 @@
+"""Polygons and points of a label file: read, classes numbered, splits chosen.
+
+A label file is what GDAL reads as vectors, GeoParquet, or a table with longitudes and latitudes.
+
+Shapes: N features (polygons or points).
+"""
+
+import hashlib
+import warnings
+from collections import defaultdict
+from pathlib import Path
+
+import numpy as np
+
+from preparation import need
+from running.errors import InputError
+from tiles import TEST, TRAIN, VALIDATION
+
+TABLES, PARQUET = (".csv", ".tsv", ".psv"), (".parquet", ".geoparquet", ".pq")
+# columns of a table's points, in any case of letters; as degrees of WGS84
+LON_LAT = (("lon", "lat"), ("long", "lat"), ("lng", "lat"), ("longitude", "latitude"))
+LON_LAT += (("decimallongitude", "decimallatitude"),)  # of GBIF
+SPLIT_NAMES = {"train": TRAIN, "validation": VALIDATION, "val": VALIDATION, "test": TEST}
+SPLIT_NAMES |= {str(split): split for split in (0, TRAIN, VALIDATION, TEST)} | {"": 0}
+
+
+def read_features(config, classes):
+    """The features of labels= that have a class and a geometry, and the table of their classes.
+
+    classes: {code: entry} of classes_path, or empty.
+    Returns a geopandas GeoDataFrame with the column code, and split where polygons have one, and
+    {code: {"name": .., "color": ..}}. Raises InputError for what does not fit.
+    """
+    path, column, splits = config["labels"], config["class_column"], config["splits"]
+    features = _read_file(path, config["labels_layer"])
+    if features.crs is None:
+        raise InputError(f"labels={path}: found no coordinate system, wanted one in the file")
+    columns = [name for name in features.columns if name != features.geometry.name]
+    wanted = {"class_column": column}
+    if splits not in ("", "polygons", "blocks"):
+        wanted["splits"] = splits
+    for key, name in wanted.items():
+        if name not in columns:
+            raise InputError(f"{key}={name}: wanted a column of {path}: {', '.join(columns)}")
+    values = _clean_classes(features[column], path)
+    has_class = values.notna()
+    has_place = features.geometry.notna() & ~features.geometry.is_empty
+    for found, what in ((has_class, "class"), (has_place, "geometry")):
+        if not found.all():
+            print(f"{path}: {(~found).sum()} features without a {what} are left out")
+    whole = has_class & has_place
+    if not whole.any():
+        raise InputError(f"labels={path}: found no feature with class and geometry, wanted some")
+    codes, classes = _number_classes(values[whole], classes, path)
+    chosen = need("geopandas").GeoDataFrame({"code": codes}, geometry=[*features.geometry[whole]])
+    chosen = chosen.set_crs(features.crs)
+    if splits == "polygons":
+        chosen["split"] = choose_splits(chosen, config["seed"])
+    elif "splits" in wanted:
+        chosen["split"] = _read_splits(features[splits][whole], splits)
+    return chosen, classes
+
+
+# ---- files ---------------------------------------------------------------------------------------
+
+
+def is_vector_name(path):
+    """Whether a file is one of vectors by its name; GDAL can take a table for a raster."""
+    return Path(path).suffix.lower() in TABLES + PARQUET
+
+
+def _read_file(path, layer):
+    """A GeoDataFrame of all features of a file; warnings of the libraries become one line each."""
+    geopandas, suffix = need("geopandas"), Path(path).suffix.lower()
+    options = {"AUTODETECT_TYPE": "YES", "AUTODETECT_SIZE_LIMIT": "0"} if suffix in TABLES else {}
+    try:
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            if suffix in PARQUET:
+                features = _read_parquet(path, layer)
+            else:
+                layer = _choose_layer(path, layer)
+                features = geopandas.read_file(path, layer=layer, **options)
+    except InputError:
+        raise
+    except (RuntimeError, OSError, ValueError) as error:  # pyogrio's errors are RuntimeErrors
+        reason = str(error).splitlines()[0]
+        raise InputError(f"labels={path}: found no readable file ({reason})") from None
+    for line in sorted({str(one.message).splitlines()[0] for one in caught}):
+        print(f"{path}: {line}")
+    return features if isinstance(features, geopandas.GeoDataFrame) else _points(features, path)
+
+
+def _read_parquet(path, layer):
+    if layer:
+        raise InputError(f"labels_layer={layer}: found a Parquet file, which has no layers")
+    need("pyarrow")
+    try:
+        return need("geopandas").read_parquet(path)
+    except ValueError:  # no geometries in it: a table
+        return need("pandas").read_parquet(path)
+
+
+def _choose_layer(path, wanted):
+    """The name of the layer to read: the only one, or the only one that has geometries."""
+    layers = {name: kind for name, kind in need("pyogrio").list_layers(path)}
+    names = [name for name, kind in layers.items() if kind is not None] or list(layers)
+    if wanted and wanted not in layers:
+        raise InputError(f"labels_layer={wanted}: wanted a layer of {path}: {', '.join(layers)}")
+    if wanted:
+        return wanted
+    if len(names) != 1:
+        found = f"the layers {', '.join(names)}" if names else "no layer"
+        raise InputError(f"labels={path}: found {found}, wanted labels_layer= one of them")
+    if len(layers) > 1:
+        print(f"{path}: reading the layer {names[0]}, the only one with geometries")
+    return names[0]
+
+
+def _points(table, path):
+    """Points of a table without geometries, from its columns of longitudes and latitudes."""
+    columns = {str(name).strip().lower(): name for name in table.columns}
+    pairs = [pair for pair in LON_LAT if set(pair) <= set(columns)]
+    if len(pairs) != 1:
+        raise InputError(
+            f"labels={path}: found no geometries and the columns {', '.join(columns.values())}; "
+            "wanted geometries, or points in columns lon and lat (degrees, WGS84)"
+        )
+    numbers = []
+    for name, limit in zip((columns[name] for name in pairs[0]), (180, 90), strict=True):
+        texts = table[name].where(table[name].astype(str).str.strip() != "")
+        degrees = need("pandas").to_numeric(texts, errors="coerce")
+        wrong = texts[(degrees.isna() & texts.notna()) | (degrees.abs() > limit)]
+        if len(wrong):
+            line = f"found {name} {wrong.iloc[0]}, wanted degrees, -{limit} to {limit}"
+            raise InputError(f"labels={path}: {line}")
+        numbers.append(degrees)
+    geopandas = need("geopandas")
+    points = geopandas.points_from_xy(*numbers, crs="EPSG:4326")
+    points[(numbers[0].isna() | numbers[1].isna()).to_numpy()] = None
+    return geopandas.GeoDataFrame(table, geometry=points)
+
+
+# ---- classes and splits --------------------------------------------------------------------------
+
+
+def _clean(text):
+    """A class name without blanks around it, and with single ones inside."""
+    return " ".join(str(text).split())
+
+
+def _clean_classes(values, path):
+    """Numbers as they are; names by `_clean`, and None where nothing is left."""
+    if values.dtype.kind in "iuf":
+        return values
+    names = [
+        None if is_missing else _clean(value) or None
+        for value, is_missing in zip(values, values.isna(), strict=True)
+    ]
+    pairs = zip(values, names, strict=True)
+    changed = sum(name is not None and name != str(value) for value, name in pairs)
+    if changed:
+        print(f"{path}: needless blanks removed from the class of {changed} features")
+    return need("pandas").Series(names, values.index, dtype=object)
+
+
+def _number_classes(values, classes, path):
+    """Codes (N,) uint8 of class names or codes, and {code: entry}.
+
+    Names that classes (of classes_path) has get its codes; without it names are numbered in
+    alphabetical order, from 1.
+    """
+    if values.dtype.kind in "iuf":
+        codes = values.to_numpy(float)
+        wrong = codes[(codes != np.round(codes)) | (codes < 1) | (codes > 255)]
+        if len(wrong):
+            raise InputError(f"{path}: found class {wrong[0]:.15g}, wanted names or codes 1 to 255")
+        return codes.astype(np.uint8), classes
+    known = {_clean(entry["name"]): code for code, entry in classes.items()}
+    if len(known) < len(classes):
+        raise InputError("classes_path: found one name for two codes, wanted a name for each")
+    if not known:
+        known = {name: code for code, name in enumerate(sorted(set(values)), 1)}
+        classes = {code: {"name": name} for name, code in known.items()}
+    unknown = sorted(set(values) - set(known))
+    if unknown or len(known) > 255:
+        raise InputError(
+            f"{path}: found the classes {unknown[:5] or len(known)}, wanted those of "
+            f"classes_path, at most 255"
+        )
+    return values.map(known).to_numpy(np.uint8), classes
+
+
+def _read_splits(values, column):
+    """Splits (N,) uint8 of a column of train, validation and test, or 1, 2 and 3; empty: 0."""
+    texts = [
+        "" if is_missing else str(value).strip().lower().removesuffix(".0")
+        for value, is_missing in zip(values, values.isna(), strict=True)
+    ]
+    unknown = sorted(set(texts) - set(SPLIT_NAMES))
+    if unknown:
+        raise InputError(f"splits={column}: found {unknown[0]}, wanted train, validation or test")
+    return np.array([SPLIT_NAMES[text] for text in texts], np.uint8)
+
+
+def choose_splits(features, seed):
+    """The split of each feature, (N,) uint8: a fifth of each class validates and a fifth tests.
+
+    Chosen by the geometry and the seed: the order of the file and the tile do not matter, and one
+    polygon that is listed twice has one split. A class of two features has no validation; one
+    feature alone trains.
+    """
+    keys = [
+        hashlib.sha256(f"{seed} ".encode() + shape.normalize().wkb).hexdigest()
+        for shape in features.geometry
+    ]
+    groups = defaultdict(set)
+    for key, code in zip(keys, features["code"], strict=True):
+        groups[code].add(key)
+    split_of = {}
+    for code in sorted(groups):
+        fresh = sorted(groups[code] - set(split_of))
+        fifth = max(round(len(fresh) / 5), len(fresh) >= 2)
+        for place, key in enumerate(fresh):
+            validates = fifth <= place < 2 * fifth and len(fresh) > 2
+            split_of[key] = TEST if place < fifth else VALIDATION if validates else TRAIN
+    return np.array([split_of[key] for key in keys], np.uint8)
