@@ -59,7 +59,7 @@ def search_items(request):
     items = []
     try:
         catalog = client.Client.open(
-            request.stac_url, stac_io=_patient_reader(request.retries), timeout=SECONDS
+            request.stac_url, stac_io=_retrying_reader(request.retries), timeout=SECONDS
         )
         for part in place.split_at_180(box):
             search = catalog.search(
@@ -78,7 +78,7 @@ def search_items(request):
     return items
 
 
-def _patient_reader(retries):
+def _retrying_reader(retries):
     """What asks a STAC API, again after errors of the network."""
     retry = need("urllib3").Retry(
         total=retries,
