@@ -130,8 +130,7 @@ class _PixelDataset(IterableDataset):
             found = f"{self.tiles[0].path.parent}: found {ends[-1]} labelled pixels"
             raise InputError(f"{found} (split={self.split}), wanted label_count={label_count}")
         kept = rng.choice(ends[-1], label_count, replace=False)
-        if every_class:
-            kept = keep_classes(kept, self.read_labels(), rng)
+        kept = keep_classes(kept, self.read_labels(), rng) if every_class else kept
         is_kept[kept] = True
         for index, part in enumerate(np.split(is_kept, ends[:-1])):
             chosen = self.pixel_mask(index)
@@ -419,8 +418,8 @@ class SentinelTimeSeriesDatasetForDownstreaming(_PixelDataset):
 
     def read_labels(self):
         """Codes of the pixels that take part, (N,) uint8, tile by tile."""
-        labels = [tile.labels[self.pixel_mask(index)] for index, tile in enumerate(self.tiles)]
-        return np.concatenate(labels)
+        tiles = enumerate(self.tiles)
+        return np.concatenate([tile.labels[self.pixel_mask(index)] for index, tile in tiles])
 
     def keep_at_most(self, max_pixels):
         """Of more pixels keep max_pixels, chosen at random so that every class stays."""

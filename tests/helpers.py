@@ -42,7 +42,7 @@ def make_tile(folder, shape=(20, 16, 16, 10), clear=0.7, seed=0, labels=True, **
     """Write a tile whose pixels have one of two seasonal curves; returns its folder.
 
     Reflectance encodes the place: band 0 of a clear observation is 1000 + date, and the last band
-    holds the flat index of the pixel plus 1, so that a test can tell where a value came from.
+    holds the flat index of the pixel plus 1, so that a test knows where a value came from.
     """
     folder = Path(folder)
     folder.mkdir(parents=True)
@@ -296,8 +296,8 @@ def in_child(function, wait=None):
 def kill_in_child(function, method, calls, seconds):
     """Call a function in a forked process and kill it; returns its exit status.
 
-    method: (class, name) of a method that is called as the work goes on. The kill comes so many
-    seconds after so many calls of it (0: after the start). Two calls later the process stops and
+    method: (class, name) of a method that is called during the work. The kill comes some
+    seconds after some calls of it (0: after the start). Two calls later the process stops and
     waits for the kill, so that how far it comes does not depend on the speed of the machine.
     """
     reader, writer = os.pipe()
@@ -365,7 +365,7 @@ def torchrun(config, processes=2, script=train, cwd=ROOT):
 
 
 def wait_for_lines(output_dir, count, process):
-    """Wait until a running script has logged so many lines of metrics."""
+    """Wait until a running script has logged this number of lines of metrics."""
     metrics = output_dir / "metrics.jsonl"
     while not (metrics.exists() and len(metrics.read_text().splitlines()) >= count):
         assert process.poll() is None, process.communicate()[1]

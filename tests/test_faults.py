@@ -53,7 +53,7 @@ from tiles import Tile
 
 @contextmanager
 def small_disk(folder, size):
-    """A disk of its own at `folder`, of so many bytes."""
+    """A disk of its own at `folder`, of `size` bytes."""
     folder.mkdir()
     mount = ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(folder)]
     if subprocess.run(mount, capture_output=True, check=False).returncode:

@@ -84,8 +84,8 @@ def fiji(tmp_path_factory):
             )
             for band in ("B04", "SCL")
         }
-        told = {"grid__code": f"MGRS-{tile}", "s2__processing_baseline": "02.14"}
-        return make_item(f"S2A_{tile}_20210410_0_L2A", "2021-04-10", images, box, **told)
+        known = {"grid__code": f"MGRS-{tile}", "s2__processing_baseline": "02.14"}
+        return make_item(f"S2A_{tile}_20210410_0_L2A", "2021-04-10", images, box, **known)
 
     east = scene("01KAB", "EPSG:32701", 99960, (179.24, -17.26, -179.71, -16.25))
     west = scene("60KZF", "EPSG:32760", 799980, (179.81, -17.26, -179.15, -16.25))

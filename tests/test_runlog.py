@@ -1,4 +1,4 @@
-"""runlog.py: a run goes on with metrics.jsonl, whatever is wrong with wandb."""
+"""running/log.py: a run continues with metrics.jsonl, whatever is wrong with wandb."""
 
 import sys
 

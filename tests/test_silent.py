@@ -76,7 +76,7 @@ def test_a_resumed_run_refuses_other_data(tmp_path):
 
 
 def test_fine_tuning_refuses_to_go_on_from_another_encoder(workplace, tmp_path):
-    """It is told by its content: the same one may have moved."""
+    """It is known by its content: the same one may have moved."""
     scores = fine_tune(workplace, tmp_path / "out", epochs=1)
     path = tmp_path / "encoder.pt"
     path.write_bytes((workplace / "pretrained/best.pt").read_bytes())

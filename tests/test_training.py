@@ -1,4 +1,4 @@
-"""What both trainers share: the schedule, and what a run reads that goes on."""
+"""What both trainers share: the schedule, and what a resumed run reads."""
 
 import json
 from collections import OrderedDict

@@ -24,7 +24,7 @@ def test_rankme_counts_equal_directions():
 
 
 def test_retrieval_finds_the_same_pixel_whatever_all_have_in_common():
-    """Without centring, a large common part rules the cosine; scales of rows tell nothing."""
+    """Without centring, a large common part rules the cosine; scales of rows mean nothing."""
     generator = torch.Generator().manual_seed(0)
     a = torch.randn(500, 8, generator=generator)
     b = (a + 0.01 * torch.randn(500, 8, generator=generator)) * 2 + 1000
