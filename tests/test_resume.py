@@ -177,7 +177,7 @@ def test_two_trainings_in_one_folder_are_refused(dataset, tmp_path, monkeypatch)
 
 def test_a_limit_of_steps_does_not_change_which_checkpoint_is_best(dataset, tmp_path, monkeypatch):
     """Regression: the validation that ends a limited run could win best.pt."""
-    monkeypatch.setattr(train, "draw_correlation", lambda *_: None)  # most of the time
+    monkeypatch.setattr(train, "plot_correlation", lambda *_: None)  # most of the time
     config = tiny(dataset, tmp_path / "whole", epochs=6, val_interval=8)
     train.main(config)
     parts = {**config, "output_dir": str(tmp_path / "parts")}
