@@ -167,11 +167,10 @@ class _PixelDataset(IterableDataset):
             )
 
     def describe(self):
-        """Fingerprint of the data, compared on resume.
+        """What is compared on resume, beside `fingerprint`.
 
         Returns {"tiles": {name: number of pixels, and a hash}, "mean", "std"}. The hash is of the
-        pixels that take part, their labels and numbers of clear dates, the tile's days and its
-        statistics. `fingerprint_observations` has the observations themselves.
+        pixels that take part, their labels and clear counts, the tile's days and statistics.
         """
         tiles = {}
         for index, tile in enumerate(self.tiles):
@@ -185,10 +184,9 @@ class _PixelDataset(IterableDataset):
             tiles[tile.path.name] = f"{mask.sum()} pixels {content.hexdigest()[:12]}"
         return {"tiles": tiles, "mean": self.mean.tolist(), "std": self.std.tolist()}
 
-    def check_unchanged(self):
-        """Raise InputError where a file of observations has changed since it was opened."""
-        for tile in self.tiles:
-            tile.watch.check()
+    def fingerprint(self):
+        """{tile: hash of a sample of its observations}, compared on resume."""
+        return {tile.path.name: tile.fingerprint() for tile in self.tiles}
 
     def set_steps(self, first, last):
         """Iterate the batches first .. last - 1 of training, over as many epochs as it takes."""
@@ -207,6 +205,8 @@ class _PixelDataset(IterableDataset):
             # where the chunk's batches begin in the epoch's samples, and where the last one ends
             edges = self.num_pixels * np.arange(first, last + 1) // self.steps_per_epoch
             arrays, rows = self._read_chunk(epoch, first, edges[0], edges[-1], shards)
+            for tile in self.tiles:
+                tile.watch.check()
             edges = (edges - edges[0])[batch - first :][: self.last_step - step + 1]
             for start, stop in pairwise(edges):
                 samples = np.arange(start, stop)

@@ -324,8 +324,6 @@ def train(run, data, validate, length):
             progress.line |= validate(run.model)
             plot_correlation(z, run)
         run.log.line(progress.line)
-        if due["val"] or due["checkpoint"] or stopped:
-            data.train.check_unchanged()
         if due["val"]:
             keep_best(run, progress.line["score"], length.total_steps)
         if due["checkpoint"] or stopped:
@@ -356,10 +354,7 @@ def make_header(config, checkpoint, data, validate):
             "training": train_set.describe(),
             "validation": data.validation.describe(),
             "probe": validate.probe.describe() if validate.probe else "none",
-            "observations": {
-                tile.path.name: tile.fingerprint()
-                for tile in (*train_set.tiles, *data.validation.tiles)
-            },
+            "observations": train_set.fingerprint() | data.validation.fingerprint(),
             # a checkpoint is known by its content, not by its path
             "checkpoint_sha256": file_hash(path) if checkpoint else None,
         },

@@ -373,7 +373,7 @@ def make_header(config, checkpoint, arguments, splits, legend):
     train, classes = splits[0], {str(code): entry for code, entry in legend.items()}
     names = ("training", "validation", "test")
     data = {name: split.describe() for name, split in zip(names, splits, strict=True) if split}
-    data["classes"] = classes
+    data |= {"classes": classes, "observations": train.fingerprint()}
     # whatever the file is called: what is in it counts
     data["checkpoint_sha256"] = file_hash(config["checkpoint_path"]) if checkpoint else None
     return {

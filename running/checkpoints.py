@@ -222,7 +222,7 @@ def read_last(output_dir, kind, config, data, defaults, free_keys, mend="another
                 f"{path}: found a run with another {', '.join(differ)}; wanted the same, or {mend}"
             )
         for key, description in data.items():
-            was = found.get("data", data).get(key)
+            was = found.get("data", data).get(key, description)  # older runs lack some keys
             if was != description:
                 raise InputError(
                     f"{path}: found a run on other data ({key} {_shorten(was)}, now "

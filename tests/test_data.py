@@ -326,3 +326,16 @@ def test_label_count_draws_so_many_by_seed(dataset):
         batches(
             dataset, kind=SentinelTimeSeriesDatasetForDownstreaming, label_count=9999, block_size=4
         )
+
+
+@pytest.mark.parametrize("name", ["bands", "masks"])
+def test_a_tile_that_is_replaced_between_two_chunks_is_refused(dataset, monkeypatch, name):
+    """Whoever reads the batches: training, fine-tuning or label efficiency."""
+    monkeypatch.setattr(data, "CHUNK_PIXELS", 64)
+    stream = iter(SentinelTimeSeriesDatasetForDownstreaming(dataset, "toy", batch_size=32))
+    next(stream)
+    file = dataset / f"data/toy/processed/MGRS-0/{name}.npy"
+    np.save(file.with_name("new.npy"), np.load(file))
+    file.with_name("new.npy").replace(file)
+    with pytest.raises(InputError, match=f"{name}.npy: found that it changed while it was read"):
+        list(stream)

@@ -337,7 +337,7 @@ def test_bands_that_are_replaced_during_a_training_end_it(dataset, tmp_path, mon
     step_of, bands = train.train_step, tile_of(dataset) / "bands.npy"
 
     def replacing(*arguments):
-        if arguments[6] == 5:
+        if arguments[6] == 4:
             shutil.copy(bands, tmp_path / "new.npy")
             (tmp_path / "new.npy").replace(bands)
         return step_of(*arguments)

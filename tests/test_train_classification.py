@@ -331,3 +331,13 @@ def test_a_run_of_an_older_version_resumes_unless_it_trained_otherwise(workplace
     torch.save(content | {"config": content["config"] | old}, last)
     with pytest.raises(InputError, match=r"another backbone_learning_rate=0.003 \(was 0.0001\);"):
         fine_tune(workplace, tmp_path / "out", **keywords)
+
+
+def test_a_fine_tuning_is_not_resumed_on_corrected_bands(workplace, tmp_path):
+    base_path = make_dataset(tmp_path, shape=(20, 24, 16, 10), clear=0.8, **GEOREFERENCE)
+    fine_tune(workplace, tmp_path / "out", base_path=base_path, epochs=1)
+    bands = np.load(tile_of(base_path) / "bands.npy", mmap_mode="r+")
+    bands[bands > 1000] -= 1000
+    bands.flush()
+    with pytest.raises(InputError, match="found a run on other data .observations"):
+        fine_tune(workplace, tmp_path / "out", base_path=base_path, epochs=1)
