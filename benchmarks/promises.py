@@ -12,7 +12,8 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 FILES = ["test_kill.py", "test_bad_input.py", "test_hostile.py", "test_numerics.py"]
-FILES += ["test_faults.py", "test_resume.py", "test_map_faults.py"]
+FILES += ["test_faults.py", "test_silent.py", "test_resume.py"]
+FILES += ["test_map_faults.py", "test_map_input.py"]
 
 
 def main():
