@@ -51,22 +51,17 @@ for line in sys.stdin:
 
 
 def cheap_children(run_child):
-    """In place of measures.run_child: only the first child of a kind is a process of its own.
+    """In place of measures.run_child: children that map (python -c) are forked.
 
-    The others are forked: those that map (python -c), whose memory is measured, by a process that
-    has done nothing but its imports.
+    Their memory is measured, so a process forks them that has done nothing but its imports.
     """
-    seen, mappers = set(), []
+    mappers = []
 
     def run(arguments, *rest, **keywords):
-        kind, text, *more = arguments
-        if kind not in seen:
-            seen.add(kind)
+        kind, text, *_ = arguments
+        if kind != "-c":
             return run_child(arguments, *rest, **keywords)
         start = time.perf_counter()
-        if kind == "train.py":
-            assert Fork(text, *more).wait() == 0
-            return time.perf_counter() - start
         if not mappers:
             command, pipe = [sys.executable, "-c", FORK_EACH], subprocess.PIPE
             mappers.append(subprocess.Popen(command, cwd=ROOT, stdin=pipe, stdout=pipe, text=True))
