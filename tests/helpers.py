@@ -336,8 +336,8 @@ def kill_again_and_again(function, method, most_calls, tempo, is_done, seed=0):
     `kill_in_child`, and every fourth time during the start. tempo: seconds between two calls,
     roughly.
     """
-    rng = random.Random(seed)
-    for number in range(20):
+    rng, kills = random.Random(seed), 20
+    for number in range(kills):
         calls = rng.randint(1, most_calls) if number % 4 else 0
         # most kills come soon after the call, where checkpoints are written
         seconds = tempo * (2 * rng.random() ** 2 if calls else 10 * rng.random())
@@ -345,6 +345,7 @@ def kill_again_and_again(function, method, most_calls, tempo, is_done, seed=0):
         assert not is_done(), "killed when it was done"
     assert in_child(function) == 0
     assert is_done()
+    print(f"\n{kills} kills")  # counted by benchmarks/promises.py
 
 
 def torchrun_command(config, processes=2, script=train):
