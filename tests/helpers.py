@@ -236,10 +236,12 @@ def _end_as_script(script, arguments, files, start_new_session, environment):
     except BaseException:
         message = traceback.format_exc()
     finally:
-        sys.stdout.flush()
-        sys.stderr.write(message)  # after what a progress bar writes when it is freed
-        sys.stderr.flush()
-        os._exit(status)
+        try:
+            sys.stdout.flush()
+            sys.stderr.write(str(message))  # after what a progress bar writes when it is freed
+            sys.stderr.flush()
+        finally:
+            os._exit(status)  # whatever fails: two processes must not go on with the tests
 
 
 def fork_ranks(config, processes=2, script=train):

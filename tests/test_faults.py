@@ -449,6 +449,7 @@ def test_a_checkpoint_that_lacks_a_part_is_refused(workplace, tmp_path, key):
         load_checkpoint(tmp_path / "cut.pt")
 
 
+@pytest.mark.slow
 def test_without_a_home_folder_the_cache_is_elsewhere(dataset, tmp_path):
     environment = {k: v for k, v in ENVIRONMENT.items() if k not in ("HOME", "XDG_CACHE_HOME")}
     code = "import pathlib; pathlib.Path.home = classmethod(lambda cls: 1 / 0); import tiles"

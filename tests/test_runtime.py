@@ -27,6 +27,7 @@ def test_a_frozen_config_cannot_change():
         check({"seed": 1})["seed"] = 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("asked", "kept"), [(None, "512"), ("64", "64")])
 def test_kernels_that_onednn_keeps(asked, kept):
     """Guards against maps that take 0.6 GB more by and by; whoever asks for less gets it."""

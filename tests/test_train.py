@@ -235,7 +235,14 @@ def test_validation_tiles_of_their_own(dataset, tmp_path):
 # ---- stopped and continued -----------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("backbone", "workers"), [("transformer", 0), ("cnn", 2), ("mlp", 0)])
+@pytest.mark.parametrize(
+    ("backbone", "workers"),
+    [
+        ("transformer", 0),
+        pytest.param("cnn", 2, marks=pytest.mark.slow),
+        pytest.param("mlp", 0, marks=pytest.mark.slow),
+    ],
+)
 def test_continues_as_if_it_had_never_stopped(dataset, tmp_path, backbone, workers):
     keywords = {"backbone": backbone, "val_interval": 10}
     main(tiny(dataset, tmp_path / "whole", **keywords))
@@ -489,6 +496,7 @@ def test_a_server_that_cannot_be_reached_does_not_stop_the_run(dataset, tmp_path
 # ---- real tiles ----------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["arkansas_2021", "flanders_2018"])
 def test_learns_on_real_tiles(shared, tmp_path, name):
     config = tiny(shared, tmp_path / "out", dataset_name=name, epochs=10, max_steps=40)
