@@ -61,7 +61,9 @@ def cheap_children(run_child):
             return run_child(arguments, *rest, **keywords)
         start = time.perf_counter()
         if kind == "train.py":
-            assert Fork(text, *more).wait() == 0
+            process = Fork(text, *more)
+            _, stderr = process.communicate()
+            assert process.returncode == 0, stderr
             return time.perf_counter() - start
         if not mappers:
             command, pipe = [sys.executable, "-c", FORK_EACH], subprocess.PIPE
