@@ -228,7 +228,7 @@ def _end_as_script(script, arguments, files, start_new_session, environment):
         os.environ.update({"OMP_NUM_THREADS": "1"} | environment)
         for number, file in zip((1, 2), files, strict=True):
             os.dup2(file, number)
-        sys.stdout, sys.stderr = (os.fdopen(number, "w") for number in (1, 2))
+        sys.stdout, sys.stderr = (os.fdopen(number, "w", closefd=False) for number in (1, 2))
         sys.argv = [script.__file__, *arguments]
         run_script(script.main, script.run_config, script.__doc__)
         status = 0

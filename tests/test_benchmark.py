@@ -16,6 +16,8 @@ import pytest
 import torch
 from helpers import ROOT, Fork, make_tile
 
+import make_demo_data
+import train
 from backbones import build_backbone
 from tiles import Tile
 from utils import extract_representations
@@ -51,21 +53,30 @@ for line in sys.stdin:
 
 
 def cheap_children(run_child):
-    """In place of measures.run_child: children that map (python -c) are forked.
+    """In place of measures.run_child: only the first training is a process of its own.
 
-    Their memory is measured, so a process forks them that has done nothing but its imports.
+    The other scripts are forked. So is what maps (python -c), whose memory is measured, by a
+    process that has done nothing but its imports.
     """
-    mappers = []
+    scripts = {"train.py": (train, []), "make_demo_data.py": (make_demo_data, ["size=64"])}
+    seen, mappers = [], []
 
     def run(arguments, *rest, **keywords):
-        kind, text, *_ = arguments
-        if kind != "-c":
+        kind, *texts = arguments
+        seen.append(kind)
+        if seen == ["train.py"]:
             return run_child(arguments, *rest, **keywords)
         start = time.perf_counter()
+        if kind in scripts:
+            script, more = scripts[kind]
+            process = Fork(*texts, *more, script=script)
+            _, stderr = process.communicate()
+            assert process.returncode == 0, stderr
+            return time.perf_counter() - start
         if not mappers:
             command, pipe = [sys.executable, "-c", FORK_EACH], subprocess.PIPE
             mappers.append(subprocess.Popen(command, cwd=ROOT, stdin=pipe, stdout=pipe, text=True))
-        print(json.dumps(text), file=mappers[0].stdin, flush=True)
+        print(json.dumps(*texts), file=mappers[0].stdin, flush=True)
         assert mappers[0].stdout.readline() == "0\n"
         return time.perf_counter() - start
 

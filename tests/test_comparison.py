@@ -110,6 +110,7 @@ def predictions(pixels=1200, classes=4, right=(0.8, 0.7), seed=0):
     return labels, *models
 
 
+@pytest.mark.slow
 def test_the_interval_agrees_with_resampled_pixels():
     labels, ours, theirs = predictions()
     groups = np.arange(1200) // 10

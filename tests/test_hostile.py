@@ -7,7 +7,9 @@ hypothesis; what they raise is the project's own one-line error, or nothing.
 import json
 import os
 import pickle
+import tempfile
 import tracemalloc
+from pathlib import Path
 
 from running.checkpoints import load_checkpoint
 from running.errors import InputError
@@ -76,8 +78,16 @@ def damage(content, edits, cut):
 
 
 @pytest.fixture(scope="module")
-def tile(tmp_path_factory):
-    return make_tile(tmp_path_factory.mktemp("hostile") / "MGRS-0", (4, 4, 4, 3), clear=1.0)
+def memory():
+    """A folder in memory, where there is one, since files are written 15,000 times."""
+    place = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
+    with tempfile.TemporaryDirectory(dir=place) as folder:
+        yield Path(folder)
+
+
+@pytest.fixture(scope="module")
+def tile(memory):
+    return make_tile(memory / "MGRS-0", (4, 4, 4, 3), clear=1.0)
 
 
 @pytest.fixture(scope="module")
@@ -127,11 +137,11 @@ def test_damaged_tile_json(tile, whole):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["pretrained", "classifier"])
-def test_damaged_checkpoints(workplace, tmp_path, name):
+def test_damaged_checkpoints(workplace, memory, name):
     content = torch.load(workplace / name / "best.pt", weights_only=True)
     small = {key: content[key] for key in content if not key.startswith("optimiser")}
     whole_file = (workplace / name / "best.pt").read_bytes()
-    path = tmp_path / "damaged.pt"
+    path = memory / "damaged.pt"
     load = load_classifier if name == "classifier" else load_backbone
     odd = JSON | st.builds(lambda n: torch.full((n,), float("nan")), st.integers(0, 12))
 
@@ -149,8 +159,8 @@ def test_damaged_checkpoints(workplace, tmp_path, name):
 
 
 @pytest.mark.slow
-def test_damaged_bases(tmp_path):
-    path = tmp_path / "basis.npz"
+def test_damaged_bases(memory):
+    path = memory / "basis.npz"
     pixels = np.random.default_rng(0).normal(size=(50, 6)).astype(np.float32)
     false_color.save_basis(false_color.fit_basis(pixels), {"checkpoint_sha256": "a hash"}, path)
     content = path.read_bytes()
@@ -164,16 +174,16 @@ def test_damaged_bases(tmp_path):
 
 
 @pytest.mark.slow
-def test_damaged_infer_json(tmp_path):
+def test_damaged_infer_json(memory):
     keys = st.sampled_from(["crs", "transform", "classes", "tile", "tile_path", "x"])
     some = st.dictionaries(keys, JSON, max_size=5) | JSON
-    file = tmp_path / "infer.json"
+    file = memory / "infer.json"
 
     @fuzz("infer.json", st.booleans(), some, EDITS, CUT)
     def check(keeps_form, content, edits, cut):
         text = json.dumps(content).encode()
         file.write_bytes(text if keeps_form else damage(text, edits, cut))
-        info = own_errors_only(read_provenance, tmp_path / "map.npy")
+        info = own_errors_only(read_provenance, memory / "map.npy")
         if info:
             class_legend([0, 10], info.get("classes", {}))
             is_georeferenced(info)

@@ -26,8 +26,8 @@ def assert_no_temporary_files(folder):
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_training_that_is_killed_again_and_again(dataset, tmp_path, workers):
-    """20 kills come within 15 * (6 + 2) + 5 * 2 of its 140 steps, so that none comes too late."""
-    config = tiny(dataset, tmp_path / "whole", epochs=28, checkpoint_interval=3, val_interval=26)
+    """20 kills come within 15 * (4 + 2) + 5 * 2 of its 105 steps, so that none comes too late."""
+    config = tiny(dataset, tmp_path / "whole", epochs=21, checkpoint_interval=3, val_interval=26)
     last_step = train.main(config)["step"]
     rates = [line["samples_per_second"] for line in lines(tmp_path / "whole")[1:]]
     tempo = config["batch_size"] / statistics.median(rates)  # without validations
@@ -37,7 +37,7 @@ def test_training_that_is_killed_again_and_again(dataset, tmp_path, workers):
     def is_done():
         return checkpoint.exists() and load_checkpoint(checkpoint)["step"] == last_step
 
-    kill_again_and_again(lambda: train.main(killed), A_LINE, 6, tempo, is_done, seed=workers)
+    kill_again_and_again(lambda: train.main(killed), A_LINE, 4, tempo, is_done, seed=workers)
     for name in ("last.pt", "best.pt"):
         assert_same_weights(weights(tmp_path / "whole", name), weights(tmp_path / "killed", name))
     timing = "samples_per_second"

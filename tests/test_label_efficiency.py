@@ -238,6 +238,7 @@ def test_settings_are_chosen_without_the_test_pixels(workplace, tmp_path):
     assert [row["macro_f1"] for row in one] != [row["macro_f1"] for row in other]
 
 
+@pytest.mark.slow
 def test_draws_of_labels_take_turns_with_the_checkpoints(workplace, tmp_path):
     first = workplace / "pretrained/best.pt"
     content = load_checkpoint(first)
