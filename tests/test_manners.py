@@ -3,10 +3,12 @@
 import ast
 import graphlib
 import importlib
+import os
 import runpy
 import subprocess
 import sys
 
+import running
 from running.errors import InputError
 
 import pytest
@@ -91,6 +93,23 @@ def test_no_circle_of_imports():
             if isinstance(node, ast.ImportFrom):
                 graph[name] |= {node.module, *(f"{node.module}.{a.name}" for a in node.names)}
     graphlib.TopologicalSorter(graph).prepare()  # raises CycleError
+
+
+@pytest.mark.parametrize("path", PYTHON_FILES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_torch_is_imported_after_running(path):
+    """OpenMP reads how its threads wait when torch is loaded, and running/ sets that."""
+    names = list(imported_by(path))
+    if "torch" in names and "running" in names:
+        assert names.index("running") < names.index("torch")
+
+
+def test_threads_wait_as_the_user_says(monkeypatch):
+    monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
+    importlib.reload(running)
+    assert os.environ["OMP_WAIT_POLICY"] == "PASSIVE"
+    monkeypatch.setenv("OMP_WAIT_POLICY", "ACTIVE")
+    importlib.reload(running)
+    assert os.environ["OMP_WAIT_POLICY"] == "ACTIVE"
 
 
 def test_the_house_is_small():
