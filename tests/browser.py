@@ -112,6 +112,21 @@ class Page:
         self.page.goto(self.path.resolve().as_uri())
         self.until("window.explore?.times.open")
 
+    def reload(self):
+        """Open the page again with its session.
+
+        A busy Chromium may give a new page's process what localStorage held before the last write
+        (11 of 600 reloads), so a reload that lacks the labels is repeated.
+        """
+        self.js("explore.storage.flush()")
+        count = label_count(self)
+        for _ in range(10):
+            self.open()
+            if label_count(self) == count:
+                return
+            time.sleep(0.1)
+        raise AssertionError(f"{label_count(self)} of {count} labels came back")
+
     def js(self, expression, argument=None):
         return self.page.evaluate(expression, argument)
 

@@ -119,7 +119,7 @@ def test_sessions_stay_in_the_browser_and_in_files(page, opened, place, tmp_path
     page.page.fill("#classes li:nth-child(1) input[type=text]", "Maïs <b>")
     page.page.keyboard.press("Tab")
     page.until("localStorage.getItem(explore.storage.key)?.includes('Maïs')")
-    page.open()
+    page.reload()
     assert label_count(page) == 2
     page.page.click("#tabFiles")
     name, content = page.download("#saveSession")
@@ -178,8 +178,7 @@ def test_a_hostile_session_leaves_a_page_that_works(opened, tmp_path):
         assert page.js("explore.labels.classes") == [
             {"code": 1, "name": "Class 1", "color": page.js("explore.labels.classes[0].color")}
         ]
-        page.js("explore.storage.flush()")
-        page.open()
+        page.reload()
         page.look(5, 5)
         assert label_count(page) == 1
     for odd in (None, [], 7, {"format": 1, "classes": {}, "labels": []}):
@@ -382,7 +381,7 @@ def test_hostile_names_do_not_run(opened, tmp_path):
     page.page.fill("#classes li:nth-child(2) input[type=text]", HOSTILE)
     page.page.keyboard.press("Tab")
     page.learned()
-    page.open()
+    page.reload()
     assert page.js("typeof hacked") == "undefined"
     assert page.js("document.querySelectorAll('img, aside script, header script').length") == 0
     assert page.page.inner_text("#title") == HOSTILE
