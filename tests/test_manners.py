@@ -103,13 +103,19 @@ def test_torch_is_imported_after_running(path):
         assert names.index("running") < names.index("torch")
 
 
-def test_threads_wait_as_the_user_says(monkeypatch):
-    monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [((None, None), ("PASSIVE", "5000")), (("ACTIVE", None), ("ACTIVE", None))]
+    + [((None, "7"), ("PASSIVE", "7"))],
+)
+def test_threads_wait_as_the_user_says(monkeypatch, given, expected):
+    names = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT")
+    for name, value in zip(names, given, strict=True):
+        monkeypatch.setenv(name, value or "")
+        if value is None:
+            monkeypatch.delenv(name)
     importlib.reload(running)
-    assert os.environ["OMP_WAIT_POLICY"] == "PASSIVE"
-    monkeypatch.setenv("OMP_WAIT_POLICY", "ACTIVE")
-    importlib.reload(running)
-    assert os.environ["OMP_WAIT_POLICY"] == "ACTIVE"
+    assert tuple(map(os.environ.get, names)) == expected
 
 
 def test_the_house_is_small():
