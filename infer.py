@@ -27,6 +27,7 @@ from running.files import (
     lock_folder,
     make_output_dir,
     remove_parts,
+    what_is_there,
     write_json,
 )
 from running.log import refuse_training_folder, start_log
@@ -43,7 +44,7 @@ from maps.products import empty_maps, made_products, map_arrays, remove_products
 from maps.reader import read_provenance
 from maps.writer import MapWriter, quantise, refuse_shared_folders
 from tile_json import TILE_JSON, is_class_table, is_georeferenced
-from tiles import OBSERVATIONS, Tile, check_tile
+from tiles import OBSERVATIONS, Tile, checkpoint_bands, notice_unnamed
 from utils import extract_representations
 
 run_config = {
@@ -79,7 +80,8 @@ def find_tiles(tile_path):
     # a link that leads nowhere is a tile too: one that cannot be opened
     folders = sorted(f for f in path.glob("MGRS-*") if f.is_dir() or f.is_symlink())
     if not folders:
-        raise InputError(f"{path}: found no tile, wanted one or a folder of MGRS-*")
+        wanted = f"wanted one or a folder of MGRS-*{what_is_there(path)}"
+        raise InputError(f"{path}: found no tile, {wanted}")
     return folders
 
 
@@ -118,10 +120,11 @@ def open_tiles(config, checkpoint, bad):
     Raises InputError where there is none.
     """
     folders, jobs = find_tiles(config["tile_path"]), []
+    bands = checkpoint_bands(checkpoint, config["checkpoint_path"])
     for folder, output_dir in zip(folders, output_folders(config, folders), strict=True):
         with skipping(config, bad, notice):
             tile = Tile(folder)
-            check_tile(tile, checkpoint, config["checkpoint_path"])
+            tile.choose_bands(bands)
             if config["representation_tif"] and not is_georeferenced(tile.info):
                 raise InputError(
                     f"{folder / 'tile.json'}: found no crs and transform, wanted both for "
@@ -130,6 +133,7 @@ def open_tiles(config, checkpoint, bad):
             jobs.append((tile, output_dir))
     if not jobs:
         raise InputError(f"{config['tile_path']}: found {len(bad)} bad tiles and no good one")
+    notice_unnamed([tile for tile, _ in jobs], bands)
     return jobs
 
 
