@@ -89,9 +89,10 @@ TILE_JSON = {  # what is checked of tile.json, and the words of the error; other
 
 
 def band_key(name):
-    """A band's name in one spelling: B4, b04 and B04 are the same band."""
-    number = re.fullmatch(r"B0*([0-9]+A?)", name.strip().upper())
-    return f"B{number[1]}" if number else name.strip().upper()
+    """A band's name in one spelling: B4, b04 and B04 are the same band, and so are b8a and B8A."""
+    name = name.strip().upper()
+    number = re.fullmatch(r"B0*([0-9]+A?)", name, re.ASCII)
+    return f"B{number[1]:0>2}" if number else name
 
 
 def find_bands(names, wanted):

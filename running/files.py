@@ -95,11 +95,12 @@ def what_is_there(path):
     while not path.is_dir() and path != path.parent:
         path, missing = path.parent, path.name
     try:
-        names = sorted(name for name in os.listdir(path) if not name.startswith("."))
+        names = sorted(n for n in os.listdir(path) if n.isprintable() and not n.startswith("."))
     except OSError:
         return ""
-    close = difflib.get_close_matches(missing, names, NEAR_NAMES, 0.4)
-    listed = ", ".join([*close, *(name for name in names if name not in close)][:NEAR_NAMES])
+    alike = {name: difflib.SequenceMatcher(None, missing, name).ratio() for name in names}
+    names.sort(key=lambda name: -alike[name] if alike[name] > 0.5 else 0)
+    listed = ", ".join(names[:NEAR_NAMES])
     more = f" and {len(names) - NEAR_NAMES} more" if len(names) > NEAR_NAMES else ""
     folder = "this folder" if path == Path() else path
     return f"; {folder} has {listed or 'nothing'}{more}"

@@ -66,7 +66,7 @@ def test_a_checkpoint_with_an_odd_config_is_refused(tmp_path, value):
 
 def test_a_wrong_path_lists_what_is_there(tmp_path, monkeypatch):
     """Names like the wrong one first, then in order, a few of many; hidden ones are left out."""
-    for name in ("austria_2022", "tyrol_2023", "b", "c", "d", "e", "f", ".hidden"):
+    for name in ("austria_2022", "tyrol_2023", "b", "c", "d", "e", "f", ".hidden", "two\nlines"):
         (tmp_path / "data" / name).mkdir(parents=True)
     there = what_is_there(tmp_path / "data/tirol_2023/processed/MGRS-1/bands.npy")
     assert there == f"; {tmp_path}/data has tyrol_2023, austria_2022, b, c, d, e and 1 more"
@@ -99,8 +99,8 @@ WRONG = {  # script, keys of a wrong path, and what is listed
     "labels": (read_inference_map, {"labels_path": "{tiles}/MGRS-0/label.npy"}, "has labels.npy, "),
     "representations": (
         explore,
-        {"representation_path": "{maps}/rep.npy"},
-        "has .*representation_",
+        {"representation_path": "{maps}/representation.npy"},
+        "has representation_",
     ),
     "one of two": (
         create_false_color_map,
