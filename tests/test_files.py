@@ -125,6 +125,8 @@ def test_each_wrong_path_of_a_script_lists_what_is_there(workplace, maps, tmp_pa
         "map_path": maps / "classification_map.npy",
         "representation_path": maps / "representation_map.npy",
         "output_dir": tmp_path / "out",
+        "block_size": 4,
+        "min_valid": 5 if script is train else 0,
     }
     keys = right | {key: text.format(**places) for key, text in wrong.items()}
     with pytest.raises(InputError, match=listed) as error:
