@@ -15,15 +15,7 @@ import torch.nn.functional as F
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from tile_json import merge_classes
-from tiles import (
-    TEST,
-    TRAIN,
-    VALIDATION,
-    find_band_names,
-    open_dataset,
-    pool_statistics,
-    tiles_folder,
-)
+from tiles import TEST, TRAIN, VALIDATION, Bands, find_band_names, open_dataset, pool_statistics
 from transforms import clear_dates, sample_dates, standardise
 from utils import keep_classes
 
@@ -43,7 +35,9 @@ class _PixelDataset(IterableDataset):
     split: a key of SPLITS; the splits of `Tile.split_map(block_size, split_seed)` that take part.
     label_count: take N of the pixels, chosen at random; 0 for all.
     seed: of the order, the views and the choice of label_count.
-    statistics: mean (B,) and deviation (B,) to standardise with; None: pooled over the tiles.
+    bands: the Bands to read and to standardise with; None: those of the first tile that names its
+        own, with statistics pooled over the tiles.
+    skip_bad_tiles: leave out tiles that break the contract, and say so, in place of an error.
     process: rank and number of the processes that share each batch.
 
     tiles -> blocks   rows of a tile; each epoch puts the blocks of all tiles in a random order
@@ -68,7 +62,8 @@ class _PixelDataset(IterableDataset):
 
     def __init__(
         self,
-        tiles,
+        base_path,
+        dataset_name,
         *,
         batch_size=256,
         min_valid=10,
@@ -77,21 +72,28 @@ class _PixelDataset(IterableDataset):
         split_seed=0,
         label_count=0,
         seed=0,
-        statistics=None,
+        bands=None,
+        skip_bad_tiles=False,
         process=(0, 1),
     ):
         (self.rank, self.world_size), self.batch_size = process, batch_size
         if self.world_size > SHARDS:
             raise InputError(f"{self.world_size} processes: a batch is shared by at most {SHARDS}")
-        self.tiles, self.seed, self.min_valid = tiles, seed, max(1, min_valid)
+        self.tiles = open_dataset(base_path, dataset_name, skip_bad_tiles, bands, self.labelled)
+        self.seed, self.min_valid = seed, max(1, min_valid)
         self.split, self.block_size, self.split_seed = split, block_size, split_seed
-        self.band_names, self.num_bands = find_band_names(tiles), tiles[0].shape[3]
+        self.band_names, self.num_bands = find_band_names(self.tiles), len(self.tiles[0].order)
         clear_total = self._choose_pixels()
         if label_count:
             self._sample_labels(label_count)
         self._plan_epoch()
-        statistics = statistics or pool_statistics(tiles, clear_total)
-        (self.mean, self.std), self._arrays = map(torch.as_tensor, statistics), []
+        mean, std = (bands.mean, bands.std) if bands else pool_statistics(self.tiles, clear_total)
+        self.mean, self.std, self._arrays = torch.as_tensor(mean), torch.as_tensor(std), []
+
+    @property
+    def bands(self):
+        """The Bands of its batches, for another data set or tile."""
+        return Bands(self.band_names, self.mean, self.std, self.tiles[0].path.parent)
 
     def _choose_pixels(self):
         """Find the pixels that take part. Returns the clear observations of each tile."""
@@ -362,18 +364,15 @@ class SentinelTimeSeriesDataset(_PixelDataset):
 
     split: "all"; "train", which leaves out the validation and the test split; "validation";
         "train+validation". Code 0 of a splits.npy, unused for labels, is trained on.
-    skip_bad_tiles: leave out tiles that break the contract, and say so, in place of an error.
     Keywords, order and errors as in `_PixelDataset`.
     """
 
     labelled, num_views = False, 2
     SPLITS = _PixelDataset.SPLITS | {"train": (0, TRAIN)}
 
-    def __init__(
-        self, base_path, dataset_name, *, sample_size=16, skip_bad_tiles=False, **keywords
-    ):
+    def __init__(self, base_path, dataset_name, *, sample_size=16, **keywords):
         self.sample_size = sample_size
-        super().__init__(open_dataset(base_path, dataset_name, skip_bad_tiles), **keywords)
+        super().__init__(base_path, dataset_name, **keywords)
 
     def _read_pixels(self, tiles, pixels, random):
         dates = sample_dates(self._read_clear(tiles, pixels), self.sample_size, random)
@@ -397,24 +396,10 @@ class SentinelTimeSeriesDatasetForDownstreaming(_PixelDataset):
     labelled, num_views = True, 1
     SPLITS = _PixelDataset.SPLITS | {"train+validation": (TRAIN, VALIDATION)}
 
-    def __init__(
-        self,
-        base_path,
-        dataset_name,
-        *,
-        sample_size=0,
-        split="train",
-        skip_bad_tiles=False,
-        **keywords,
-    ):
-        tiles = open_dataset(base_path, dataset_name, skip_bad_tiles)
-        tiles = [tile for tile in tiles if tile.has_labels]
-        if not tiles:
-            folder = tiles_folder(base_path, dataset_name)
-            raise InputError(f"{folder}: found no labels.npy, wanted at least one labelled tile")
-        self.classes = merge_classes([(tile.path / "tile.json", tile.info) for tile in tiles])
+    def __init__(self, base_path, dataset_name, *, sample_size=0, split="train", **keywords):
         self.sample_size = sample_size
-        super().__init__(tiles, split=split, **keywords)
+        super().__init__(base_path, dataset_name, split=split, **keywords)
+        self.classes = merge_classes([(tile.path / "tile.json", tile.info) for tile in self.tiles])
 
     def read_labels(self):
         """Codes of the pixels that take part, (N,) uint8, tile by tile."""

@@ -3,7 +3,7 @@
     python infer.py checkpoint_path=checkpoints/simulated/best.pt \\
         tile_path=data/simulated/processed/MGRS-SIM1
     python infer.py checkpoint_path=checkpoints/landcover/best.pt \\
-        tile_path=data/simulated/processed output_dir=outputs
+        tile_path=data/simulated/processed output_dir=outputs/landcover
     torchrun --nproc-per-node=2 infer.py ...      # the tiles of a folder, divided
 
 Reads and writes blocks of rows, so memory does not grow with the tile. Deterministic: same
@@ -27,6 +27,7 @@ from running.files import (
     lock_folder,
     make_output_dir,
     remove_parts,
+    what_is_there,
     write_json,
 )
 from running.log import refuse_training_folder, start_log
@@ -43,14 +44,14 @@ from maps.products import empty_maps, made_products, map_arrays, remove_products
 from maps.reader import read_provenance
 from maps.writer import MapWriter, quantise, refuse_shared_folders
 from tile_json import TILE_JSON, is_class_table, is_georeferenced
-from tiles import OBSERVATIONS, Tile, check_tile
+from tiles import OBSERVATIONS, Tile, checkpoint_bands, notice_unnamed
 from utils import extract_representations
 
 run_config = {
     # input
     "checkpoint_path": "",  # of train.py or train_classification.py
     "tile_path": "data/simulated/processed/MGRS-SIM1",  # a tile, or a folder of tiles MGRS-*
-    "output_dir": "",  # empty: outputs/<tile>; a folder of tiles gets one folder each in it
+    "output_dir": "outputs",  # the maps of a tile lie in <output_dir>/<tile>
     "overwrite": False,  # map tiles again that are done
     "skip_bad_tiles": False,  # print what is wrong with a tile, and map the others
     # maps
@@ -79,19 +80,23 @@ def find_tiles(tile_path):
     # a link that leads nowhere is a tile too: one that cannot be opened
     folders = sorted(f for f in path.glob("MGRS-*") if f.is_dir() or f.is_symlink())
     if not folders:
-        raise InputError(f"{path}: found no tile, wanted one or a folder of MGRS-*")
+        wanted = f"wanted one or a folder of MGRS-*{what_is_there(path)}"
+        raise InputError(f"{path}: found no tile, {wanted}")
     return folders
 
 
 def output_folders(config, folders):
-    """Where the files of each tile go. Raises InputError where two would share a folder."""
-    targets = [Path(os.path.realpath(folder)) for folder in folders]
-    if not config["output_dir"]:
-        outputs = [Path("outputs") / target.name for target in targets]
-    elif folders == [Path(config["tile_path"])]:
-        outputs = [Path(config["output_dir"])]
-    else:
-        outputs = [Path(config["output_dir"]) / target.name for target in targets]
+    """Where the files of each tile go: a folder of its name in output_dir.
+
+    Raises InputError where two would share a folder, and for an output_dir that has maps itself.
+    """
+    above = Path(config["output_dir"] or "outputs")
+    if (above / "infer.json").exists():
+        raise InputError(
+            f"output_dir={above}: found the maps of a tile in it (infer.json), wanted the folder "
+            "above: the maps of a tile go to <output_dir>/<tile>"
+        )
+    outputs = [above / Path(os.path.realpath(folder)).name for folder in folders]
     refuse_shared_folders(folders, outputs)
     return outputs
 
@@ -118,10 +123,11 @@ def open_tiles(config, checkpoint, bad):
     Raises InputError where there is none.
     """
     folders, jobs = find_tiles(config["tile_path"]), []
+    bands = checkpoint_bands(checkpoint, config["checkpoint_path"])
     for folder, output_dir in zip(folders, output_folders(config, folders), strict=True):
         with skipping(config, bad, notice):
             tile = Tile(folder)
-            check_tile(tile, checkpoint, config["checkpoint_path"])
+            tile.choose_bands(bands)
             if config["representation_tif"] and not is_georeferenced(tile.info):
                 raise InputError(
                     f"{folder / 'tile.json'}: found no crs and transform, wanted both for "
@@ -130,6 +136,7 @@ def open_tiles(config, checkpoint, bad):
             jobs.append((tile, output_dir))
     if not jobs:
         raise InputError(f"{config['tile_path']}: found {len(bad)} bad tiles and no good one")
+    notice_unnamed([tile for tile, _ in jobs], bands)
     return jobs
 
 

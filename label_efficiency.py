@@ -49,7 +49,7 @@ from evaluation.label_report import MODELS, NETWORKS, OWN, find_means, save_resu
 from evaluation.networks import predict
 from evaluation.scores import macro_f1
 from evaluation.seen_pixels import notice_seen_pixels
-from tiles import check_tile, notice_splits
+from tiles import checkpoint_bands, notice_splits
 
 run_config = {
     # input
@@ -135,7 +135,7 @@ def open_split(split, checkpoint, config, label_count=0, seed=0):
     """
     keywords = {key: checkpoint["config"][key] for key in INHERITED}
     keywords |= {"split": split, "seed": seed}
-    keywords["statistics"] = checkpoint["mean"], checkpoint["std"]
+    keywords["bands"] = checkpoint_bands(checkpoint, config["checkpoint_path"])
 
     def open_data(label_count):
         return SentinelTimeSeriesDatasetForDownstreaming(
@@ -143,8 +143,6 @@ def open_split(split, checkpoint, config, label_count=0, seed=0):
         )
 
     dataset = open_data(label_count)
-    for tile in dataset.tiles:
-        check_tile(tile, checkpoint, config["checkpoint_path"])
     if dataset.num_pixels > config["most_pixels"]:
         whole, dataset = dataset, open_data(config["most_pixels"])
         lost = np.setdiff1d(whole.read_labels(), dataset.read_labels()).tolist()

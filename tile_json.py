@@ -45,7 +45,7 @@ def _check_crs(path, text):
 
 def _is_band_list(value, shape):
     names = isinstance(value, list) and all(isinstance(name, str) and name for name in value)
-    return names and len(value) in (0, shape[3]) and len(set(value)) == len(value)
+    return names and len(value) in (0, shape[3]) and len({*map(band_key, value)}) == len(value)
 
 
 def _is_date_list(value, shape):
@@ -86,6 +86,19 @@ TILE_JSON = {  # what is checked of tile.json, and the words of the error; other
     "classes": (is_class_table, 'codes 1 to 255 with "name" and a "color" like #00aa00'),
     "simulated": (lambda value, shape: isinstance(value, bool), "true or false"),
 }
+
+
+def band_key(name):
+    """A band's name in one spelling: B4, b04 and B04 are the same band, and so are b8a and B8A."""
+    name = name.strip().upper()
+    number = re.fullmatch(r"B0*([0-9]+A?)", name, re.ASCII)
+    return f"B{number[1]:0>2}" if number else name
+
+
+def find_bands(names, wanted):
+    """Where each wanted band is among names, in whatever spelling; None for a missing one."""
+    places = {band_key(name): place for place, name in enumerate(names)}
+    return [places.get(band_key(name)) for name in wanted]
 
 
 def is_georeferenced(info):

@@ -11,18 +11,55 @@ import hashlib
 import os
 import zlib
 from pathlib import Path
+from typing import NamedTuple
 
 from running.errors import InputError, notice
-from running.files import Watch, cached_array, open_npy
+from running.files import Watch, cached_array, open_npy, what_is_there
 
 import numpy as np
 import torch
 
-from tile_json import read_tile_json
+from tile_json import band_key, read_tile_json
 
 TRAIN, VALIDATION, TEST = 1, 2, 3  # codes of splits.npy; 0: no labels used, pretraining only
 CACHE_PIXELS = 512  # pixels whose whole series fit into a core's own cache
 OBSERVATIONS = ("bands.npy", "masks.npy", "doys.npy")
+
+
+class Bands(NamedTuple):
+    """Bands to read from every tile, found there by name, and what standardises them.
+
+    names: B names in the order of the bands; empty where they are not known, and then a tile must
+    have B bands. mean, std: (B,). origin: where they come from, for messages.
+    """
+
+    names: list
+    mean: torch.Tensor
+    std: torch.Tensor
+    origin: Path
+
+
+def checkpoint_bands(checkpoint, path):
+    """The Bands that a checkpoint was trained on; None for no checkpoint."""
+    return checkpoint and Bands(checkpoint["bands"], checkpoint["mean"], checkpoint["std"], path)
+
+
+def match_bands(names, wanted, origin, wanted_by, mend=""):
+    """The place of each wanted band among names, in whatever spelling: a list of indices.
+
+    origin, wanted_by: whose names they are; mend: what to do, for the message. Raises InputError
+    for a band that is missing or there twice.
+    """
+    keys = [*map(band_key, names)]
+    wrong = [name for name in wanted if keys.count(band_key(name)) != 1]
+    if wrong:
+        number = keys.count(band_key(wrong[0]))
+        found = f"band {wrong[0]} {number} times" if number else f"no band {wrong[0]}"
+        raise InputError(
+            f"{origin}: found {found} among {','.join(names)}, wanted {','.join(wanted)} as "
+            f"{wanted_by}{mend}"
+        )
+    return [keys.index(band_key(name)) for name in wanted]
 
 
 class Tile:
@@ -30,10 +67,11 @@ class Tile:
 
     Attributes: name, title (for pictures), path, shape (T, H, W, B), doys (T,) int16, band_mean
     and band_std (B,) float32, info (the content of tile.json), band_names (B names, or empty where
-    tile.json has none). bands (T, H, W, B) uint16, masks (T, H, W) uint8, labels and splits (H, W)
-    uint8 or None are memory maps, opened at each access, so that memory and open files do not grow
-    with the number of tiles. watch: of the files of observations, which a long run checks.
-    statistics: False for a tile that has no band_mean and band_std yet.
+    tile.json has none), all as they lie in the files. order, read_names: places and names of the
+    bands that `read_dates` reads, see `choose_bands`. bands (T, H, W, B) uint16, masks (T, H, W)
+    uint8, labels and splits (H, W) uint8 or None are memory maps, opened at each access, so that
+    memory and open files do not grow with the number of tiles. watch: of the files of observations,
+    which a long run checks. statistics: False for a tile that has no band_mean and band_std yet.
     Raises InputError that names the file, what was found and what was wanted.
     """
 
@@ -49,12 +87,31 @@ class Tile:
             self._fail("splits.npy", f"value {splits.max()}", "0, 1, 2 or 3")
         self.has_labels = self.labels is not None
         self.info = read_tile_json(self.path / "tile.json", self.shape)
-        self.band_names = self.info.get("bands", [])
+        self.band_names = self.read_names = self.info.get("bands", [])
+        self.order = np.arange(self.shape[3])
         if statistics:
             self.band_mean = self._load_statistic("band_mean.npy")
             self.band_std = self._load_statistic("band_std.npy")
             self._check_constant_bands()
         self.title = f"{self.name} (simulated)" if self.info.get("simulated") else self.name
+
+    def choose_bands(self, bands):
+        """Read these Bands, in their order, whatever the order in the file.
+
+        InputError where one is missing, or without names on either side, where the number differs.
+        """
+        if bands.names and self.band_names:
+            mend = "make the tile with them (prepare_tiles.py bands=) or correct names in tile.json"
+            found = match_bands(self.band_names, bands.names, self.path, bands.origin, f"; {mend}")
+            self.order = np.array(found)
+        elif self.shape[3] != len(bands.mean):
+            found = self.band_names or f"{self.shape[3]} bands"
+            wanted = bands.names or f"{len(bands.mean)} bands"
+            raise InputError(
+                f"{self.path}: found {found}, wanted {wanted} ({bands.origin}); where both have "
+                "names (bands of tile.json), bands are found by name"
+            )
+        self.read_names = bands.names or self.band_names
 
     @property
     def bands(self):
@@ -166,12 +223,13 @@ class Tile:
 
         pixels: (N,) int as in `read_clear`; dates: (N, ..) int64 tensor of indices into the dates,
         -1 for padding.
-        Returns tensors: bands (N, .., B) uint16 and days of year (N, ..) int16. Padding has doy 0;
-        its bands have no meaning.
+        Returns tensors: bands (N, .., B) uint16, those of `choose_bands`, and days of year (N, ..)
+        int16. Padding has doy 0; its bands have no meaning.
         """
         num_dates, height, width, num_bands = self.shape
         bands = self.bands.reshape(num_dates, height * width, num_bands)
-        values = np.empty((*dates.shape, num_bands), np.uint16)
+        values = np.empty((*dates.shape, len(self.order)), np.uint16)
+        as_in_file = np.array_equal(self.order, np.arange(num_bands))
         index = dates.flatten(1).numpy()
         for start in range(0, len(pixels), CACHE_PIXELS):
             part = slice(start, start + CACHE_PIXELS)
@@ -181,8 +239,11 @@ class Tile:
                 # neighbouring pixels: one contiguous copy is faster than scattered reads
                 source, origin = bands[:, low:high].copy(), low
             rows = index[part] * source.shape[1] + (pixels[part] - origin)[:, None]
-            out = values[part].reshape(*rows.shape, num_bands)
-            np.take(source.reshape(-1, num_bands), rows, axis=0, out=out, mode="clip")
+            out = values[part].reshape(*rows.shape, len(self.order))
+            taken = out if as_in_file else np.empty((*rows.shape, num_bands), np.uint16)
+            np.take(source.reshape(-1, num_bands), rows, axis=0, out=taken, mode="clip")
+            if not as_in_file:
+                np.take(taken, self.order, axis=2, out=out, mode="clip")
         # padding index -1 selects the appended 0
         doys = np.take(np.append(self.doys, np.int16(0)), dates.numpy())
         return torch.from_numpy(values), torch.from_numpy(doys)
@@ -284,11 +345,13 @@ def tiles_folder(base_path, dataset_name):
     return Path(base_path) / "data" / dataset_name / "processed"
 
 
-def open_dataset(base_path, dataset_name, skip_bad_tiles=False):
+def open_dataset(base_path, dataset_name, skip_bad_tiles=False, bands=None, labelled=False):
     """The tiles of a data set, in order of name.
 
-    Raises InputError where there is none, where one breaks the contract, or where two differ in
-    their bands. skip_bad_tiles: leave such a tile out, and say so.
+    bands: the Bands to read from each; where these have no names, or for None, those of the first
+    tile that names its own. labelled: only tiles with labels.
+    Raises InputError where there is none, where one breaks the contract, or where one lacks a band.
+    skip_bad_tiles: leave such a tile out, and say so.
     """
     folder = tiles_folder(base_path, dataset_name)
     # a link that leads nowhere is a tile, too: one that cannot be opened
@@ -297,42 +360,47 @@ def open_dataset(base_path, dataset_name, skip_bad_tiles=False):
     for path in paths:
         try:
             tile = Tile(path)
-            named = next((one for one in tiles if one.band_names), tiles[0] if tiles else tile)
-            check_bands(tile, named.band_names, named.shape[3], named.path)
+            if bands:
+                tile.choose_bands(bands)
             tile.clear_counts()  # reads the masks, or the cache
-            tiles.append(tile)
         except InputError as error:
             if not skip_bad_tiles:
                 raise
             notice(f"left out: {error}")
+            continue
+        tiles.append(tile)
+        if not bands or (tile.band_names and not bands.names):
+            bands = Bands(tile.band_names, tile.band_mean, tile.band_std, path)
     if not tiles:
-        raise InputError(f"{folder}: found no tile, wanted folders MGRS-*")
+        raise InputError(f"{folder}: found no tile, wanted folders MGRS-*{what_is_there(folder)}")
     if len(tiles) < len(paths):
         notice(f"{folder}: {len(paths) - len(tiles)} of {len(paths)} tiles left out")
-    named = next((tile for tile in tiles if tile.band_names), tiles[0])
-    unnamed = [tile.name for tile in tiles if not tile.band_names]
-    if named.band_names and unnamed:
-        notice(
-            f"{folder}: {len(unnamed)} of {len(tiles)} tiles have no bands in tile.json (first "
-            f"{unnamed[0]}); taken to be {named.band_names} as in {named.name}"
-        )
+    notice_unnamed(tiles, bands)
+    tiles = [tile for tile in tiles if tile.has_labels or not labelled]
+    if not tiles:
+        raise InputError(f"{folder}: found no labels.npy, wanted at least one labelled tile")
     return tiles
 
 
-def check_bands(tile, band_names, num_bands, origin):
-    """Refuse a tile whose bands differ from those of `origin` (a path, for the message)."""
-    if tile.shape[3] != num_bands or (
-        band_names and tile.band_names and tile.band_names != band_names
-    ):
-        found = tile.band_names or f"{tile.shape[3]} bands"
-        raise InputError(f"{tile.path}: found {found}, wanted {band_names or num_bands} ({origin})")
+def notice_unnamed(tiles, bands):
+    """Say which bands tiles without names are taken to have, and which of named ones are not read.
 
-
-def check_tile(tile, checkpoint, checkpoint_path):
-    """Refuse a tile whose bands are not those that the checkpoint was trained on."""
-    check_bands(tile, checkpoint["bands"], len(checkpoint["mean"]), checkpoint_path)
-    if checkpoint["bands"] and not tile.band_names:
-        notice(f"{tile.path}: no bands in tile.json; taken to be {checkpoint['bands']}")
+    tiles: for which `bands` were chosen.
+    """
+    unnamed = [tile.path for tile in tiles if not tile.band_names]
+    if bands.names and unnamed:
+        notice(
+            f"{unnamed[0]}: no bands in tile.json (so in {len(unnamed)} of {len(tiles)} tiles); "
+            f"taken to be {bands.names} as in {bands.origin}"
+        )
+    more = [tile for tile in tiles if len(tile.order) < tile.shape[3]]
+    if more:
+        places = np.setdiff1d(np.arange(more[0].shape[3]), more[0].order)
+        names = ",".join(more[0].band_names[place] for place in places)
+        notice(
+            f"{more[0].path}: {names} not read (so in {len(more)} of {len(tiles)} tiles), as "
+            f"{bands.origin} has none"
+        )
 
 
 def notice_splits(tiles):
@@ -347,19 +415,19 @@ def notice_splits(tiles):
 
 
 def find_band_names(tiles):
-    """The band names of the first tile that has any; else an empty list."""
-    return next((tile.band_names for tile in tiles if tile.band_names), [])
+    """The names of the bands that are read, where a tile has any; else an empty list."""
+    return next((tile.read_names for tile in tiles if tile.read_names), [])
 
 
 def pool_statistics(tiles, weights):
-    """Mean and deviation of each band over the clear observations of all tiles.
+    """Mean and deviation of each band that is read, over the clear observations of all tiles.
 
     weights: clear observations of each tile.
     Returns mean, std: (B,) float32 in the units of bands.npy; a band that never varies gets 1.
     """
     weights = np.asarray(weights, dtype=np.float64)[:, None] / np.sum(weights)
-    means = np.stack([tile.band_mean for tile in tiles]).astype(np.float64)
-    stds = np.stack([tile.band_std for tile in tiles]).astype(np.float64)
+    means = np.stack([tile.band_mean[tile.order] for tile in tiles]).astype(np.float64)
+    stds = np.stack([tile.band_std[tile.order] for tile in tiles]).astype(np.float64)
     mean = (weights * means).sum(0)
     std = np.sqrt((weights * (stds**2 + (means - mean) ** 2)).sum(0))
     std[std < 1e-6] = 1.0

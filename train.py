@@ -42,7 +42,7 @@ from evaluation.seen_pixels import record_splits
 from evaluation.validation import Validation
 from maps.false_color import apply_basis, fit_basis
 from preparation.simulated import simulate_dataset
-from tiles import Tile, check_bands, check_tile, notice_splits
+from tiles import Tile, checkpoint_bands, notice_splits
 from transforms import AUGMENTATIONS
 from utils import extract_representations, learning_rate, plot_cross_corr
 
@@ -142,20 +142,20 @@ class Data(NamedTuple):
 
 
 def open_data(config, runtime, checkpoint=None):
-    """The Data of a training; bands are standardised by the checkpoint's statistics, if any.
+    """The Data of a training; bands and their statistics are the checkpoint's, if any.
 
-    Raises InputError for tiles that break the contract, or whose bands differ.
+    Raises InputError for tiles that break the contract, or that lack a band.
     """
     base_path, name = config["base_path"], config["val_dataset_name"] or config["dataset_name"]
     keys = ("min_valid", "block_size", "split_seed", "seed", "skip_bad_tiles")
     keywords = {key: config[key] for key in keys}
     views = {key: config[key] for key in ("sample_size", "batch_size")}
     views["process"] = runtime.rank, runtime.world_size
-    keywords["statistics"] = (checkpoint["mean"], checkpoint["std"]) if checkpoint else None
+    keywords["bands"] = checkpoint_bands(checkpoint, config["checkpoint_path"])
     train_set = SentinelTimeSeriesDataset(
         base_path, config["dataset_name"], split="train", **views, **keywords
     )
-    keywords["statistics"] = train_set.mean, train_set.std
+    keywords["bands"] = train_set.bands
     keywords["split"] = "train+validation" if config["val_dataset_name"] else "validation"
     val_set = SentinelTimeSeriesDataset(base_path, name, **views, **keywords)
     labelled = None
@@ -166,11 +166,12 @@ def open_data(config, runtime, checkpoint=None):
     except InputError as error:  # no labels among the validation pixels, or of different classes
         notice(f"{error}; without a probe, the loss chooses best.pt")
     tile = Tile(config["test_tile_path"]) if config["test_tile_path"] else train_set.tiles[0]
-    check_data(config, train_set, val_set, tile, checkpoint)
+    tile.choose_bands(train_set.bands)
+    check_data(config, train_set, val_set)
     return Data(train_set, val_set, labelled, tile)
 
 
-def check_data(config, train_set, val_set, picture_tile, checkpoint):
+def check_data(config, train_set, val_set):
     """Refuse data that do not belong together: InputError."""
     if config["val_dataset_name"]:
         train_paths = {os.path.realpath(tile.path) for tile in train_set.tiles}
@@ -178,11 +179,6 @@ def check_data(config, train_set, val_set, picture_tile, checkpoint):
             if os.path.realpath(tile.path) in train_paths:
                 name = config["val_dataset_name"]
                 raise InputError(f"val_dataset_name={name}: {tile.path} is a training tile")
-    for tile in (*val_set.tiles, picture_tile):
-        origin = train_set.tiles[0].path.parent
-        check_bands(tile, train_set.band_names, train_set.num_bands, origin)
-    for tile in (*train_set.tiles, *val_set.tiles, picture_tile) if checkpoint else ():
-        check_tile(tile, checkpoint, config["checkpoint_path"])
     train_set.refuse_single_pixels()
     notice_splits(train_set.tiles)
 
@@ -345,7 +341,7 @@ def make_header(config, checkpoint, data, validate):
     return {
         "config": dict(config),
         "backbone": backbone_arguments(config, train_set.num_bands),
-        "bands": train_set.band_names or (checkpoint["bands"] if checkpoint else []),
+        "bands": train_set.band_names,
         "mean": train_set.mean,
         "std": train_set.std,
         "classes": data.picture_tile.info.get("classes", {}),

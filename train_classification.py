@@ -44,7 +44,7 @@ from evaluation.networks import predict, read_linear_start
 from evaluation.scores import score_classes, write_report
 from evaluation.seen_pixels import notice_seen_pixels, record_splits
 from maps.land_cover import class_legend
-from tiles import check_tile, notice_splits
+from tiles import checkpoint_bands, notice_splits
 from transforms import drop_dates
 from utils import learning_rate
 
@@ -129,17 +129,15 @@ def open_split(config, split, **more):
 def open_splits(config, checkpoint, runtime):
     """Training, validation (None with label_count, as no other labels are used) and test pixels.
 
-    Raises InputError where one is missing, or where the bands are not the checkpoint's.
+    Raises InputError where one is missing, or where a tile lacks a band of the checkpoint.
     """
     shared = {"process": (runtime.rank, runtime.world_size)}
-    shared["statistics"] = (checkpoint["mean"], checkpoint["std"]) if checkpoint else None
+    shared["bands"] = checkpoint_bands(checkpoint, config["checkpoint_path"])
     train = open_split(config, "train", sample_size=config["sample_size"], **shared)
-    for tile in train.tiles if checkpoint else ():
-        check_tile(tile, checkpoint, config["checkpoint_path"])
     train.refuse_single_pixels()
     notice_splits(train.tiles)
     notice_seen_pixels(train, checkpoint, config["checkpoint_path"])
-    shared["statistics"] = train.mean, train.std
+    shared["bands"] = train.bands
     validation = None if config["label_count"] else open_split(config, "validation", **shared)
     return train, validation, open_split(config, "test", **shared)
 
@@ -186,7 +184,7 @@ def start_head(classifier, config, train, legend, runtime):
     """Start the head from a linear model, which one process fits to all clear dates."""
     start = None
     if runtime.is_main:
-        dataset = open_split(config, "train", batch_size=1024, statistics=(train.mean, train.std))
+        dataset = open_split(config, "train", batch_size=1024, bands=train.bands)
         codes, seed = list(legend), config["seed"]
         start = read_linear_start(classifier.backbone, dataset, codes, seed, runtime)
     classifier.head.start_from(*runtime.broadcast(start))
@@ -379,7 +377,7 @@ def make_header(config, checkpoint, arguments, splits, legend):
     return {
         "config": dict(config),
         **arguments,
-        "bands": train.band_names or (checkpoint["bands"] if checkpoint else []),
+        "bands": train.band_names,
         "mean": train.mean,
         "std": train.std,
         "classes": classes,

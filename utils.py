@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from matplotlib import rcParams
 from matplotlib.figure import Figure
 
+from tile_json import find_bands
 from transforms import clear_dates, even_dates, even_draws, standardise
 
 BLOCK_BYTES = 1 << 26  # of bands.npy that are read at a time
@@ -93,10 +94,9 @@ def median_color(tile, stride=1):
     Returns (h, w, 3) float32 in the units of bands.npy, NaN where no date is clear; None where
     tile.json does not name B04, B03 and B02. A block of rows is in memory at a time.
     """
-    names = ("B04", "B03", "B02")
-    if not set(names) <= set(tile.band_names):
+    chosen = find_bands(tile.band_names, ("B04", "B03", "B02"))
+    if None in chosen:
         return None
-    chosen = [tile.band_names.index(name) for name in names]
     dates, height, width, num_bands = tile.shape
     color = np.empty((-(-height // stride), -(-width // stride), 3), np.float32)
     rows = max(1, BLOCK_BYTES // (2 * dates * width * num_bands))

@@ -19,7 +19,7 @@ from maps.false_color import apply_basis
 from maps.land_cover import WORLDCOVER, class_legend, row_hectares
 from maps.reader import RepresentationMap, check_same_place, read_codes, read_map
 from maps.writer import quantise
-from tile_json import is_georeferenced
+from tile_json import band_key, find_bands, is_georeferenced
 from tiles import Tile
 from utils import median_color
 
@@ -132,11 +132,15 @@ def series_bands(tile, wanted):
     """
     names = tile.band_names or [f"band {number + 1}" for number in range(tile.shape[3])]
     chosen = [name.strip() for name in wanted.split(",") if name.strip()]
-    for name in chosen:
-        if name not in names:
-            raise InputError(f"bands={wanted}: found no {name}, wanted of {', '.join(names)}")
-    chosen = chosen or [name for name in BANDS if name in names] or names[:5]
-    return [names.index(name) for name in chosen], chosen
+    places = find_bands(names, chosen)
+    if None in places:
+        name = chosen[places.index(None)]
+        raise InputError(f"bands={wanted}: found no {name}, wanted of {', '.join(names)}")
+    places = places or [place for place in find_bands(names, BANDS) if place is not None]
+    places = places or list(range(min(5, len(names))))
+    keys = [band_key(names[place]) for place in places]  # the page makes NDVI of B04 and B08
+    spelled = zip(places, keys, strict=True)
+    return places, [key if key in BANDS else names[place] for place, key in spelled]
 
 
 def read_series(scene, config, allowed):

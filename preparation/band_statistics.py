@@ -4,12 +4,13 @@ Shapes: h x w pixels of a block, B bands.
 """
 
 from running.errors import InputError
-from running.files import atomic_write, open_npy, write_json
+from running.files import atomic_write, open_npy, what_is_there, write_json
 
 import numpy as np
 from tqdm import tqdm
 
 from preparation import sentinel2
+from tile_json import find_bands
 from tiles import OBSERVATIONS, Tile
 
 STATISTICS = ("band_mean.npy", "band_std.npy")
@@ -101,7 +102,8 @@ def complete_tiles(processed, config):
     """
     folders = sorted(file.parent for file in processed.glob("MGRS-*/bands.npy"))
     if not folders:
-        raise InputError(f"{processed}: found no MGRS-*/bands.npy, wanted a tile to complete")
+        wanted = f"wanted a tile to complete{what_is_there(processed)}"
+        raise InputError(f"{processed}: found no MGRS-*/bands.npy, {wanted}")
     names = sentinel2.parse_bands(config["bands"])
     for folder in folders:
         tile = Tile(folder, statistics=False)
@@ -168,7 +170,7 @@ def _is_close(found, right):
 def _count_dates(tile):
     """The sums of `count_block` over each date of a tile, some rows at a time."""
     num_dates, height, width, _ = tile.shape
-    blue = tile.band_names.index("B02") if "B02" in tile.band_names else -1
+    blue = -1 if (found := find_bands(tile.band_names, ["B02"])[0]) is None else found
     counts, step = [{} for _ in range(num_dates)], max(1, (1 << 22) // width)
     for date in tqdm(range(num_dates), tile.name, unit="date"):
         for row in range(0, height, step):

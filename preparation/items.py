@@ -12,6 +12,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 from running.errors import InputError
+from running.files import what_is_there
 
 import numpy as np
 import rasterio
@@ -104,7 +105,8 @@ def saved_items(path):
     try:
         items = list(pystac.ItemCollection.from_dict(json.loads(path.read_text())))
     except FileNotFoundError:
-        raise InputError(f"items_path={path}: found no file, wanted an ItemCollection") from None
+        wanted = f"wanted an ItemCollection{what_is_there(path)}"
+        raise InputError(f"items_path={path}: found no file, {wanted}") from None
     except Exception as error:  # what is no collection raises many kinds inside pystac
         reason = without_secrets(f"{type(error).__name__} {error}".splitlines()[0])
         raise InputError(

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from running.errors import InputError
-from running.files import atomic_write, write_json
+from running.files import atomic_write, what_is_there, write_json
 
 import numpy as np
 import rasterio
@@ -83,6 +83,9 @@ def _read_classes(path):
     wanted = 'wanted JSON like {"10": {"name": "maize", "color": "#ffbb22"}}, codes 1 to 255'
     try:
         content = json.loads(Path(path).read_text())
+    except FileNotFoundError:
+        near = what_is_there(path)
+        raise InputError(f"classes_path={path}: found no file, {wanted}{near}") from None
     except (OSError, ValueError) as error:
         line = f"found {type(error).__name__} {error}"
         raise InputError(f"classes_path={path}: {line}, {wanted}") from None
@@ -105,7 +108,7 @@ def _raster_crs(path):
         if "://" not in path and not Path(path).exists():
             raise InputError(
                 f"labels={path}: found no file, wanted worldcover, a raster, a table of points or "
-                "a vector file"
+                f"a vector file{what_is_there(path)}"
             ) from None
         return None
 

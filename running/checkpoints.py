@@ -9,7 +9,14 @@ from pathlib import Path
 
 from running.device import Runtime
 from running.errors import InputError, Stopped, notice
-from running.files import atomic_write, lock_folder, remove_parts, write_error, write_json
+from running.files import (
+    atomic_write,
+    lock_folder,
+    remove_parts,
+    what_is_there,
+    write_error,
+    write_json,
+)
 from running.log import RunLog, start_log
 
 import torch
@@ -57,8 +64,10 @@ def load_checkpoint(path, kinds=("pretrained", "classifier")):
         raise InputError(f"checkpoint_path: wanted a {' or '.join(kinds)} checkpoint, found none")
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError:
-        raise InputError(f"{path}: found no file, wanted a checkpoint") from None
+    except (FileNotFoundError, IsADirectoryError) as error:
+        found = "a folder" if isinstance(error, IsADirectoryError) else "no file"
+        near = what_is_there(path)
+        raise InputError(f"{path}: found {found}, wanted a checkpoint{near}") from None
     except Exception as error:  # torch.load raises many kinds for a file that is cut off or foreign
         raise InputError(
             f"{path}: found no whole checkpoint ({type(error).__name__}), wanted one of ours"

@@ -1,6 +1,7 @@
 """Files that are written whole or not at all, locked folders, hashes and memory maps."""
 
 import contextlib
+import difflib
 import errno
 import fcntl
 import hashlib
@@ -18,6 +19,7 @@ from running.errors import InputError
 import numpy as np
 
 CACHE_FILES = 2000  # arrays that are kept at most
+NEAR_NAMES = 6  # that a message lists of a folder
 
 
 def make_output_dir(path):
@@ -84,12 +86,36 @@ def describe_files(folder, names):
     return {name: [stat.st_size, stat.st_mtime_ns] for name, stat in stats.items()}
 
 
+def what_is_there(path):
+    """The end of a message on a wrong path: what the nearest folder that exists has instead.
+
+    Names like the wrong one come first. "" where the folder cannot be read.
+    """
+    path, missing = Path(path), ""
+    while not path.is_dir() and path != path.parent:
+        path, missing = path.parent, path.name
+    try:
+        names = sorted(n for n in os.listdir(path) if n.isprintable() and not n.startswith("."))
+    except OSError:
+        return ""
+    alike = {name: difflib.SequenceMatcher(None, missing, name).ratio() for name in names}
+    names.sort(key=lambda name: -alike[name] if alike[name] > 0.5 else 0)
+    listed = ", ".join(names[:NEAR_NAMES])
+    more = f" and {len(names) - NEAR_NAMES} more" if len(names) > NEAR_NAMES else ""
+    folder = "this folder" if path == Path() else path
+    return f"; {folder} has {listed or 'nothing'}{more}"
+
+
 def open_npy(path, wanted):
     """Memory-map a .npy file, never unpickled; InputError for anything else."""
     try:
         return np.load(path, mmap_mode="r", allow_pickle=False)
     except FileNotFoundError:
-        raise InputError(f"{path}: found no such file, wanted {wanted}") from None
+        raise InputError(
+            f"{path}: found no such file, wanted {wanted}{what_is_there(path)}"
+        ) from None
+    except IsADirectoryError:
+        raise InputError(f"{path}: found a folder, wanted {wanted}{what_is_there(path)}") from None
     except Exception as error:  # a damaged header raises whatever Python's parser does
         line = (str(error).splitlines() or [type(error).__name__])[0]
         raise InputError(f"{path}: found no readable array ({line}), wanted {wanted}") from None

@@ -13,10 +13,10 @@ from data import (
     SentinelTimeSeriesDatasetForDownstreaming,
     iterate_batches,
 )
-from tiles import TEST, Tile, open_dataset
+from tiles import TEST, Bands, Tile, open_dataset
 
 ZERO, ONE = np.zeros(10, np.float32), np.ones(10, np.float32)  # leave the values as stored
-RAW = {"statistics": (ZERO, ONE)}
+RAW = {"bands": Bands([], ZERO, ONE, "this test")}
 
 
 def batches(base_path, name="toy", workers=0, kind=SentinelTimeSeriesDataset, **keywords):

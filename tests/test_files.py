@@ -1,14 +1,22 @@
-"""Files that are never half, and checkpoints that are ours."""
+"""Files that are never half, checkpoints that are ours, and paths that are wrong."""
 
 import subprocess
 
 from running.checkpoints import load_checkpoint
 from running.errors import InputError
-from running.files import atomic_write
+from running.files import atomic_write, what_is_there
 
 import pytest
 import torch
-from helpers import save_small_checkpoint
+from helpers import map_tile, run, save_small_checkpoint, tile_of
+
+import create_false_color_map
+import explore
+import infer
+import label_efficiency
+import read_inference_map
+import train
+import train_classification_maddy as maddy
 
 
 def test_atomic_write_leaves_nothing_half(tmp_path):
@@ -27,12 +35,15 @@ def test_checkpoints_of_others_are_refused(tmp_path):
     torch.save({"run": subprocess.Popen}, tmp_path / "code.pt")
     (tmp_path / "text.pt").write_text("hello")
     save_small_checkpoint(tmp_path / "ours.pt", step=1)
+    (tmp_path / "ours").mkdir()
+    (tmp_path / "ours/best.pt").touch()
     for name, message in {
         "foreign.pt": "of another program",
         "newer.pt": "found format 99, wanted 1",
         "code.pt": "no whole checkpoint",
         "text.pt": "no whole checkpoint",
-        "none.pt": "found no file",
+        "nwer.pt": "found no file, wanted a checkpoint; .* has newer.pt, ",
+        "ours": "found a folder, wanted a checkpoint; .*/ours has best.pt",
     }.items():
         with pytest.raises(InputError, match=message) as error:
             load_checkpoint(tmp_path / name)
@@ -48,3 +59,76 @@ def test_a_checkpoint_with_an_odd_config_is_refused(tmp_path, value):
     save_small_checkpoint(tmp_path / "odd.pt", config={"min_valid": value})
     with pytest.raises(InputError, match="odd.pt: found no usable config"):
         load_checkpoint(tmp_path / "odd.pt")
+
+
+# ---- wrong paths ---------------------------------------------------------------------------------
+
+
+def test_a_wrong_path_lists_what_is_there(tmp_path, monkeypatch):
+    """Names like the wrong one first, then in order, a few of many; hidden ones are left out."""
+    for name in ("austria_2022", "tyrol_2023", "b", "c", "d", "e", "f", ".hidden", "two\nlines"):
+        (tmp_path / "data" / name).mkdir(parents=True)
+    there = what_is_there(tmp_path / "data/tirol_2023/processed/MGRS-1/bands.npy")
+    assert there == f"; {tmp_path}/data has tyrol_2023, austria_2022, b, c, d, e and 1 more"
+    assert what_is_there(tmp_path / "data/b").endswith("/b has nothing")
+    monkeypatch.chdir(tmp_path)
+    assert what_is_there("checkpoints/one/best.pt") == "; this folder has data"
+    assert what_is_there("date/one") == "; this folder has data"
+
+
+@pytest.fixture(scope="module")
+def maps(workplace, tmp_path_factory):
+    """The folder of the maps of a tile."""
+    return map_tile(workplace, tmp_path_factory.mktemp("maps"))[0]
+
+
+WRONG = {  # script, keys of a wrong path, and what is listed
+    "a data set": (train, {"dataset_name": "toi"}, "data has toy$"),
+    "the folder above": (train, {"base_path": "{workplace}/dat"}, "has data, "),
+    "a picture's tile": (
+        train,
+        {"test_tile_path": "{tiles}/MGRS-O"},
+        "processed has MGRS-0, MGRS-1$",
+    ),
+    "an encoder": (train, {"checkpoint_path": "{workplace}/pretrain/best.pt"}, "has pretrained, "),
+    "a checkpoint": (infer, {"checkpoint_path": "{workplace}/classifier/bets.pt"}, "has best.pt, "),
+    "a folder": (infer, {"checkpoint_path": "{workplace}/classifier"}, "has best.pt, "),
+    "a tile": (infer, {"tile_path": "{tiles}/MGRS-9"}, "has MGRS-0, MGRS-1$"),
+    "tiles": (infer, {"tile_path": "{workplace}/data/toy/procesed"}, "toy has processed$"),
+    "a map": (read_inference_map, {"map_path": "{maps}/class.npy"}, "has classification_map.npy, "),
+    "labels": (read_inference_map, {"labels_path": "{tiles}/MGRS-0/label.npy"}, "has labels.npy, "),
+    "representations": (
+        explore,
+        {"representation_path": "{maps}/representation.npy"},
+        "has representation_",
+    ),
+    "one of two": (
+        create_false_color_map,
+        {"representation_path": "{maps}/representation_map.npy,{maps}/representation.npy"},
+        "has representation_map.npy, ",
+    ),
+    "the page's tile": (explore, {"tile_path": "{tiles}/SIM-0"}, "has MGRS-0, MGRS-1$"),
+    "own labels": (maddy, {"labels_path": "{tiles}/MGRS-0/lables.npy"}, "has labels.npy, "),
+    "scored": (label_efficiency, {"checkpoint_path": "{workplace}/pretrained/b.pt"}, "has best.pt"),
+}
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_each_wrong_path_of_a_script_lists_what_is_there(workplace, maps, tmp_path, name):
+    script, wrong, listed = WRONG[name]
+    places = {"workplace": workplace, "tiles": tile_of(workplace).parent, "maps": maps}
+    right = {
+        "base_path": workplace,
+        "dataset_name": "toy",
+        "checkpoint_path": workplace / "classifier/best.pt" if script is infer else "",
+        "tile_path": tile_of(workplace) if script is infer else "",
+        "map_path": maps / "classification_map.npy",
+        "representation_path": maps / "representation_map.npy",
+        "output_dir": tmp_path / "out",
+        "block_size": 4,
+        "min_valid": 5 if script is train else 0,
+    }
+    keys = right | {key: text.format(**places) for key, text in wrong.items()}
+    with pytest.raises(InputError, match=listed) as error:
+        run(script, **{key: value for key, value in keys.items() if key in script.run_config})
+    assert "\n" not in str(error.value)

@@ -30,22 +30,23 @@ def write_tile_json(tile, **content):
     (tile / "tile.json").write_text(json.dumps(content))
 
 
-def test_bands_are_checked_though_the_first_tile_has_no_names(tmp_path):
+def test_bands_are_matched_though_the_first_tile_has_no_names(tmp_path):
     """Regression: tiles A0..A9 and A9..A0 trained together if the first had no band names."""
     base_path = make_dataset(tmp_path, tiles=3)
     names = [f"A{i}" for i in range(10)]
     (tile_of(base_path, 0) / "tile.json").unlink()
     write_tile_json(tile_of(base_path, 1), bands=names)
     write_tile_json(tile_of(base_path, 2), bands=names[::-1])
-    with pytest.raises(InputError, match=r"MGRS-2: found \['A9'.*wanted \['A0'"):
-        open_dataset(base_path, "toy")
+    orders = [tile.order.tolist() for tile in open_dataset(base_path, "toy")]
+    assert orders == [[*range(10)], [*range(10)], [*range(10)][::-1]]
 
 
 def test_unnamed_bands_among_named_ones_are_said_and_the_names_are_kept(tmp_path, capsys):
     base_path = make_dataset(tmp_path)
     (tile_of(base_path, 0) / "tile.json").unlink()
     train.main(tiny(base_path, tmp_path / "out", max_steps=1))
-    assert "1 of 2 tiles have no bands in tile.json (first MGRS-0)" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "MGRS-0: no bands in tile.json (so in 1 of 2 tiles); taken to be ['X0'" in out
     assert load_checkpoint(tmp_path / "out/last.pt")["bands"][0] == "X0"
 
 
@@ -54,7 +55,7 @@ def test_every_tile_is_checked_against_the_checkpoint(workplace, tmp_path):
     make_dataset(tmp_path)
     (tile_of(tmp_path, 0) / "tile.json").unlink()
     write_tile_json(tile_of(tmp_path, 1), bands=[f"Z{i}" for i in range(10)])
-    with pytest.raises(InputError, match=r"MGRS-1: found \['Z0'"):
+    with pytest.raises(InputError, match="MGRS-1: found no band X0 among Z0"):
         fine_tune(workplace, tmp_path / "out", base_path=tmp_path)
 
 

@@ -71,13 +71,6 @@ def test_a_mask_of_other_values_is_refused(dataset):
         SentinelTimeSeriesDataset(dataset, "toy", min_valid=5)
 
 
-def test_tiles_of_other_bands_are_refused_with_both_lists(tmp_path):
-    base_path = make_dataset(tmp_path, tiles=1)
-    make_tile(base_path / "data/toy/processed/MGRS-9", (20, 16, 16, 6))
-    with pytest.raises(InputError, match=r"X5'\], wanted \['X0'.*X9"):
-        open_dataset(base_path, "toy")
-
-
 def test_an_empty_data_set_says_where_it_looked(tmp_path):
     with pytest.raises(InputError, match="data/nowhere/processed: found no tile"):
         open_dataset(tmp_path, "nowhere")
