@@ -246,7 +246,7 @@ def _check_numbers(source, bands, scale):
         seen = seen[np.isfinite(seen) & (seen > 0)]
         made = f" x local_scale={scale:g}" if scale else ""
         if len(seen) and seen.max() < 10:
-            hint = "" if scale else " (local_scale=10000 makes them of 0 to 1)"
+            hint = "" if scale else " (local_scale=10000 multiplies 0 to 1 into it)"
             raise InputError(
                 f"found {name} up to {seen.max():.3g}{made}, wanted reflectance x 10000{hint}"
             )

@@ -146,10 +146,11 @@ def choose_items(items, request):
     its mask or its baseline (skip_bad_items=true: reports it and leaves it out).
     """
     items = {item.id: item for item in items}  # a catalogue may list one twice
+    noun = "scenes" if request.local_path else "items"
     if unknown := sorted(request.skip_items - set(items)):
         shown = ", ".join(list(items)[:3]) + (" .." if len(items) > 3 else "")
         raise InputError(
-            f"skip_items: found {unknown[0]}, wanted ids of the {len(items)} items ({shown})"
+            f"skip_items: found {unknown[0]}, wanted ids of the {len(items)} {noun} ({shown})"
         )
     chosen, counts = {}, dict.fromkeys(REASONS, 0)
     for item in items.values():
@@ -166,7 +167,6 @@ def choose_items(items, request):
         days = chosen.setdefault(sentinel2.tile_of(item), {})
         days.setdefault(sentinel2.solar_date(item), []).append(item)
     counted = ", ".join(f"{count} {reason}" for reason, count in counts.items() if count)
-    noun = "scenes" if request.local_path else "items"
     print(f"found {len(items)} {noun}" + (f"; left out: {counted}" if counted else ""))
     if not chosen:
         year, hint = request.made_with["year"], "mgrs_tile, bbox, year and max_cloud_cover"

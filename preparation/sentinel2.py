@@ -167,7 +167,7 @@ def check_assets(item, bands, mask="auto"):
         hint = "local_mask=none: every pixel with data counts as clear"
         missing = [" or ".join(masks)]
     else:
-        hint = f"bands={usable} takes those that are there"
+        hint = f"bands={usable} takes what is there, skip_items={item.id} leaves the date out"
     raise InputError(
         f"{item.id}: found the bands {there}, wanted {', '.join(missing)} too ({hint})"
     )
@@ -190,7 +190,11 @@ def baseline_of(item):
         text = re.sub(r"^N?(\d{2})(\d{2})$", r"\1.\2", text.strip())  # 0500, N0500
         if re.fullmatch(r"\d{1,2}(\.\d{1,2})?", text):
             return float(text)
-    place = "the tag PROCESSING_BASELINE" if LOCAL_KEY in found else "s2:processing_baseline"
+    place = (
+        "the tag PROCESSING_BASELINE of its file"
+        if LOCAL_KEY in found
+        else "s2:processing_baseline"
+    )
     raise InputError(
         f"{item.id}: found no processing baseline, wanted {place} or the key offset=applied "
         "(the values are reflectance x 10000 already, nothing is subtracted) or offset=raw "
