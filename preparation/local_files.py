@@ -92,6 +92,7 @@ class Raster:
     crs: rasterio.crs.CRS
     transform: rasterio.Affine
     bounds: tuple
+    outline: object  # in degrees
     baseline: str | None
     offset: int | None
 
@@ -153,7 +154,7 @@ def _read_geotiff(path, folder, request):
         )
     try:
         with rasterio.open(path) as source:
-            place.check_place(source)
+            outline = _outline(source)
             bands = _name_bands(source, (path.stem, *parents), request.local_bands)
             return Raster(
                 path,
@@ -163,6 +164,7 @@ def _read_geotiff(path, folder, request):
                 crs=source.crs,
                 transform=source.transform,
                 bounds=tuple(source.bounds),
+                outline=outline,
                 baseline=source.tags().get("PROCESSING_BASELINE"),
                 offset=_check_numbers(source, bands, request.local_scale),
             )
@@ -327,7 +329,7 @@ def _scene_item(scene, folder, tile, scale):
             raise InputError(f"{first.path}: found files of other {words} beside it, wanted one")
     name = first.path.relative_to(folder).with_suffix("").as_posix()
     name = name if len(rasters) == 1 else str(first.moment.date())
-    item = _new_item(first.path, name, first.moment, first, tile)
+    item = _new_item(first.path, name, first.moment, first.outline, tile)
     item.properties["title"] = first.path.stem  # which may name a tile and a baseline
     item.datetime += item.datetime.date() - sentinel2.solar_date(item)  # so that it is the day
     stats = [raster.path.stat() for raster in rasters]
@@ -376,9 +378,12 @@ def safe_item(product):
     moment = datetime.strptime(named[1], "%Y%m%dT%H%M%S").replace(tzinfo=UTC)
     try:
         with rasterio.open(images["SCL"]) as source:
-            item = _new_item(product, product.stem, moment, source, named[4])
+            outline = _outline(source)
     except RasterioError as error:
         raise InputError(f"{images['SCL']}: found no readable image ({error})") from None
+    except InputError as error:
+        raise InputError(f"{images['SCL']}: {error}") from None
+    item = _new_item(product, product.stem, moment, outline, named[4])
     item.properties["s2:processing_baseline"] = f"{named[2]}.{named[3]}"
     offset = _safe_offset(product / "MTD_MSIL2A.xml")
     if offset is not None:
@@ -414,14 +419,14 @@ def _safe_offset(file):
 # ---- items ---------------------------------------------------------------------------------------
 
 
-def _new_item(file, name, moment, source, tile):
-    """An item without assets. source: an open raster, or what has its bounds, crs and transform."""
-    try:
-        place.check_place(source)
-        bounds = need("odc.geo.geom").box(*source.bounds, source.crs)
-        outline = place.outline(bounds)
-    except InputError as error:
-        raise InputError(f"{file}: {error}") from None
+def _outline(source):
+    """The outline of an open raster in degrees. Raises InputError for one without a place."""
+    place.check_place(source)
+    return place.outline(need("odc.geo.geom").box(*source.bounds, source.crs))
+
+
+def _new_item(file, name, moment, outline, tile):
+    """An item without assets."""
     properties = {"grid:code": f"MGRS-{tile}", sentinel2.LOCAL_KEY: str(file)}
     return need("pystac").Item(name, outline.json, list(outline.boundingbox), moment, properties)
 
