@@ -2,10 +2,12 @@
 
     python prepare_tiles.py mgrs_tile=33UUP year=2021 bbox=12.3,48.6,12.5,48.7 \\
         dataset_name=bavaria_2021 labels=worldcover splits=blocks
-    python prepare_tiles.py local_path=scenes/33UUP offset=raw dataset_name=mine
+    python prepare_tiles.py local_path=scenes/33UUP year=2021 offset=applied dataset_name=mine
     python prepare_tiles.py statistics_only=true dataset_name=theirs labels=fields.gpkg \\
         class_column=crop splits=polygons
 
+The second reads GeoTIFFs (or .SAFE folders); offset=applied is for values that are reflectance x
+10000 already: nothing is subtracted. docs/prepare.md has more about one's own files.
 Needs `pip install -r requirements-prepare.txt`. A stopped run resumes where it ended; a finished
 tile is not made again.
 """
@@ -33,8 +35,10 @@ run_config = {
     "stac_url": "https://earth-search.aws.element84.com/v1",  # or another catalogue's
     "collection": "sentinel-2-l2a",  # of level 2A, in that catalogue
     "items_path": "",  # a saved ItemCollection (JSON) in place of a search
-    "local_path": "",  # a folder of GeoTIFFs, one a date, or of .SAFE folders
-    "local_bands": "",  # band names of the GeoTIFFs (B02,..,SCL or MASK); empty: as they declare
+    "local_path": "",  # a folder of GeoTIFFs (one a date, or one a date and band), or of .SAFE
+    "local_bands": "",  # names of a GeoTIFF's bands (B02,..,SCL or MASK); empty: as it declares
+    "local_scale": 0.0,  # of the GeoTIFFs, 10000 for reflectance of 0 to 1; 0: as their tags say
+    "local_mask": "auto",  # SCL, MASK; auto: one of them; none: every pixel with data is clear
     # which part of it
     "mgrs_tile": "",  # like 33UUP; empty: the tiles that cover bbox
     "bbox": "",  # west,south,east,north in degrees; empty: the whole of mgrs_tile
@@ -47,7 +51,7 @@ run_config = {
     "stride": 1,  # N keeps every N-th row and column
     "resampling": "nearest",  # of bands with other pixels: nearest, bilinear, cubic, average
     "clear_scl": "4,5,6,7,10,11",  # scene classes that count as clear
-    "offset": "auto",  # auto: as each item declares; where that is wrong: applied, or raw
+    "offset": "auto",  # to subtract: as each item declares; applied: nothing; raw: the 1000 of ESA
     # labels and splits, also of finished tiles
     "labels": "",  # worldcover, a raster, a file of polygons or points, or a table with lon and lat
     "labels_layer": "",  # of a file with several layers; empty: the only one
@@ -81,12 +85,17 @@ def check_config(config):
         resolution=(0, 10_000),
         split_block=(1, 1e7),
         max_cloud_cover=(0, 100),
+        local_scale=(0, 1e9),
+        local_mask=("auto", "SCL", "MASK", "none"),
         offset=("auto", "applied", "raw"),
         resampling=("nearest", "bilinear", "cubic", "average"),
     )
     request = parse_request(config)
     if config["local_path"] and config["items_path"]:
         raise InputError("local_path and items_path: found both, wanted one of them")
+    for key in ("local_bands", "local_scale", "local_mask"):
+        if config[key] != run_config[key] and not config["local_path"]:
+            raise InputError(f"{key}={config[key]}: is of local files, wanted local_path=.. too")
     place = config["mgrs_tile"] or config["bbox"] or config["local_path"] or config["items_path"]
     if not place and not config["statistics_only"]:
         raise InputError("mgrs_tile: found none, wanted a tile like 33UUP, or bbox=..")

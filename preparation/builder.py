@@ -24,7 +24,7 @@ from tqdm import tqdm
 
 from preparation import need, pixels, sentinel2
 from preparation.band_statistics import add_counts, count_block, statistics
-from preparation.items import FILE_KEY, ItemError, saved_items, without_secrets
+from preparation.items import ItemError, saved_items, without_secrets
 from preparation.plan import Plan, check_same
 from tiles import Tile
 
@@ -42,13 +42,8 @@ def read_block(plan, items, rows, columns, stop=None):
     shape = rows.stop - rows.start, columns.stop - columns.start
     found, rank = np.zeros((*shape, len(request.bands)), np.uint16), np.zeros(shape, np.uint8)
     for item in items:
-        *_, mask_name = sentinel2.check_assets(item, request.bands)
         keys = request.retries, stop
-        classes, _ = pixels.read_band(item, mask_name, geobox, "nearest", *keys)
-        try:
-            here = sentinel2.rank_pixels(classes[kept], mask_name, request.clear_scl)
-        except (ValueError, IndexError) as error:
-            raise ItemError(item.id, f"asset {mask_name}: {error}") from None
+        here = _rank_block(item, request, geobox, kept, keys)
         missing = (rank == 0) & (here > 0)
         if not missing.any():  # outside the scene, or there already: nothing to fetch
             continue
@@ -66,6 +61,18 @@ def read_block(plan, items, rows, columns, stop=None):
         np.copyto(rank, here, where=missing)
     found[rank == 0] = 0
     return found, (rank == 2).astype(np.uint8)
+
+
+def _rank_block(item, request, geobox, kept, keys):
+    """How good the kept pixels of an item are by its mask, (h, w) uint8 as of `rank_pixels`."""
+    *_, name = sentinel2.check_assets(item, request.bands, request.local_mask)
+    if not name:
+        return np.full(geobox.shape, 2, np.uint8)[kept]
+    classes, _ = pixels.read_band(item, name, geobox, "nearest", *keys)
+    try:
+        return sentinel2.rank_pixels(classes[kept], name, request.clear_scl)
+    except (ValueError, IndexError) as error:
+        raise ItemError(item.id, f"{sentinel2.asset_words(item, name)}: {error}") from None
 
 
 class TileWriter:
@@ -193,9 +200,9 @@ def _begin(plan, part):
 
 def _check_files(part, items):
     """Raise InputError where a local file has changed since the tile was begun."""
-    now = {item.id: item.properties.get(FILE_KEY) for item in items}
+    now = {item.id: item.properties.get(sentinel2.FILE_KEY) for item in items}
     for item in saved_items(part / "items.json"):
-        before = item.properties.get(FILE_KEY)
+        before = item.properties.get(sentinel2.FILE_KEY)
         if before and before != now.get(item.id):
             raise InputError(
                 f"{part}: was begun with another {item.id}; wanted overwrite=true to begin anew"

@@ -21,7 +21,7 @@ from rasterio.warp import reproject
 from rasterio.windows import Window
 
 from preparation import need, sentinel2
-from preparation.items import BAND_KEY, ItemError, without_secrets
+from preparation.items import ItemError, without_secrets
 from preparation.place import check_place, outline
 
 NETWORK = {  # settings of GDAL: no listing of folders, time limits, and a bounded cache
@@ -98,7 +98,7 @@ def with_retries(read, item, name, retries, stop=None):
         if stop is None:
             time.sleep(PAUSE * 2**attempt)
         elif stop.wait(PAUSE * 2**attempt):
-            raise InputError(f"{item.id}: stopped while waiting for asset {name}")
+            raise InputError(f"{item.id}: stopped while waiting for {name}")
 
 
 def _is_remote(href):
@@ -142,7 +142,8 @@ def _read_error(item, name, href, reason, attempts):
                 pass
         except (RasterioError, OSError) as error:
             reason = _reason(error, href)
-    line = f"asset {name} cannot be read ({reason}; {attempts} attempts), wanted "
+    tried = f"; {attempts} attempts" if _is_remote(href) else ""
+    line = f"{sentinel2.asset_words(item, name)} cannot be read ({reason}{tried}), wanted "
     if _blame(reason) == "network":
         return InputError(f"{item.id}: {line}a network that works")
     if _blame(reason) == "access":
@@ -159,17 +160,19 @@ def _open_asset(item, name, href):
 
     Raises ItemError for a raster that lies nowhere, or whose numbers are not those of reflectance.
     """
-    number = sentinel2.find_asset(item, name).extra_fields.get(BAND_KEY, 1)
+    fields = sentinel2.find_asset(item, name).extra_fields
+    number = fields.get(sentinel2.BAND_KEY, 1)
     with rasterio.open(href) as source:
         try:
             check_place(source)
-            factor, offset = 1.0, None
-            if name not in ("SCL", "MASK"):
+            factor, offset = fields.get(sentinel2.SCALE_KEY, 1.0), None
+            if name not in ("SCL", "MASK") and sentinel2.SCALE_KEY not in fields:
                 tags = source.scales[number - 1], source.offsets[number - 1]
                 factor, offset = sentinel2.read_tags(*tags)
             yield source, number, factor, offset
         except InputError as error:
-            raise ItemError(item.id, f"asset {name}: {error}") from None
+            words = sentinel2.asset_words(item, name)
+            raise ItemError(item.id, f"{words}: {error}") from None
 
 
 def source_grid(item, name, retries):

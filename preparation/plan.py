@@ -16,6 +16,8 @@ RESULT_KEYS = (
     "items_path",
     "local_path",
     "local_bands",
+    "local_scale",
+    "local_mask",
     "mgrs_tile",
     "bbox",
     "year",
@@ -28,6 +30,7 @@ RESULT_KEYS = (
     "clear_scl",
     "offset",
 )
+LATER_KEYS = {"local_scale": 0.0, "local_mask": "auto"}  # of older tiles, which lack them
 REASONS = ("skip_items", "of another tile", "of other dates", "too cloudy", "bad")  # to leave out
 
 
@@ -43,6 +46,8 @@ class Request:
     items_path: str
     local_path: str
     local_bands: str
+    local_scale: float
+    local_mask: str
     mgrs_tile: str
     bbox: tuple | None  # a box of preparation/place.py
     first: datetime.date  # of the year
@@ -122,6 +127,7 @@ class Plan:
 
 def check_same(file, before, made_with):
     """Raise InputError where a tile was made, or begun, with other settings."""
+    before = LATER_KEYS | before
     differ = [key for key in RESULT_KEYS if before.get(key) != made_with[key]]
     if differ:
         raise InputError(
@@ -140,8 +146,12 @@ def choose_items(items, request):
     its mask or its baseline (skip_bad_items=true: reports it and leaves it out).
     """
     items = {item.id: item for item in items}  # a catalogue may list one twice
+    noun = "scenes" if request.local_path else "items"
     if unknown := sorted(request.skip_items - set(items)):
-        raise InputError(f"skip_items: found {unknown[0]}, wanted ids of the {len(items)} items")
+        shown = ", ".join(list(items)[:3]) + (" .." if len(items) > 3 else "")
+        raise InputError(
+            f"skip_items: found {unknown[0]}, wanted ids of the {len(items)} {noun} ({shown})"
+        )
     chosen, counts = {}, dict.fromkeys(REASONS, 0)
     for item in items.values():
         try:
@@ -157,11 +167,18 @@ def choose_items(items, request):
         days = chosen.setdefault(sentinel2.tile_of(item), {})
         days.setdefault(sentinel2.solar_date(item), []).append(item)
     counted = ", ".join(f"{count} {reason}" for reason, count in counts.items() if count)
-    print(f"found {len(items)} items" + (f"; left out: {counted}" if counted else ""))
+    print(f"found {len(items)} {noun}" + (f"; left out: {counted}" if counted else ""))
     if not chosen:
+        year, hint = request.made_with["year"], "mgrs_tile, bbox, year and max_cloud_cover"
+        if request.local_path and counts["of other dates"]:
+            days = sorted(map(sentinel2.solar_date, items.values()))
+            raise InputError(
+                f"year={year}: found none of its dates among {len(items)} scenes of {days[0]} to "
+                f"{days[-1]}, wanted a year like year={days[0].year}"
+            )
         raise InputError(
-            f"year={request.made_with['year']}: found no item to use among {len(items)} "
-            f"({counted or 'none'}), wanted some; look at mgrs_tile, bbox, year and max_cloud_cover"
+            f"year={year}: found no {noun[:-1]} to use among {len(items)} ({counted or 'none'}), "
+            f"wanted some; look at {hint}"
         )
     return chosen
 
@@ -176,7 +193,7 @@ def why_not(item, request):
         return "of other dates"
     if sentinel2.number_of(item, "eo:cloud_cover") > request.max_cloud_cover:
         return "too cloudy"
-    sentinel2.check_assets(item, request.bands)
+    sentinel2.check_assets(item, request.bands, request.local_mask)
     sentinel2.offset_of(item, request.offset)
     return None
 

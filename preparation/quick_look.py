@@ -1,5 +1,6 @@
 """quick_look.png of a tile: what to look at before training on it."""
 
+import math
 from datetime import datetime
 from pathlib import Path
 
@@ -7,6 +8,7 @@ import numpy as np
 from matplotlib.colors import to_rgba
 from matplotlib.dates import DateFormatter
 from matplotlib.figure import Figure
+from rasterio.crs import CRS
 
 from maps.land_cover import class_legend
 from tiles import Tile
@@ -28,23 +30,37 @@ def plot_quick_look(folder):
     figure = Figure(figsize=(12, 6), layout="constrained")
     parts = [["color", "clear", "labels"], ["dates", "dates", "dates"]]
     axes = figure.subplot_mosaic(parts, height_ratios=(3, 1))
+    extent, unit = _extent(tile)
+    title = "no true colour: tile.json does not name B04, B03, B02"
     if color is not None:
         high = np.nanpercentile(color, 98) if np.isfinite(color).any() else 1
-        axes["color"].imshow(np.nan_to_num(color / max(high, 1)).clip(0, 1))
-    axes["color"].set_title("median of the clear dates")
-    image = axes["clear"].imshow(clear.sum(0), vmin=0)
+        axes["color"].imshow(np.nan_to_num(color / max(high, 1)).clip(0, 1), extent=extent)
+        title = f"median of the clear dates, reflectance 0 to {high / 10_000:.2g}"
+    axes["color"].set_title(title)
+    image = axes["clear"].imshow(clear.sum(0), vmin=0, extent=extent)
     axes["clear"].set_title("clear dates")
-    figure.colorbar(image, ax=axes["clear"])
-    _plot_labels(axes["labels"], tile, stride)
+    figure.colorbar(image, ax=axes["clear"], label=f"clear dates of {len(clear)}")
+    _plot_labels(axes["labels"], tile, stride, extent)
     _plot_dates(axes["dates"], tile, clear)
     for name in ("color", "clear", "labels"):
-        axes[name].set_axis_off()
+        axes[name].set(xlabel=unit, ylabel=unit, xlim=extent[:2], ylim=extent[2:], aspect="equal")
     figure.suptitle(tile.title)
     save_figure(figure, Path(folder) / "quick_look.png")
     return color
 
 
-def _plot_labels(axes, tile, stride):
+def _extent(tile):
+    """Left, right, bottom, top of a tile, from its north-western corner, and their unit."""
+    height, width = tile.shape[1:3]
+    crs = CRS.from_user_input(tile.info["crs"]) if "crs" in tile.info else None
+    if crs is None or not crs.is_projected:
+        return (0, width, height, 0), "pixels"
+    a, b, _, d, e, _ = tile.info["transform"]
+    km = crs.linear_units_factor[1] / 1000
+    return (0, width * math.hypot(a, d) * km, height * math.hypot(b, e) * km, 0), "km"
+
+
+def _plot_labels(axes, tile, stride, extent):
     axes.set_title("labels" if tile.has_labels else "no labels")
     if not tile.has_labels:
         return
@@ -54,7 +70,7 @@ def _plot_labels(axes, tile, stride):
     for code, entry in legend.items():
         rgba[labels == code] = to_rgba(entry["color"])
         axes.scatter([], [], marker="s", color=entry["color"], label=f"{code} {entry['name']}")
-    axes.imshow(rgba, interpolation="none")
+    axes.imshow(rgba, interpolation="none", extent=extent)
     axes.legend(fontsize=7, loc="upper left", bbox_to_anchor=(1, 1), frameon=False)
 
 
@@ -66,6 +82,6 @@ def _plot_dates(axes, tile, clear):
         axes.xaxis.set_major_formatter(DateFormatter("%Y-%m-%d"))
     else:
         axes.set_xlabel("day of year")
-    axes.vlines(days, 0, share, color="tab:blue")
-    axes.plot(days, share, "o", color="tab:blue", markersize=3)
-    axes.set(ylim=(0, 1), ylabel="clear share", title=f"{len(days)} dates")
+    axes.vlines(days, 0, 100 * share, color="tab:blue")
+    axes.plot(days, 100 * share, "o", color="tab:blue", markersize=3)
+    axes.set(ylim=(0, 100), ylabel="clear pixels (%)", title=f"{len(days)} dates")

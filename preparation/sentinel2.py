@@ -11,6 +11,7 @@ of Element 84's earth-search, Microsoft's Planetary Computer and the Copernicus 
 import math
 import re
 from datetime import date, timedelta
+from pathlib import Path
 
 from running.errors import InputError
 
@@ -44,7 +45,12 @@ MAX_SCL, SNOW = 11, 11
 OFFSET = 1000  # of the digital numbers of baseline 04.00 and later
 OFFSET_BASELINE = 4.0
 TOOLBOX_BASELINE = 90.0  # 99.99 and its kin: made by a user's sen2cor, with or without the offset
-OFFSET_KEY = "local:offset"  # of an item's properties: to subtract, as the files themselves declare
+# of items of local files: properties, then fields of an asset
+LOCAL_KEY = "local:path"  # one of its files, or the .SAFE folder
+OFFSET_KEY = "local:offset"  # to subtract, as the files themselves declare
+FILE_KEY = "local:file"  # size and time of the last change of each file
+BAND_KEY = "local:band"  # the number of the band in its file; 1 where it is missing
+SCALE_KEY = "local:scale"  # what makes its numbers reflectance x 10000, in place of its tags
 # properties of items, in the order in which they are believed
 TILE_KEYS = ("grid:code", "s2:mgrs_tile", "odc:region_code")
 TILE_PARTS = ("utm_zone", "latitude_band", "grid_square")  # after mgrs: or sentinel:
@@ -140,18 +146,38 @@ def find_asset(item, band):
     return None
 
 
-def check_assets(item, bands):
-    """The names of the assets to read: the bands, then SCL or MASK.
+def check_assets(item, bands, mask="auto"):
+    """The names of the assets to read: the bands, then SCL or MASK, or "" where none is wanted.
 
-    Raises InputError where one is missing: without its mask, an item is not taken for clear.
+    mask: as the key local_mask. Raises InputError where one is missing: without its mask, an item
+    is not taken for clear.
     """
-    mask = next((name for name in ("SCL", "MASK") if find_asset(item, name)), None)
+    masks = {"auto": ["SCL", "MASK"], "none": []}.get(mask, [mask])
     missing = [name for name in bands if not find_asset(item, name)]
-    if missing or not mask:
-        missing += [] if mask else ["SCL"]
-        found = ", ".join(sorted(item.assets)) or "none"
-        raise InputError(f"{item.id}: found the assets {found}, wanted {', '.join(missing)} too")
-    return [*bands, mask]
+    found = [name for name in masks if find_asset(item, name)]
+    if masks and not found:
+        missing.append(masks[0])
+    if not missing:
+        return [*bands, *found[:1]] if masks else [*bands, ""]
+    there = ", ".join(sorted(item.assets)) or "none"
+    if LOCAL_KEY not in item.properties:
+        raise InputError(f"{item.id}: found the assets {there}, wanted {', '.join(missing)} too")
+    usable = ",".join(sorted({*item.assets} - {"SCL", "MASK"}))
+    if missing == masks[:1]:
+        hint = "local_mask=none: every pixel with data counts as clear"
+        missing = [" or ".join(masks)]
+    else:
+        hint = f"bands={usable} takes what is there, skip_items={item.id} leaves the date out"
+    raise InputError(
+        f"{item.id}: found the bands {there}, wanted {', '.join(missing)} too ({hint})"
+    )
+
+
+def asset_words(item, name):
+    """An asset as messages name it: that of a local file by band and file."""
+    if LOCAL_KEY in item.properties:
+        return f"{name} ({Path(find_asset(item, name).href).name})"
+    return f"asset {name}"
 
 
 def baseline_of(item):
@@ -164,9 +190,15 @@ def baseline_of(item):
         text = re.sub(r"^N?(\d{2})(\d{2})$", r"\1.\2", text.strip())  # 0500, N0500
         if re.fullmatch(r"\d{1,2}(\.\d{1,2})?", text):
             return float(text)
+    place = (
+        "the tag PROCESSING_BASELINE of its file"
+        if LOCAL_KEY in found
+        else "s2:processing_baseline"
+    )
     raise InputError(
-        f"{item.id}: found no processing baseline, wanted s2:processing_baseline in the item "
-        "(or offset=applied, offset=raw where you know)"
+        f"{item.id}: found no processing baseline, wanted {place} or the key offset=applied "
+        "(the values are reflectance x 10000 already, nothing is subtracted) or offset=raw "
+        "(the values still hold the 1000 that ESA adds since 2022, it is subtracted)"
     )
 
 

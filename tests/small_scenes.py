@@ -1,12 +1,13 @@
 """Small scenes on disk: GeoTIFFs, .SAFE folders and STAC items, for tests of what they declare."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pystac
 import rasterio
 from stac_server import CRS, LEFT, TOP, write_collection
 
-from preparation import items as sources
-from preparation import pixels
+from preparation import local_files, pixels, sentinel2
 
 EDGE = 24  # pixels along an edge of the small scenes
 
@@ -82,10 +83,18 @@ def local(folder, **keys):
     return {"bands": "B04,B8A"} | keys
 
 
+def local_item(file):
+    """The item of one GeoTIFF."""
+    keys = {"mgrs_tile": "", "local_bands": "", "local_scale": 0.0, "local_mask": "auto"}
+    request = SimpleNamespace(**keys, skip_bad_items=False)
+    (item,) = local_files.geotiff_items([file], file.parent, request)
+    return item
+
+
 def read(path, band=1, name="B04", grid=None, resampling="nearest"):
     """`read_band` of a file, on its own grid if no other is given."""
     item = pystac.Item("x", None, None, pystac.utils.str_to_datetime("2021-06-05T10:00:00Z"), {})
-    fields = {sources.BAND_KEY: band}
+    fields = {sentinel2.BAND_KEY: band}
     item.add_asset(name, pystac.Asset(str(path), extra_fields=fields))
     grid = grid or pixels.source_grid(item, name, 0)
     return pixels.read_band(item, name, grid, resampling, 0)

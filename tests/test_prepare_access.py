@@ -13,6 +13,7 @@ import rasterio
 from scenes import prepare, settings
 from small_scenes import (
     local,
+    local_item,
     make_item,
     save,
     values,
@@ -105,10 +106,9 @@ def test_eight_digits_before_the_date_are_no_date(tmp_path, name, day):
     file = write_day(tmp_path / f"{name}.tif", values())
     if day is None:
         with pytest.raises(InputError, match="found no date of Sentinel-2"):
-            sources.geotiff_item(file, "hill", "")
+            local_item(file)
     else:
-        item, _ = sources.geotiff_item(file, "hill", "")
-        assert str(sentinel2.solar_date(item)) == day
+        assert str(sentinel2.solar_date(local_item(file))) == day
 
 
 # ---- servers that do not answer, and access that has run out -------------------------------------

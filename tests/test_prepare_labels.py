@@ -329,6 +329,29 @@ def test_the_picture_shows_the_median_of_the_clear_dates(tiles, monkeypatch):
     np.testing.assert_allclose(plot_quick_look(folder), wanted[::3, ::3])
 
 
+@pytest.mark.parametrize(
+    ("place", "unit", "edge"),
+    [
+        ({"crs": CRS, "transform": [10, 0, LEFT, 0, -10, TOP]}, "km", 0.6),
+        ({"crs": "EPSG:2263", "transform": [100, 0, LEFT, 0, -100, TOP]}, "km", 1.829),  # feet
+        ({"crs": "EPSG:4326", "transform": [1e-4, 0, 12, 0, -1e-4, 48]}, "pixels", SIZE),
+        ({}, "pixels", SIZE),
+    ],
+)
+def test_the_picture_says_its_units(tmp_path, monkeypatch, place, unit, edge):
+    names = ["B04", "B03", "B02", *"defghij"]
+    folder = make_tile(tmp_path / "MGRS-0", SHAPE, bands=names, **place)
+    figures = []
+    monkeypatch.setattr(quick_look, "save_figure", lambda figure, path: figures.append(figure))
+    plot_quick_look(folder)
+    color, clear, labels, dates, bar = figures[0].axes
+    for axes in (color, clear, labels):
+        assert axes.get_xlabel() == axes.get_ylabel() == unit
+        np.testing.assert_allclose((*axes.get_xlim(), *axes.get_ylim()), (0, edge, edge, 0), 1e-3)
+    assert "reflectance 0 to 0." in color.get_title()
+    assert bar.get_ylabel() == "clear dates of 4" and dates.get_ylabel() == "clear pixels (%)"
+
+
 def test_few_dates_are_reported(tiles, tmp_path, capsys):
     label(tmp_path)
     assert "clear dates or fewer, wanted 10 to 20" in capsys.readouterr().out

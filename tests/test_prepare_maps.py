@@ -5,6 +5,7 @@ import re
 import shlex
 import shutil
 import subprocess
+import sys
 from types import SimpleNamespace
 
 from running.config import override
@@ -19,7 +20,19 @@ import shapely
 import torch
 from helpers import ROOT, make_tile
 from rio_cogeo import cog_validate
-from stac_server import CRS, LEFT, SIZE, TOP, Catalogue, FileServer, make_scene
+from scenes import fill
+from small_scenes import write_raster
+from stac_server import (
+    CRS,
+    LEFT,
+    SIZE,
+    TOP,
+    Catalogue,
+    FileServer,
+    make_scene,
+    true_classes,
+    true_reflectance,
+)
 
 import infer
 import prepare_tiles
@@ -27,6 +40,7 @@ import train
 import train_classification
 from maps.geotiff import write_representation_tif
 from maps.reader import RepresentationMap, open_representations
+from preparation import sentinel2
 from tiles import Tile
 
 pytestmark = [
@@ -82,9 +96,9 @@ def world(tmp_path_factory):
     server.shutdown()
 
 
-def commands():
-    """The commands of docs/prepare.md under "From a place and a year", as lists of words."""
-    text = (ROOT / "docs/prepare.md").read_text().split("## From a place and a year")[1]
+def commands(heading="From a place and a year"):
+    """The commands of docs/prepare.md under a heading, as lists of words."""
+    text = (ROOT / "docs/prepare.md").read_text().split(f"## {heading}")[1]
     block = re.search(r"```bash\n(.*?)```", text, re.S)[1].replace("\\\n", " ")
     return [words for line in block.splitlines() if (words := shlex.split(line, comments=True))]
 
@@ -95,19 +109,23 @@ def run(script, arguments):
     module.main(override(module.run_config, arguments))
 
 
-@pytest.fixture(scope="module")
-def mapped(world, tmp_path_factory):
-    """All of these commands, run in an empty folder; returns the folder."""
-    torch.set_num_threads(1)
-    folder = tmp_path_factory.mktemp("mapped")
+def write_fields(path):
+    """Polygons of three crops."""
     fields = [
         shapely.box(x, TOP - y - 180, x + 180, TOP - y)
         for y in range(100, 2200, 240)
         for x in range(LEFT["33UUP"] + 200, LEFT["33UVP"] + 2200, 240)
     ]
     crops = [("wheat", "maize", "meadow")[i % 3] for i in range(len(fields))]
-    frame = geopandas.GeoDataFrame({"crop": crops}, geometry=fields, crs=CRS)
-    frame.to_file(folder / "fields.gpkg")
+    geopandas.GeoDataFrame({"crop": crops}, geometry=fields, crs=CRS).to_file(path)
+
+
+@pytest.fixture(scope="module")
+def mapped(world, tmp_path_factory):
+    """All of these commands, run in an empty folder; returns the folder."""
+    torch.set_num_threads(1)
+    folder = tmp_path_factory.mktemp("mapped")
+    write_fields(folder / "fields.gpkg")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         patch.setenv("WANDB_MODE", "disabled")
@@ -129,6 +147,49 @@ def test_the_commands_of_the_docs_make_tiles_a_model_and_maps(mapped):
         assert set(np.unique(tile.splits)) == {0, 1, 2, 3}
         names = {entry["name"] for entry in tile.info["classes"].values()}
         assert names == {"wheat", "maize", "meadow"}
+
+
+def write_own(folder, form):
+    """GeoTIFFs of ten bands and SCL on twelve dates: one a date, or one a date and band."""
+    for month in range(1, 13):
+        day, layers = f"2018-{month:02d}-05", {}
+        for band in sentinel2.TESSERA_BANDS:
+            layers[band] = true_reflectance(day, band)
+        layers["SCL"] = true_classes(day)
+        if form == "a file a date":
+            stack = [fill(layer) for layer in layers.values()]
+            write_raster(folder / f"farm_{day}.tif", *stack, names=[*layers], dtype="int16")
+            continue
+        for band, layer in layers.items():
+            pixel = 10 * SIZE // len(layer)
+            transform = rasterio.Affine(pixel, 0, LEFT["33UUP"], 0, -pixel, TOP)
+            write_raster(folder / day / f"{band}_{pixel}m.tif", layer, transform=transform)
+
+
+def test_the_commands_for_own_geotiffs_make_the_same_tile_of_both_forms_and_maps(
+    tmp_path, monkeypatch
+):
+    """The first in a process of its own, as a user starts it."""
+    monkeypatch.setenv("WANDB_MODE", "disabled")
+    steps = [c for c in commands("From your own GeoTIFFs") if c[0] == "python"]
+    content = {}
+    for form in ("a file a date", "a file a band"):
+        folder = tmp_path / form
+        write_own(folder / "scenes" / "farm", form)
+        write_fields(folder / "fields.gpkg")
+        command = [sys.executable, ROOT / steps[0][1], *steps[0][2:]]
+        done = subprocess.run(command, cwd=folder, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        (tile,) = (folder / "data/farm_2018/processed").iterdir()
+        assert tile.name == "MGRS-farm"
+        content[form] = {file.name: file.read_bytes() for file in tile.glob("*.npy")}
+    assert content["a file a date"] == content["a file a band"]
+    assert len(content["a file a date"]) == 7  # with labels and splits
+    monkeypatch.chdir(folder)
+    for _, script, *arguments in steps[1:]:
+        run(script, arguments + SMALL[script])
+    with rasterio.open("outputs/MGRS-farm/classification_map.tif") as source:
+        assert str(source.crs) == CRS and set(np.unique(source.read(1))) <= {0, 1, 2, 3}
 
 
 def test_maps_lie_where_their_source_lies(mapped):

@@ -13,6 +13,7 @@ from small_scenes import (
     UUID,
     items_of,
     local,
+    local_item,
     make_item,
     read,
     save,
@@ -136,7 +137,7 @@ def test_scale_and_offset_tags_are_applied(tmp_path, stored, scale, offset, subt
     )
     with rasterio.open(folder / "a_20210605.tif", "r+") as file:
         file.update_tags(PROCESSING_BASELINE="02.14")  # the tags of the bands come first
-    item, _ = sources.geotiff_item(folder / "a_20210605.tif", "hill", "")
+    item = local_item(folder / "a_20210605.tif")
     assert sentinel2.offset_of(item) == subtracted
     numbers, declared = read(folder / "a_20210605.tif")
     assert declared == (subtracted or None)
