@@ -106,9 +106,9 @@ export class App {
   // Look at a pixel: its facts and year at once, similar pixels when the workers have answered.
   async look(row, column) {
     const start = performance.now();
-    this.showTab("pixelPage");
     this.#readYear({ row, column });
     showPixel(this);
+    this.showTab("pixelPage");
     this.drawYear();
     this.map.draw();
     await this.findSimilar();
