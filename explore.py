@@ -36,6 +36,8 @@ from explorer.scene import (
     map_layers,
     median_layer,
     read_series,
+    same_grid,
+    tell_apart,
 )
 from maps.false_color import find_basis, sample_representations
 from maps.reader import check_together
@@ -78,6 +80,7 @@ def open_scenes(config):
     scenes = [Scene(path, tile) for path, tile in zip(paths, tiles, strict=True)]
     check_together(scenes)
     notice_other_names(scenes)
+    tell_apart(scenes)
     return scenes
 
 
@@ -201,6 +204,9 @@ def main(config):
         *projection, embedding = fit_components(sample, config)
         output_dir = make_output_dir(folder)
         pixels = [pack_scene(s, projection, basis, config, blobs, each) for s in scenes]
+
+    for about, scene in zip(pixels, scenes, strict=True):  # number of the first of the same grid
+        about["grid"] = [same_grid(scene, one) or one is scene for one in scenes].index(True)
 
     # page
     log = start_log(config, "explore", output_dir, start_runtime("cpu"))

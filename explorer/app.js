@@ -1,5 +1,6 @@
 // The state of the page and what can be done with it; panel.js and map.js show it.
 import { geojson, classTable, download, labelMap, mapPicture, npy } from "./files.js";
+import { geotiff, whyNoGeotiff } from "./geotiff.js";
 import { Labels, brushPixels, chooseLabels } from "./labels.js";
 import { isThere, mapCodes, paintLayer } from "./layers.js";
 import {
@@ -21,6 +22,7 @@ const MAX_TRAINING = 4000; // labelled pixels that the softmax learns from
 const MAX_NEAREST_WORK = 1.5e8; // pixels times labelled pixels that k nearest compares
 const SHARE_SHOWN = 0.1; // of the pixels that are above the first threshold
 const MAX_THRESHOLD = 0.999;
+const MAX_OTHERS = 2; // other years in the plot, each with a line of its own
 const PATIENCE = 120; // milliseconds after a label until the map is made again
 
 export class App {
@@ -30,10 +32,11 @@ export class App {
     this.labels = new Labels(() => this.labelsChanged());
     this.storage = new Storage(facts.hash);
     this.found = { similarity: null, threshold: 0.9, prediction: null, classes: [] };
-    this.view = { background: "falseColor", overlay: "none", opacity: 85, hidden: false };
+    this.view = { background: "falseColor", overlay: "none", opacity: 85, from: 0, hidden: false };
     this.view = { ...this.view, method: "softmax", k: 5, auto: true, brush: 2, centred: false };
     this.hidden = new Set(); // curves of the plot that are off
-    [this.pixel, this.series, this.ndvi, this.date, this.code] = [null, null, null, -1, 0];
+    [this.pixel, this.series, this.ndvi, this.others] = [null, null, null, []];
+    [this.date, this.code] = [-1, 0];
     [this.images, this.times, this.learnedVersion] = [new Map(), {}, -1];
     this.setBackground = (key) => this.change({ background: key });
     this.setOverlay = (key) => this.change({ overlay: key, hidden: false });
@@ -51,12 +54,16 @@ export class App {
     this.keep();
   }
 
+  // Show another map. If it is of the same pixels, the pixel that is looked at and the view stay.
   showScene(index) {
+    const same = this.scenes[index].grid === this.scene.grid;
     this.scene = this.scenes[index];
     this.images.clear();
-    [this.pixel, this.series, this.map.pixel] = [null, null, null];
-    this.map.show(this.scene);
+    this.#readYear((same && this.pixel) || null);
+    this.map.show(this.scene, same);
     this.refresh();
+    this.drawYear();
+    if (this.pixel && this.found.similarity) this.findSimilar(false);
   }
 
   // Show everything anew.
@@ -72,7 +79,8 @@ export class App {
 
   #image(key) {
     if (!this.images.has(key)) {
-      this.images.set(key, paintLayer(this.scene, key, this.found, this.data.scales));
+      const { scene, found, view, data } = this;
+      this.images.set(key, paintLayer(scene, key, found, data.scales, view.from));
     }
     return this.images.get(key);
   }
@@ -98,19 +106,29 @@ export class App {
   // Look at a pixel: its facts and year at once, similar pixels when the workers have answered.
   async look(row, column) {
     const start = performance.now();
-    this.showTab("pixelPage");
-    this.pixel = this.map.pixel = { row, column };
-    this.series = seriesAt(this.scene, row, column);
-    this.ndvi = this.series && ndviOf(this.series);
-    this.date = -1;
+    this.#readYear({ row, column });
     showPixel(this);
+    this.showTab("pixelPage");
     this.drawYear();
     this.map.draw();
     await this.findSimilar();
     this.times.look = performance.now() - start;
   }
 
-  async findSimilar() {
+  // Take the series of a pixel (or of none), and those that other maps have of it.
+  #readYear(pixel) {
+    this.pixel = this.map.pixel = pixel;
+    const read = (scene) => {
+      const series = pixel && seriesAt(scene, pixel.row, pixel.column);
+      return { title: scene.title, series, ndvi: series && ndviOf(series) };
+    };
+    Object.assign(this, read(this.scene), { date: -1 });
+    const same = this.scenes.filter((one) => one !== this.scene && one.grid === this.scene.grid);
+    this.others = same.map(read).filter(({ series }) => series).slice(0, MAX_OTHERS);
+  }
+
+  // Find the pixels like the one that is looked at; onTop: show them where nothing else is.
+  async findSimilar(onTop = true) {
     const { row, column } = this.pixel;
     const vector = vectorOf(this.data, this.scene.first + row * this.scene.width + column);
     if (!vector) return this.say("No data here: too few clear dates for an embedding.");
@@ -123,7 +141,7 @@ export class App {
     if (asked !== this.similarityAsked) return; // a later click was faster
     this.found.similarity = concatenate(parts);
     if (!this.thresholdChosen) this.found.threshold = shareThreshold(this.found.similarity);
-    if (this.view.overlay === "none") this.view.overlay = "similarity";
+    if (onTop && this.view.overlay === "none") this.view.overlay = "similarity";
     this.showSimilar();
   }
 
@@ -139,6 +157,12 @@ export class App {
     this.showSimilar();
   }
 
+  // The share, in percent, from which the colours of confidence begin.
+  setFrom(percent) {
+    for (const key of ["confidence", "mapConfidence"]) this.images.delete(key);
+    this.change({ from: percent });
+  }
+
   toggleCurve(name) {
     if (!this.hidden.delete(name)) this.hidden.add(name);
     showPixel(this);
@@ -148,7 +172,7 @@ export class App {
   drawYear() {
     const [canvas, note] = [document.getElementById("year"), document.getElementById("yearNote")];
     if (!this.series || !canvas.clientWidth) return;
-    drawYear(canvas, this.series, this.ndvi, this.hidden, this.date);
+    drawYear(canvas, [this, ...this.others], this.hidden, this.date);
     const { series, pixel, scene } = this;
     const far = series.row !== pixel.row || series.column !== pixel.column;
     const [row, column] = [series.row * scene.stride, series.column * scene.stride];
@@ -178,6 +202,14 @@ export class App {
     if (!code) return this.say("There are 255 classes, and labels.npy holds no more.");
     this.chooseClass(code);
     nameClass();
+  }
+
+  // A class that gets the name of one of the tile's gets its colour, too.
+  renameClass(code, name) {
+    const { classes, mapClasses = {} } = this.scene;
+    const all = [...Object.values(classes), ...Object.values(mapClasses)];
+    const known = all.find((one) => one.name === name);
+    this.labels.editClass(code, known ? { name, color: known.color } : { name });
   }
 
   // Add the tile's classes to the page's, joined by name. Returns a Map from codes to the page's.
@@ -335,9 +367,10 @@ export class App {
 
   // ---- files and sessions ----
 
-  // <name>.<ending>, with the tile's name in it where the page has several.
+  // <name>.<ending>, with the map's title in it where the page has several.
   #fileName(name) {
-    return this.scenes.length > 1 ? name.replace(".", `_${this.scene.name}.`) : name;
+    const title = this.scene.title.replace(/[^\p{L}\p{N}.-]+/gu, "_").replace(/^_+|_+$/g, "");
+    return this.scenes.length > 1 ? name.replace(".", () => `_${title}.`) : name;
   }
 
   saveLabels() {
@@ -359,6 +392,14 @@ export class App {
   saveMap() {
     const codes = mapCodes(this.scene, this.found.prediction);
     download(this.#fileName("map.npy"), npy(codes, this.scene.height, this.scene.width));
+  }
+
+  async saveGeotiff() {
+    const why = whyNoGeotiff(this.scene);
+    if (why) return this.say(why);
+    const codes = mapCodes(this.scene, this.found.prediction);
+    const parts = await geotiff(this.scene, codes, this.labels.classes);
+    download(this.#fileName("map.tif"), parts, "image/tiff");
   }
 
   savePicture() {
@@ -387,6 +428,7 @@ export class App {
   restore(session) {
     const { classes, labels, left, view } = readSession(session, this.scenes);
     Object.assign(this.view, view);
+    this.images.clear();
     this.dropMap();
     this.labels.replace(classes, labels);
     return { taken: labels.length, left };

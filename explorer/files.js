@@ -56,6 +56,7 @@ export function geojson(scenes, labels) {
       class: labels.classOf(code).name,
       color: labels.classOf(code).color,
       tile: scene.name,
+      map: scene.title,
       row: row * scene.stride,
       column: column * scene.stride,
       click,

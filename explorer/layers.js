@@ -95,8 +95,9 @@ export function mapCodes(scene, prediction) {
 }
 
 // Paint a layer into a canvas of the scene's grid.
-// found: {similarity, threshold, prediction, classes (of the page)}; scales: NaN where no data.
-export function paintLayer(scene, key, found, scales) {
+// found: {similarity, threshold, prediction, classes (of the page)}; scales: NaN where no data;
+// from: percent, where the colours of confidence begin.
+export function paintLayer(scene, key, found, scales, from = 0) {
   const canvas = document.createElement("canvas");
   [canvas.width, canvas.height] = [scene.width, scene.height];
   const pen = canvas.getContext("2d");
@@ -110,7 +111,8 @@ export function paintLayer(scene, key, found, scales) {
     paintNumbers(out, scene.layers.count, 0, maxOf(scene.layers.count), colors, () => false);
   if (key === "classes" || key === "labels")
     paintCodes(out, scene.layers[key], classesOf(scene, key));
-  if (key === "confidence") paintNumbers(out, scene.layers.confidence, 0, 255, colors, empty);
+  const sure = (values) => paintNumbers(out, values, 2.55 * from, 255, colors, empty);
+  if (key === "confidence") sure(scene.layers.confidence);
   if (key === "similarity") {
     const below = (value) => !(value >= found.threshold);
     out.fill(SCRIM);
@@ -120,9 +122,7 @@ export function paintLayer(scene, key, found, scales) {
     const legend = Object.fromEntries(found.classes.map((one) => [one.code, one]));
     paintCodes(out, mapCodes(scene, found.prediction), legend);
   }
-  if (key === "mapConfidence") {
-    paintNumbers(out, partOf(scene, found.prediction.confidence), 0, 255, colors, empty);
-  }
+  if (key === "mapConfidence") sure(partOf(scene, found.prediction.confidence));
   pen.putImageData(image, 0, 0);
   return canvas;
 }
@@ -133,9 +133,10 @@ function codesOf(scene, key) {
   return (scene.codes[key] ??= new Set(scene.layers[key]));
 }
 
-// The legend of a layer: {title, gradient, low, high} or {title, entries: [{name, color}]} or null.
-export function legendOf(scene, key, found) {
-  const percent = { low: "0 %", high: "100 %" };
+// The legend of a layer: {title, gradient, low, high, from (where it can be chosen)} or {title,
+// entries: [{name, color}]} or null.
+export function legendOf(scene, key, found, from = 0) {
+  const percent = { low: from ? `≤ ${from} %` : "0 %", high: "100 %", from };
   const bar = (title, ends) => ({ title, gradient: gradient(LAYER_RAMPS[key]), ...ends });
   const entries = (codes, classes) => classes.filter((one) => codes.has(one.code));
   const named = Object.entries(classesOf(scene, key));

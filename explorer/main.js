@@ -68,6 +68,7 @@ function bindMap(app) {
 
 function bindPixel(app) {
   on("opacity", "input", (event) => app.change({ opacity: Number(event.target.value) }));
+  on("from", "input", (event) => app.setFrom(Number(event.target.value)));
   on("threshold", "input", (event) => app.setThreshold(fromSlider(Number(event.target.value))));
   on("centred", "change", (event) => {
     app.view.centred = event.target.checked;
@@ -129,6 +130,7 @@ function bindFiles(app) {
     "saveTileJson",
     "saveGeojson",
     "savePicture",
+    "saveGeotiff",
     "saveMap",
     "saveSession",
   ]) {

@@ -29,10 +29,13 @@ export class MapView {
     this.#listen();
   }
 
-  show(scene) {
+  // Show a scene; stay: at the place and zoom of the one before.
+  show(scene, stay = false) {
+    stay &&= Boolean(this.scene);
     this.scene = scene;
     this.cursor = null;
-    this.fit();
+    if (stay) this.draw();
+    else this.fit();
   }
 
   // ---- view ----

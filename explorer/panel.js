@@ -1,5 +1,5 @@
 // The panel beside the map: fills what page.html lays out. Text goes in as text, never as HTML.
-import { bandColor } from "./plot.js";
+import { LINES, bandColor } from "./plot.js";
 import { describeArea, describePlace, geographic, mapCoordinates, middle } from "./geo.js";
 import { BACKGROUNDS, FULL_NAMES, OVERLAYS, WHY_NOT } from "./layers.js";
 import { classesOf, isThere, legendOf, partOf } from "./layers.js";
@@ -56,10 +56,12 @@ export function showLayers(app) {
   const { scene, found, view } = app;
   fillChoice(byId("backgrounds"), BACKGROUNDS, view.background, scene, found, app.setBackground);
   fillChoice(byId("overlays"), OVERLAYS, view.overlay, scene, found, app.setOverlay);
+  byId("falseColorHint").hidden = view.background !== "falseColor";
   byId("opacity").value = view.opacity;
   byId("opacityOut").value = `${view.opacity} %`;
   const onTop = view.hidden ? "none" : view.overlay;
-  showLegend(legendOf(scene, onTop, found) ?? legendOf(scene, view.background, found));
+  const legend = legendOf(scene, onTop, found, view.from);
+  showLegend(legend ?? legendOf(scene, view.background, found));
 }
 
 function showLegend(legend) {
@@ -80,7 +82,9 @@ function showLegend(legend) {
   for (const { name, color } of legend.entries ?? []) {
     parts.push(make("div", { className: "entry" }, swatch(color), make("span", {}, name)));
   }
-  byId("legend").replaceChildren(...parts);
+  byId("legendParts").replaceChildren(...parts);
+  byId("fromBox").hidden = legend.from === undefined;
+  byId("from").value = legend.from ?? 0;
 }
 
 // ---- pixel --------------------------------------------------------------------------------------
@@ -128,7 +132,7 @@ export function pixelFacts(app, { row, column }) {
 }
 
 export function showPixel(app) {
-  const { pixel, series, ndvi } = app;
+  const { pixel, series, ndvi, scene, others } = app;
   byId("pixelEmpty").hidden = Boolean(pixel);
   byId("pixelBox").hidden = !pixel;
   if (!pixel) return;
@@ -149,6 +153,11 @@ export function showPixel(app) {
     return chip;
   });
   byId("curves").replaceChildren(...chips);
+  const years = [scene, ...others].map(({ title }, i) =>
+    make("span", {}, make("i", { className: LINES[i].name }), title),
+  );
+  byId("years").replaceChildren(...years);
+  byId("years").hidden = !others.length;
 }
 
 // The threshold's slider is finer the nearer it is to 1, where most similarities are.
@@ -179,7 +188,7 @@ function classRow(app, code, index) {
   tint.addEventListener("change", () => app.labels.editClass(code, { color: tint.value }));
   const text = make("input", { type: "text", maxLength: 60, spellcheck: false });
   text.setAttribute("aria-label", "Name of the class");
-  text.addEventListener("change", () => app.labels.editClass(code, { name: text.value.trim() }));
+  text.addEventListener("change", () => app.renameClass(code, text.value.trim()));
   text.addEventListener("focus", () => app.chooseClass(code, false));
   text.addEventListener("keydown", (event) => event.key === "Enter" && byId("map").focus());
   const number = make("span", { className: "count", title: "Clicks or strokes / labelled pixels" });
@@ -249,7 +258,7 @@ export function classPixels(app) {
 
 export function showMap(app) {
   const { prediction } = app.found;
-  for (const id of ["savePicture", "saveMap"]) byId(id).disabled = !prediction;
+  for (const id of ["savePicture", "saveGeotiff", "saveMap"]) byId(id).disabled = !prediction;
   for (const id of ["saveLabels", "saveTileJson", "saveGeojson"])
     byId(id).disabled = !app.labels.byPixel.size;
   if (!prediction) {

@@ -1,10 +1,16 @@
 // The year of a pixel on a canvas: NDVI above, chosen bands below, clear and cloudy dates apart.
+// Other years of the pixel have other lines. Years: [{series, ndvi}], first the shown map's.
 import { BAND_COLORS } from "./colors.js";
 
 const MONTHS = ["J", "F", "M", "A", "M", "J", "J", "A", "S", "O", "N", "D"];
 const STARTS = [1, 32, 60, 91, 121, 152, 182, 213, 244, 274, 305, 335];
 const EDGE = { left: 42, right: 10, top: 20, bottom: 22, between: 30 };
 const FONT = "11px system-ui, sans-serif";
+export const LINES = [
+  { name: "solid", dash: [] },
+  { name: "dashed", dash: [6, 4] },
+  { name: "dotted", dash: [1.5, 3] },
+];
 const OTHER_COLORS = ["#8da0cb", "#66c2a5", "#fc8d62", "#a6761d", "#7570b3"];
 
 export function bandColor(name, index) {
@@ -12,11 +18,11 @@ export function bandColor(name, index) {
   return known ? BAND_COLORS[name] : OTHER_COLORS[index % OTHER_COLORS.length];
 }
 
-function range(lists, clear, start) {
+function range(curves, start) {
   let [low, high] = start;
-  for (const values of lists) {
+  for (const { values, series } of curves) {
     values.forEach((value, i) => {
-      if (!clear[i] || !(Math.abs(value) < 10)) return; // clouds do not set the scale
+      if (!series.clear[i] || !(Math.abs(value) < 10)) return; // clouds do not set the scale
       low = Math.min(low, value);
       high = Math.max(high, value);
     });
@@ -32,21 +38,26 @@ function ticks([low, high]) {
   return out.map((value) => +value.toFixed(2) || 0);
 }
 
-// The panels of a plot: where they are, their scale and their curves.
-function layPanels(series, ndvi, hidden, width, height) {
-  const bands = series.bands
-    .map((band, i) => ({ ...band, color: bandColor(band.name, i) }))
-    .filter((band) => !hidden.has(band.name));
+// The panels of a plot: where they are, their scale and their curves, those of other years below.
+function layPanels(years, hidden, width, height) {
+  const [ndvi, bands] = [[], []];
+  const names = years[0].series.bands.map((band) => band.name);
+  years.forEach(({ series, ndvi: values }, line) => {
+    if (values && !hidden.has("NDVI")) ndvi.unshift({ values, series, line });
+    for (const band of series.bands) {
+      const { name } = band;
+      if (!names.includes(name) || hidden.has(name)) continue;
+      bands.unshift({ ...band, color: bandColor(name, names.indexOf(name)), series, line });
+    }
+  });
   const panels = [];
-  if (ndvi && !hidden.has("NDVI"))
-    panels.push({ title: "NDVI", curves: [{ values: ndvi, ndvi: true }], share: 1 });
+  if (ndvi.length) panels.push({ title: "NDVI", curves: ndvi, share: 1 });
   if (bands.length) panels.push({ title: "surface reflectance", curves: bands, share: 1.35 });
   const room = height - EDGE.top - EDGE.bottom - EDGE.between * (panels.length - 1);
   const total = panels.reduce((sum, panel) => sum + panel.share, 0);
   let top = EDGE.top;
   for (const panel of panels) {
-    const values = panel.curves.map((curve) => curve.values);
-    panel.range = range(values, series.clear, panel.title === "NDVI" ? [0, 1] : [0, 0.2]);
+    panel.range = range(panel.curves, panel.title === "NDVI" ? [0, 1] : [0, 0.2]);
     panel.top = top;
     panel.height = (room * panel.share) / total;
     const [low, high] = panel.range;
@@ -82,20 +93,23 @@ function drawMonths(pen, x, ink, height) {
   });
 }
 
-function drawCurve(pen, curve, panel, series, x, ink) {
-  const color = curve.ndvi ? ink.text : curve.color;
+function drawCurve(pen, curve, panel, x, ink) {
+  const { series, line } = curve;
   const [bottom, top] = [panel.y(panel.range[0]), panel.y(panel.range[1])];
   const place = (i) => [
     x(series.days[i]),
     Math.min(bottom, Math.max(top, panel.y(curve.values[i]))),
   ];
-  pen.strokeStyle = pen.fillStyle = color;
+  pen.strokeStyle = pen.fillStyle = curve.color ?? ink.text;
   pen.lineWidth = 1.5;
+  pen.setLineDash(LINES[line].dash);
   pen.beginPath();
   series.days.forEach((_, i) => {
     if (series.clear[i] && Number.isFinite(curve.values[i])) pen.lineTo(...place(i));
   });
   pen.stroke();
+  pen.setLineDash([]);
+  if (line) return; // dates are marked on the map that is shown only
   series.days.forEach((_, i) => {
     if (!Number.isFinite(curve.values[i])) return;
     pen.beginPath();
@@ -118,8 +132,10 @@ export function dateAt(series, canvas, left) {
   return best;
 }
 
-// Plot a year. hidden: names of curves that are off; date: number of the date pointed at, or -1.
-export function drawYear(canvas, series, ndvi, hidden, date) {
+// Plot years over each other. hidden: names of curves that are off; date: number of the date of the
+// first year that is pointed at, or -1.
+export function drawYear(canvas, years, hidden, date) {
+  const [{ series }] = years;
   const style = getComputedStyle(canvas);
   const ink = {
     text: style.getPropertyValue("--text"),
@@ -131,7 +147,7 @@ export function drawYear(canvas, series, ndvi, hidden, date) {
   const pen = canvas.getContext("2d");
   pen.scale(sharp, sharp);
   pen.font = FONT;
-  const { panels, x } = layPanels(series, ndvi, hidden, width, height);
+  const { panels, x } = layPanels(years, hidden, width, height);
   drawMonths(pen, x, ink, height);
   for (const panel of panels) {
     drawFrame(pen, panel, ink, width);
@@ -142,7 +158,7 @@ export function drawYear(canvas, series, ndvi, hidden, date) {
       pen.lineTo(x(series.days[date]), panel.top + panel.height);
       pen.stroke();
     }
-    for (const curve of panel.curves) drawCurve(pen, curve, panel, series, x, ink);
+    for (const curve of panel.curves) drawCurve(pen, curve, panel, x, ink);
   }
 }
 

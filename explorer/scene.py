@@ -70,6 +70,48 @@ class Scene(RepresentationMap):
         return np.asarray(array[:: self.stride, :: self.stride])
 
 
+# ---- several maps --------------------------------------------------------------------------------
+
+
+def tell_apart(scenes):
+    """Add to titles that are equal what differs: the year, else the folders, else a number."""
+    groups = {}
+    for scene in scenes:
+        groups.setdefault(scene.title, []).append(scene)
+    for group in (group for group in groups.values() if len(group) > 1):
+        numbers = [str(number) for number in range(1, 1 + len(group))]
+        for names in ([_years(scene) for scene in group], _other_folders(group), numbers):
+            if all(names) and len(set(names)) == len(group):
+                break
+        for scene, name in zip(group, names, strict=True):
+            scene.title = f"{scene.title} {name}"
+
+
+def _years(scene):
+    """The year of the tile's dates, or first and last ("2020-2021"); "" where not known."""
+    dates = scene.tile.info.get("dates", []) if scene.tile else []
+    years = sorted({str(datetime.fromisoformat(day).year) for day in dates})
+    return "-".join(years if len(years) < 2 else (years[0], years[-1]))
+
+
+def _other_folders(scenes):
+    """The parts of each map's folder that are not of all the maps' folders."""
+    folders = [scene.path.absolute().parent.parts for scene in scenes]
+    common = set.intersection(*map(set, folders))
+    return ["/".join(part for part in folder if part not in common) for folder in folders]
+
+
+def same_grid(one, other):
+    """Whether two maps are known to have the same pixels: of one shape, CRS and transform."""
+    infos = [scene.tile.info if scene.tile else scene.info for scene in (one, other)]
+    if one.shape[:2] != other.shape[:2] or not all(map(is_georeferenced, infos)):
+        return False
+    crs, transforms = zip(*((info["crs"], info["transform"]) for info in infos), strict=True)
+    if not np.allclose(*transforms, rtol=1e-9, atol=1e-9):
+        return False
+    return crs[0] == crs[1] or CRS.from_user_input(crs[0]) == CRS.from_user_input(crs[1])
+
+
 # ---- layers --------------------------------------------------------------------------------------
 
 
@@ -174,15 +216,15 @@ def read_series(scene, config, allowed):
 def describe_place(info, shape):
     """Where the pixels of a map (H, W) are: crs, transform, unit, hectares, and a geographic grid.
 
-    info: with crs and transform, as in tile.json; without them {}. hectares: of a pixel, where all
-    rows have nearly the same.
+    info: with crs and transform, as in tile.json; without them {}. epsg: 0 where the CRS has none.
+    hectares: of a pixel, where all rows have nearly the same.
     """
     if not is_georeferenced(info):
         return {}
     crs = CRS.from_user_input(info["crs"])
     a, b, c, d, e, f = transform = [float(number) for number in info["transform"]]
     unit = crs.linear_units if crs.is_projected else "degree" if crs.is_geographic else ""
-    facts = {"crs": str(info["crs"]), "transform": transform, "unit": unit}
+    facts = {"crs": str(info["crs"]), "transform": transform, "unit": unit, "epsg": epsg_code(crs)}
     hectares = row_hectares(info, *shape)
     if hectares is not None and np.ptp(hectares) < HECTARE_SPREAD * hectares.mean():
         facts["hectares"] = float(hectares.mean())
@@ -190,6 +232,12 @@ def describe_place(info, shape):
         *(np.linspace(0, size, min(65, 2 + size // 128)) for size in shape), indexing="ij"
     )
     return facts | geographic_grid(crs, a * column + b * row + c, d * column + e * row + f)
+
+
+def epsg_code(crs):
+    """The EPSG code of a projected or geographic CRS, as GeoTIFFs hold it (16 bits), or 0."""
+    code = crs.to_epsg() if crs.is_projected or crs.is_geographic else None
+    return code if code and code < 65536 and CRS.from_epsg(code) == crs else 0
 
 
 def geographic_grid(crs, x, y):

@@ -11,7 +11,7 @@ export function toSession(facts, scenes, labels, view) {
   const byPixel = [...labels.byPixel].map(([pixel, { code, click }]) => {
     const scene = scenes.find((one) => pixel < one.first + one.size);
     const [row, column] = placeOf(scene, pixel).map((index) => index * scene.stride);
-    return { tile: scene.name, scene: scene.index, row, column, code, click };
+    return { tile: scene.name, map: scene.title, scene: scene.index, row, column, code, click };
   });
   const { hash, title } = facts;
   return { format: FORMAT, page: { hash, title }, classes: labels.classes, labels: byPixel, view };
@@ -39,9 +39,10 @@ export function readSession(session, scenes) {
   }
   const labels = [];
   for (const label of session.labels) {
-    const { tile, scene: number, row, column, code, click } = label ?? {};
+    const { tile, map, scene: number, row, column, code, click } = label ?? {};
     const named = scenes.filter((one) => one.name === tile);
-    const scene = named.find((one) => one.index === number) ?? named[0];
+    const titled = named.find((one) => one.title === map);
+    const scene = titled ?? named.find((one) => one.index === number) ?? named[0];
     if (!scene || !classes.has(code) || !isIndex(click, 1e9)) continue;
     if (!Number.isInteger(row) || !Number.isInteger(column)) continue;
     const [r, c] = [row / scene.stride, column / scene.stride];
@@ -57,7 +58,7 @@ const VIEW_WORDS = {
   overlay: Object.keys(OVERLAYS),
   method: ["softmax", "nearest"],
 };
-const VIEW_NUMBERS = { opacity: 101, k: 26, brush: 21 }; // whole numbers below
+const VIEW_NUMBERS = { opacity: 101, from: 100, k: 26, brush: 21 }; // whole numbers below
 
 // The entries of a session's view that this page has.
 function readView(view) {

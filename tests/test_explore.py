@@ -1,5 +1,6 @@
 """explore.py: what it puts into a page, how large that gets, and what it refuses."""
 
+import json
 import re
 
 from running.errors import InputError
@@ -8,6 +9,7 @@ import numpy as np
 import pytest
 from browser import GEO, facts_of, make_page, random_map, read_blob, save_map
 from helpers import make_tile
+from rasterio.crs import CRS
 from rasterio.warp import transform as reproject
 
 import explore
@@ -131,6 +133,42 @@ def test_codes_that_mean_two_classes_are_said(tmp_path, capsys):
     assert f"'maize' as in {paths[0].parent}/infer.json" in line
     make_page(representation_path=f"{paths[0]},{paths[0]}")
     assert "joins labels by name" not in capsys.readouterr().out
+
+
+def test_maps_of_one_title_are_told_apart(tmp_path):
+    """By the years of their tiles' dates, else by the folders that differ, else by a number."""
+    made = [save_map(tmp_path / year / "MGRS-0", random_map()) for year in ("wet", "dry")]
+    other = save_map(tmp_path / "MGRS-1", random_map())
+    for key in ("", "dates"):
+        for number, path in enumerate(made):
+            tile = make_tile(tmp_path / f"{key}{number}" / "MGRS-0", (2, 20, 30, 4))
+            dates = [f"{2020 + number}-01-01", f"{2020 + number}-12-31"]
+            np.save(tile / "doys.npy", np.array([1, 366 - number], np.int16))
+            about = {"bands": ["X0", "X1", "X2", "X3"]} | ({"dates": dates} if key else {})
+            (tile / "tile.json").write_text(json.dumps(about))
+            (path.parent / "infer.json").write_text(json.dumps({"tile_path": str(tile)}))
+        facts = facts_of(make_page(representation_path=f"{made[0]},{made[1]},{other}"))
+        titles = [one["title"] for one in facts["scenes"]]
+        wanted = ["MGRS-0 2020", "MGRS-0 2021"] if key else ["MGRS-0 wet", "MGRS-0 dry"]
+        assert titles == [*wanted, "MGRS-1"]
+        assert [one["grid"] for one in facts["scenes"]] == [0, 1, 2]  # no place is known
+    facts = facts_of(make_page(representation_path=f"{other},{other}"))
+    assert [one["title"] for one in facts["scenes"]] == ["MGRS-1 1", "MGRS-1 2"]
+
+
+def test_maps_of_one_grid_are_known(tmp_path):
+    """However their CRS is written."""
+    wkt = CRS.from_user_input(GEO["crs"]).to_wkt()
+    shifted = {**GEO, "transform": [20, 0, 400020, 0, -20, 7500000]}
+    infos = [GEO, shifted, {**GEO, "crs": wkt}, GEO]
+    shapes = [(20, 30, 6)] * 3 + [(20, 31, 6)]
+    paths = [
+        save_map(tmp_path / str(number), random_map(shape), **info)
+        for number, (info, shape) in enumerate(zip(infos, shapes, strict=True))
+    ]
+    facts = facts_of(make_page(representation_path=",".join(map(str, paths))))
+    assert [one["grid"] for one in facts["scenes"]] == [0, 1, 0, 3]
+    assert {one["place"]["epsg"] for one in facts["scenes"]} == {32733}
 
 
 @pytest.mark.parametrize(

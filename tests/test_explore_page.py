@@ -8,7 +8,8 @@ import sys
 
 import numpy as np
 import pytest
-from browser import GEO, draw_clicks, label_count, make_page, random_map, save_map, truth
+import rasterio
+from browser import GEO, WKT, draw_clicks, label_count, make_page, random_map, save_map, truth
 from helpers import ENVIRONMENT, ROOT, make_tile
 from rasterio.warp import transform as reproject
 from sklearn.decomposition import PCA
@@ -167,6 +168,181 @@ def test_several_maps_share_colours_labels_and_classifier(opened, tmp_path):
     page.click(7, 9)
     assert page.js("[...explore.labels.byPixel.keys()].at(-1)") == 720 + 7 * 30 + 9
     assert page.js("explore.map.marks.length") == 1
+
+
+YEARS = ("2020", "2021")
+
+
+def two_years(tmp_path, **info):
+    """The tiles of one place in two years and, beside each, its map: [(tile, path of the map)]."""
+    made = []
+    for seed, year in enumerate(YEARS):
+        folder = tmp_path / year / "MGRS-0"
+        about = {"bands": ["B02", "B04", "B08", "X"], **GEO, **info}
+        tile = make_tile(folder, (20, 20, 30, 4), seed=seed, **about)
+        first = np.datetime64(f"{year}-01-01")
+        dates = [str(first + int(day) - 1) for day in np.load(tile / "doys.npy")]
+        (tile / "tile.json").write_text(json.dumps({**about, "dates": dates}))
+        values = random_map(seed=seed)
+        made.append(
+            (tile, save_map(tmp_path / "out" / year / "MGRS-0", values, tile_path=str(tile)))
+        )
+    return made
+
+
+def test_two_years_of_one_place(opened, tmp_path):
+    """They have their own names, keep pixel and view, and the plot has the series of both."""
+    (old, first), (new, second) = two_years(tmp_path)
+    screen = {"width": 1280, "height": 720}
+    page = opened(make_page(representation_path=f"{first},{second}"), viewport=screen)
+    names = [f"MGRS-0 {year}" for year in YEARS]
+    assert page.page.locator("#scene option").all_inner_texts() == names
+    assert page.page.inner_text("#title") == ", ".join(names)
+    page.page.keyboard.press("+")
+    page.look(5, 7)
+    page.label([(6, 8, 1)])
+    page.page.keyboard.press("v")
+    view, before = "[explore.map.x, explore.map.y, explore.map.zoom]", {}
+    for name, tile, other in ((names[0], old, new), (names[1], new, old)):
+        before[name] = page.js(view)
+        page.page.select_option("#scene", label=name)
+        assert page.js("explore.map.pixel") == {"row": 5, "column": 7}
+        for series, where in (("series", tile), ("others[0].series", other)):
+            wanted = np.load(where / "bands.npy")[:, 5, 7, 1] / 10000
+            found = np.nan_to_num(page.js(f"explore.{series}.bands[1].values"))
+            np.testing.assert_allclose(found, wanted, atol=1e-6)
+        assert page.js(view) == before[names[0]]
+    assert page.js("explore.map.marks.length") == 0  # the label is of the other year
+    page.page.click("#tabPixel")
+    assert page.page.inner_text("#years").split("\n") == names[::-1]
+    style = "name => getComputedStyle(document.querySelector('#years i.' + name)).borderTopStyle"
+    assert [page.js(style, one) for one in ("solid", "dashed")] == ["solid", "dashed"]
+    page.until("explore.found.similarity[600 + 5 * 30 + 7] > .999")  # like this year's pixel
+    picture = "(explore.drawYear(), document.getElementById('year').toDataURL())"
+    assert page.js(picture) != page.js(f"(explore.others = [], {picture})")
+    assert in_view(page, "#year", screen)
+    page.page.click("#tabFiles")
+    page.page.select_option("#scene", label=names[0])
+    assert page.download("#saveLabels")[0] == "labels_MGRS-0_2020.npy"
+
+
+def test_maps_of_two_places_share_no_pixel(opened, tmp_path):
+    east = {"transform": [20, 0, 400600, 0, -20, 7500000]}
+    (_, first), (tile, second) = two_years(tmp_path)
+    about = json.loads((tile / "tile.json").read_text())
+    (tile / "tile.json").write_text(json.dumps(about | east))
+    page = opened(make_page(representation_path=f"{first},{second}"))
+    page.look(5, 7)
+    assert page.js("explore.others") == []
+    assert page.page.is_hidden("#years")
+    page.page.select_option("#scene", label="MGRS-0 2021")
+    assert page.js("explore.pixel") is None
+    assert page.page.is_visible("#pixelEmpty")
+
+
+def in_view(page, selector, screen):
+    """Whether an element is on the screen as a whole, and the panel has not been scrolled."""
+    box = page.page.locator(selector).bounding_box()
+    low, far = box["y"] + box["height"], box["x"] + box["width"]
+    inside = box["y"] >= 48 and low <= screen["height"] and far <= screen["width"]
+    return inside and page.js("document.querySelector('aside').scrollTop") == 0
+
+
+@pytest.mark.parametrize("size", [(1280, 720), (1366, 768)])
+def test_the_year_fits_the_screen_of_a_laptop(opened, place, size):
+    screen = dict(zip(("width", "height"), size, strict=True))
+    page = opened(place / "explore.html", viewport=screen)
+    page.js("explore.view.auto = false")
+    page.label([(3, 5, 1), (40, 60, 2)])
+    page.page.click("#learn")
+    page.learned()
+    page.page.keyboard.press("v")
+    page.look(20, 20)
+    assert page.js("explore.view.background") == "falseColor"
+    for selector in ("#falseColorHint", "#overlays", "#year", "#curves", "#yearNote"):
+        assert in_view(page, selector, screen), selector
+    assert page.page.locator("#year").bounding_box()["height"] >= 170
+
+
+def test_false_colour_says_what_it_means(page):
+    assert "first three principal components" in page.page.inner_text("#falseColorHint")
+    page.js("explore.setBackground('median')")
+    assert page.page.is_hidden("#falseColorHint")
+
+
+def test_the_contrast_of_confidence_can_be_stretched(page, place):
+    confidence = np.load(place / "confidence.npy")
+    valid = np.isfinite(np.load(place / "representation_map.npy")).all(-1)
+    painted = """[...explore.map.layers[1].image.getContext('2d')
+        .getImageData(0, 0, 64, 64).data.filter((_, i) => i % 4 === 2)]"""
+    assert page.page.is_hidden("#fromBox")
+    page.js("explore.setOverlay('confidence')")
+    assert page.page.inner_text("#legend .ends").split() == ["0", "%", "100", "%"]
+    page.page.fill("#from", "90")
+    assert page.page.inner_text("#legend .ends").split() == ["≤", "90", "%", "100", "%"]
+    blue = np.reshape(page.js(painted), confidence.shape)
+    assert set(blue[valid & (confidence < 0.89)].tolist()) == {0x4E}  # the darkest of cividis
+    assert len(np.unique(blue[valid & (confidence > 0.91)])) > 15
+    page.reload()
+    assert page.page.input_value("#from") == "90"
+    page.js("explore.setOverlay('classes')")
+    assert page.page.is_hidden("#fromBox")
+
+
+@pytest.mark.parametrize(
+    ("info", "stride"),
+    [
+        (GEO, 1),
+        (GEO, 3),
+        ({"crs": "EPSG:4326", "transform": [0.01, 0.002, 14, 0.003, -0.01, 48]}, 1),
+    ],
+)
+def test_the_map_as_a_geotiff(opened, tmp_path, info, stride):
+    page = opened(
+        make_page(representation_path=save_map(tmp_path, random_map(), **info), stride=stride)
+    )
+    page.label([(2, 3, 1), (5, 8, 2), (6, 1, 3)])
+    page.learned()
+    page.page.click("#tabFiles")
+    codes = np.load(io.BytesIO(page.download("#saveMap")[1]), allow_pickle=False)
+    name, content = page.download("#saveGeotiff")
+    assert name == "map.tif"
+    with rasterio.MemoryFile(content) as memory, memory.open() as file:
+        assert file.crs == rasterio.CRS.from_user_input(info["crs"])
+        a, b, c, d, e, f = info["transform"]
+        wanted = [stride * a, stride * b, c, stride * d, stride * e, f]
+        np.testing.assert_allclose(list(file.transform)[:6], wanted, rtol=1e-12)
+        np.testing.assert_array_equal(file.read(1), codes)
+        assert (file.dtypes, file.nodata) == (("uint8",), 0)
+        table = file.colormap(1)
+    for one in page.js("explore.labels.classes"):
+        assert "#" + bytes(table[one["code"]][:3]).hex() == one["color"]
+
+
+@pytest.mark.parametrize(
+    ("info", "why"),
+    [
+        ({}, "the place of this map is not known"),
+        ({"crs": WKT, "transform": [1, 0, 0, 0, -1, 0]}, "has no EPSG code"),
+    ],
+)
+def test_no_geotiff_without_a_place_or_a_code_of_it(opened, tmp_path, info, why):
+    page = opened(make_page(representation_path=save_map(tmp_path, random_map(), **info)))
+    assert page.page.is_disabled("#saveGeotiff")
+    page.label([(2, 3, 1), (5, 8, 2)])
+    page.learned()
+    page.page.click("#tabFiles")
+    page.page.click("#saveGeotiff")
+    assert why in page.page.inner_text("#status")
+
+
+def test_a_class_of_the_tiles_name_has_its_colour(opened, tmp_path):
+    classes = {"7": {"name": "maize", "color": "#123456"}}
+    page = opened(make_page(representation_path=save_map(tmp_path, random_map(), classes=classes)))
+    page.label([(2, 3, 1)])
+    page.page.fill("#classes li input[type=text]", "maize")
+    page.page.keyboard.press("Tab")
+    assert page.js("explore.labels.classes") == [{"code": 1, **classes["7"]}]
 
 
 def test_a_thinned_page_exports_labels_on_the_tiles_own_pixels(opened, tmp_path):
