@@ -107,9 +107,7 @@ def same_grid(one, other):
     if one.shape[:2] != other.shape[:2] or not all(map(is_georeferenced, infos)):
         return False
     crs, transforms = zip(*((info["crs"], info["transform"]) for info in infos), strict=True)
-    if not np.allclose(*transforms, rtol=1e-9, atol=1e-9):
-        return False
-    return crs[0] == crs[1] or CRS.from_user_input(crs[0]) == CRS.from_user_input(crs[1])
+    return crs[0] == crs[1] and np.allclose(*transforms, rtol=1e-9, atol=1e-9)
 
 
 # ---- layers --------------------------------------------------------------------------------------
