@@ -65,8 +65,6 @@ run_config = {
     "wandb_mode": "auto",  # auto (online where logged in), online, offline or disabled
 }
 
-FORMATS = ("float32", "float16", "int8")  # of representations on the disk
-
 
 # ---- what is to be mapped ------------------------------------------------------------------------
 
@@ -335,12 +333,7 @@ def write_pictures(writer, tile, legend, output_dir, made_by):
 
 def main(config):
     """Map the tiles. Returns the folders of those that are done now."""
-    config = check(
-        config,
-        classify=("auto", "true", "false"),
-        representation_format=FORMATS,
-        min_valid=(0, 65535),
-    )
+    config = check(config)
     runtime = start_runtime(config["device"])
     stop = stop_on_signals()
 

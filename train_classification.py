@@ -18,7 +18,7 @@ import math
 import time
 
 from running.checkpoints import Run, find_last, inherit, load_checkpoint, one_run_at_a_time
-from running.config import MAX_INT, check
+from running.config import check
 from running.device import start_runtime
 from running.distributed import gather
 from running.errors import InputError, notice
@@ -110,7 +110,7 @@ def check_config(config):
         raise InputError("freeze_backbone=true: wanted a checkpoint_path, or it stays at random")
     any_length = getattr(BACKBONES.get(config["backbone"]), "any_length", False)
     limits = {"head": HEADS, "backbone": BACKBONES, "loss": ("cross_entropy", "focal")}
-    limits |= {"epochs": (0, MAX_INT), "sample_size": (1 - any_length, 1000)}
+    limits |= {"min_valid": (1, 65535), "sample_size": (1 - any_length, 1000)}
     config = check(config, **limits)
     return check({**config, "sample_size": 0}, **limits) if any_length else config
 

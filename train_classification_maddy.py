@@ -9,7 +9,7 @@ Pixels split by splits_path (1 train, 2 and 3 test) where it is given, else 80:2
 import math
 from pathlib import Path
 
-from running.config import check
+from running.config import MAX_INT, check
 from running.device import start_runtime
 from running.errors import InputError, notice
 from running.files import make_output_dir
@@ -71,7 +71,7 @@ def read_pixels(config, labels_path):
 def main(config):
     """Train the head. Returns the test scores (`score_classes`) of the last epoch."""
     refuse_torchrun()
-    config = check(config, loss=("cross_entropy", "focal"))
+    config = check(config, loss=("cross_entropy", "focal"), epochs=(1, MAX_INT))
 
     # data
     info = read_provenance(config["representation_path"])
