@@ -60,7 +60,7 @@ run_config = {
     "seed": 0,  # of the random splits
     # where to
     "base_path": ".",  # tiles are written to <base_path>/data/<dataset_name>/processed/MGRS-*
-    "dataset_name": "sentinel2",
+    "dataset_name": "sentinel2",  # of a place and year, say
     "overwrite": False,  # make tiles again that are finished or begun
     # running
     "threads": 4,  # dates that are fetched at a time; each takes about 0.3 GB of memory

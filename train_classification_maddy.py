@@ -35,11 +35,11 @@ run_config = {
     "output_dir": "",  # empty: beside the representation map, <its folder>/maddy
     "hidden": 128,  # width of the head's hidden layer
     "loss": "cross_entropy",  # cross_entropy or focal
-    "focal_gamma": 2.0,
-    "batch_size": 512,
-    "epochs": 20,
+    "focal_gamma": 2.0,  # of the focal loss: how little pixels count that are easily right
+    "batch_size": 512,  # pixels a step
+    "epochs": 20,  # passes over the training pixels
     "learning_rate": 1e-3,  # AdamW's
-    "seed": 0,
+    "seed": 0,  # of the split, the weights and the order
     "wandb_mode": "auto",  # auto (online where logged in), online, offline or disabled
 }
 

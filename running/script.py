@@ -56,14 +56,17 @@ HELP_COLUMN = 28  # where the comments begin
 def print_help(docstring, run_config, source):
     """Print the docstring of a script, and of each key the default and the comment beside it."""
     print(docstring.strip(), "\n\nKeys and their defaults, changed by key=value:")
-    width = min(shutil.get_terminal_size((100, 24)).columns, 100) - HELP_COLUMN
+    columns = min(shutil.get_terminal_size((100, 24)).columns, 100)
+    wrapper = textwrap.TextWrapper(
+        columns - HELP_COLUMN, break_long_words=False, break_on_hyphens=False
+    )
     for key, text in _comments(source):
         if not key:
             print(f"\n{text}")
             continue
         value = run_config[key]
         shown = f"  {key}={str(value).lower() if isinstance(value, bool) else value}"
-        beside = textwrap.indent(textwrap.fill(text, width), " " * HELP_COLUMN)
+        beside = textwrap.indent(wrapper.fill(text), " " * HELP_COLUMN)
         in_line = len(shown) + 2 <= HELP_COLUMN or not text
         print(shown + (beside[len(shown) :] if in_line else f"\n{beside}"))
 
