@@ -28,7 +28,6 @@ from running.script import run_script, stop_on_signals
 
 import numpy as np
 import torch
-from matplotlib.image import imsave
 from tqdm import tqdm
 
 from backbones import BACKBONE_KEYS, BACKBONES, backbone_arguments
@@ -41,7 +40,6 @@ from data import (
 from evaluation.seen_pixels import record_splits
 from evaluation.validation import Validation
 from maps.false_color import apply_basis, fit_basis
-from preparation.simulated import simulate_dataset
 from tiles import Tile, check_bands, check_tile, notice_splits
 from transforms import AUGMENTATIONS
 from utils import extract_representations, learning_rate, plot_cross_corr
@@ -127,6 +125,8 @@ def make_simulated_tiles(config, runtime):
     """Simulate the default data set where it is asked for and not there."""
     folder = Path(config["base_path"]) / "data" / "simulated"
     if config["dataset_name"] == "simulated" and runtime.is_main and not folder.exists():
+        from preparation.simulated import simulate_dataset  # takes a while, and is needed once
+
         simulate_dataset(folder)
     runtime.barrier()
 
@@ -229,6 +229,8 @@ def plot_false_color(backbone, tile, train_set, config, runtime, path):
     if len(pixels) <= 3:
         print(f"{tile.path}: {len(pixels)} valid pixels, too few for a false-colour picture")
         return False
+    from matplotlib.image import imsave  # here, as in utils.new_figure
+
     scale = max(1, 512 // max(height, width))  # a small tile is drawn larger
     rgba = apply_basis(fit_basis(pixels), image)
     with atomic_write(path) as part:
