@@ -176,7 +176,7 @@ def check_paths(config):
             continue
         for path in value.split(","):
             if path and not os.path.exists(path):
-                raise InputError(f"{key}={path}: found no such file or folder")
+                raise InputError(f"{key}={path}: found no such file or folder, wanted one")
 
 
 def expand_home(key, value):

@@ -190,21 +190,28 @@ def usable_cores(root="/"):
 
 
 def _cpu_quota(root):
-    """CPU time that the cgroups (version 1 or 2) of this process allow, in cores, or infinity."""
+    """CPU time that the cgroups of this process and all above them allow, in cores, or infinity."""
     quota = math.inf
-    with contextlib.suppress(FileNotFoundError):  # no Linux
-        for line in (root / "proc/self/cgroup").read_text().splitlines():
-            _, controllers, path = line.split(":", 2)
-            if controllers and "cpu" not in controllers.split(","):
-                continue
-            names = ("cpu.cfs_quota_us", "cpu.cfs_period_us") if controllers else ("cpu.max",)
-            mount = root / "sys/fs/cgroup" / ("cpu" if controllers else "")
-            group = mount / path.strip("/")  # in a container the mount may be the group itself
-            for folder in (group, *group.parents)[: len(group.parts) - len(mount.parts) + 1]:
-                with contextlib.suppress(OSError, ValueError):  # no file, or "max": no limit
-                    used, period = (int(w) for n in names for w in (folder / n).read_text().split())
-                    quota = min(quota, used / period if used > 0 else math.inf)
+    for folder, names in _cpu_cgroups(root):
+        with contextlib.suppress(OSError, ValueError):  # no file, or "max": no limit
+            used, period = (int(n) for name in names for n in (folder / name).read_text().split())
+            quota = min(quota, used / period if used > 0 else math.inf)
     return quota
+
+
+def _cpu_cgroups(root):
+    """(folder, files with quota and period) of cgroups, version 1 or 2; none outside of Linux."""
+    file = root / "proc/self/cgroup"
+    for line in file.read_text().splitlines() if file.exists() else ():
+        _, controllers, path = line.split(":", 2)
+        if controllers and "cpu" not in controllers.split(","):
+            continue
+        names = ("cpu.cfs_quota_us", "cpu.cfs_period_us") if controllers else ("cpu.max",)
+        folder = mount = root / "sys/fs/cgroup" / ("cpu" if controllers else "")
+        yield mount, names  # in a container, the group itself
+        for name in Path(path.strip("/")).parts:
+            folder = folder / name
+            yield folder, names
 
 
 def _cpu_is_fast_in_bf16():

@@ -57,9 +57,8 @@ def print_help(docstring, run_config, source):
     """Print the docstring of a script, and of each key the default and the comment beside it."""
     print(docstring.strip(), "\n\nKeys and their defaults, changed by key=value:")
     columns = min(shutil.get_terminal_size((100, 24)).columns, 100)
-    wrapper = textwrap.TextWrapper(
-        columns - HELP_COLUMN, break_long_words=False, break_on_hyphens=False
-    )
+    width = max(columns - HELP_COLUMN, 20)
+    wrapper = textwrap.TextWrapper(width, break_long_words=False, break_on_hyphens=False)
     for key, text in _comments(source):
         if not key:
             print(f"\n{text}")
