@@ -19,7 +19,7 @@ from pathlib import Path
 from running.checkpoints import load_checkpoint
 from running.config import check
 from running.device import start_runtime
-from running.errors import InputError, Stopped, notice
+from running.errors import InputError, Stopped, notice, what_is_there
 from running.files import (
     Watch,
     describe_files,
@@ -27,7 +27,6 @@ from running.files import (
     lock_folder,
     make_output_dir,
     remove_parts,
-    what_is_there,
     write_json,
 )
 from running.log import refuse_training_folder, start_log
@@ -65,8 +64,6 @@ run_config = {
     "device": "auto",  # auto, cpu or cuda
     "wandb_mode": "auto",  # auto (online where logged in), online, offline or disabled
 }
-
-FORMATS = ("float32", "float16", "int8")  # of representations on the disk
 
 
 # ---- what is to be mapped ------------------------------------------------------------------------
@@ -342,12 +339,7 @@ def write_pictures(writer, tile, legend, output_dir, made_by):
 
 def main(config):
     """Map the tiles. Returns the folders of those that are done now."""
-    config = check(
-        config,
-        classify=("auto", "true", "false"),
-        representation_format=FORMATS,
-        min_valid=(0, 65535),
-    )
+    config = check(config)
     runtime = start_runtime(config["device"])
     stop = stop_on_signals()
 

@@ -53,14 +53,12 @@ from tiles import checkpoint_bands, notice_splits
 
 run_config = {
     # input
-    "checkpoint_path": "",  # of train.py; several (seeds of one recipe), divided by commas: label
-    # draw s uses checkpoint s mod N, so that the spread includes them
+    "checkpoint_path": "",  # of train.py; several (seeds) divided by commas: draw s uses s mod N
     "base_path": ".",  # folder above data/
     "dataset_name": "simulated",  # labelled tiles
     "output_dir": "",  # empty: beside the checkpoint, <its folder>/label_efficiency
     # models
-    "models": "fast",  # all; fast: all but the networks, which train for minutes in each draw; or
-    # some, as series,forest: the names are the keys of MODELS
+    "models": "fast",  # all; fast: without networks, which take minutes; or some: series,forest
     # labels
     "label_counts": "50,100,500,2000",  # chosen at random from the training split; 0: all of it
     "most_pixels": 100_000,  # at most: of a split, chosen at random, that are held in memory
@@ -271,7 +269,7 @@ def read_kept(file):
 def main(config):
     """Compare models. Returns what `score_models` does."""
     refuse_torchrun()
-    config = check(config, retrieval_pixels=(2, 100_000))
+    config = check(config)
     counts, names = read_counts(config), read_models(config)
     folder = config["output_dir"] or (
         Path(config["checkpoint_path"].split(",")[0]).parent / "label_efficiency"

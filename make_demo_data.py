@@ -15,12 +15,12 @@ from preparation.simulated import simulate_dataset
 
 run_config = {
     "base_path": ".",  # tiles go to <base_path>/data/<dataset_name>/processed/MGRS-SIM<n>
-    "dataset_name": "simulated",
-    "num_tiles": 3,
+    "dataset_name": "simulated",  # must be new
+    "num_tiles": 3,  # each is another landscape
     "size": 96,  # pixels along a side
     "num_dates": 60,  # of the 73 overpasses of a year
     "missed_clouds": 0.1,  # share of cloud edges that the mask calls clear
-    "seed": 0,
+    "seed": 0,  # of landscapes, dates and clouds
 }
 
 

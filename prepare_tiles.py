@@ -22,7 +22,7 @@ import numpy as np
 from preparation.band_statistics import check_reflectance, complete_tiles
 from preparation.builder import build_tile, remove_begun
 from preparation.items import find_items
-from preparation.labels import WORLDCOVER_URL, forget_labels, open_labels, write_labels
+from preparation.labels import forget_labels, open_labels, write_labels
 from preparation.pixels import set_up_reading
 from preparation.place import parse_tile
 from preparation.plan import check_same, choose_items, make_plans, parse_request
@@ -55,7 +55,8 @@ run_config = {
     # labels and splits, also of finished tiles
     "labels": "",  # worldcover, a raster, a file of polygons or points, or a table with lon and lat
     "labels_layer": "",  # of a file with several layers; empty: the only one
-    "worldcover_url": WORLDCOVER_URL,  # {place}: of a file of 3 x 3 degrees, N48E012
+    "worldcover_url": "https://esa-worldcover.s3.eu-central-1.amazonaws.com/v200/2021/map/"
+    "ESA_WorldCover_10m_2021_v200_{place}_Map.tif",  # {place}: N48E012; 2020: v100/2020, 2020_v100
     "class_column": "",  # of a vector file: names or codes 1 to 255
     "classes_path": "",  # JSON {"10": {"name": .., "color": ..}}; empty: made from the labels
     "splits": "",  # polygons, blocks, or a column of train, validation, test; empty: none
@@ -63,7 +64,7 @@ run_config = {
     "seed": 0,  # of the random splits
     # where to
     "base_path": ".",  # tiles are written to <base_path>/data/<dataset_name>/processed/MGRS-*
-    "dataset_name": "sentinel2",
+    "dataset_name": "sentinel2",  # of a place and year, say
     "overwrite": False,  # make tiles again that are finished or begun
     # running
     "threads": 4,  # dates that are fetched at a time; each takes about 0.3 GB of memory
@@ -77,19 +78,7 @@ FEW_DATES = 10  # clear observations; embeddings get much worse below 10 to 20 (
 
 def check_config(config):
     """(config, checked and frozen; Request). InputError for what is wrong, before any work."""
-    config = check(
-        config | {"mgrs_tile": parse_tile(config["mgrs_tile"])},
-        stride=(1, 1000),
-        threads=(1, 256),
-        retries=(0, 20),
-        resolution=(0, 10_000),
-        split_block=(1, 1e7),
-        max_cloud_cover=(0, 100),
-        local_scale=(0, 1e9),
-        local_mask=("auto", "SCL", "MASK", "none"),
-        offset=("auto", "applied", "raw"),
-        resampling=("nearest", "bilinear", "cubic", "average"),
-    )
+    config = check(config | {"mgrs_tile": parse_tile(config["mgrs_tile"])}, stride=(1, 1000))
     request = parse_request(config)
     if config["local_path"] and config["items_path"]:
         raise InputError("local_path and items_path: found both, wanted one of them")

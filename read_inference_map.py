@@ -14,7 +14,6 @@ from running.files import make_output_dir, write_json
 from running.log import start_log
 from running.script import refuse_torchrun, run_script
 
-import matplotlib.pyplot as plt
 import numpy as np
 
 from evaluation.scores import plot_confusion, print_scores, score_classes
@@ -79,6 +78,8 @@ def print_areas(areas):
 
 def show_window(class_map, legend, title):
     """Open a window; one line where there is no display."""
+    import matplotlib.pyplot as plt  # takes a while, and few open a window
+
     try:
         plt.switch_backend("TkAgg")
     except ImportError as error:

@@ -13,8 +13,8 @@ import zlib
 from pathlib import Path
 from typing import NamedTuple
 
-from running.errors import InputError, notice
-from running.files import Watch, cached_array, open_npy, what_is_there
+from running.errors import InputError, notice, what_is_there
+from running.files import Watch, cached_array, open_npy
 
 import numpy as np
 import torch

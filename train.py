@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from running.checkpoints import Run, inherit, one_run_at_a_time, read_last
-from running.config import MAX_INT, check
+from running.config import check
 from running.device import start_runtime
 from running.errors import InputError, notice
 from running.files import atomic_write, file_hash, make_output_dir
@@ -28,7 +28,6 @@ from running.script import run_script, stop_on_signals
 
 import numpy as np
 import torch
-from matplotlib.image import imsave
 from tqdm import tqdm
 
 from backbones import BACKBONE_KEYS, BACKBONES, backbone_arguments
@@ -41,7 +40,6 @@ from data import (
 from evaluation.seen_pixels import record_splits
 from evaluation.validation import Validation
 from maps.false_color import apply_basis, fit_basis
-from preparation.simulated import simulate_dataset
 from tiles import Tile, checkpoint_bands, notice_splits
 from transforms import AUGMENTATIONS
 from utils import extract_representations, learning_rate, plot_cross_corr
@@ -57,12 +55,11 @@ run_config = {
     "sample_size": 16,  # clear dates sampled for a view; repeated where a pixel has fewer
     "min_sample_size": 8,  # each step reads a random number of them, from this to sample_size
     "min_valid": 10,  # clear observations that a pixel needs to take part
-    "block_size": 16,  # pixels along a held-out block where a tile has no splits.npy, and along a
-    # block that the folds of the probe keep whole
+    "block_size": 16,  # pixels along a block that is held out (no splits.npy) or in one fold
     "split_seed": 0,  # of the held-out blocks
     # model
-    "checkpoint_path": "",  # of train.py: an encoder to start from, in place of random weights;
-    # then the next five, sample_size, block_size and split_seed are taken from the checkpoint
+    "checkpoint_path": "",  # of train.py: an encoder to start from, in place of random weights
+    # with a checkpoint_path, the next five, sample_size, block_size and split_seed are its own
     "backbone": "transformer",  # transformer, cnn or mlp
     "latent_dim": 128,  # dimensions of a representation
     "width": 64,  # of the backbone; a multiple of 16 for the transformer
@@ -112,7 +109,7 @@ def check_config(config):
     if config["backbone"] == "transformer" and config["width"] % 16:
         raise InputError(f"width={config['width']}: wanted a multiple of 16 for the transformer")
     names = {"backbone": BACKBONES, "loss": LOSSES, "augment": AUGMENTATIONS}
-    config = check(config, **names, epochs=(0, MAX_INT))
+    config = check(config, **names, sample_size=(1, 1000), min_valid=(1, 65535))
     if config["min_samples"] > config["max_samples"]:
         raise InputError(
             f"min_samples={config['min_samples']}: wanted at most max_samples="
@@ -128,6 +125,8 @@ def make_simulated_tiles(config, runtime):
     """Simulate the default data set where it is asked for and not there."""
     folder = Path(config["base_path"]) / "data" / "simulated"
     if config["dataset_name"] == "simulated" and runtime.is_main and not folder.exists():
+        from preparation.simulated import simulate_dataset  # takes a while, and is needed once
+
         simulate_dataset(folder)
     runtime.barrier()
 
@@ -226,6 +225,8 @@ def plot_false_color(backbone, tile, train_set, config, runtime, path):
     if len(pixels) <= 3:
         print(f"{tile.path}: {len(pixels)} valid pixels, too few for a false-colour picture")
         return False
+    from matplotlib.image import imsave  # here, as in utils.new_figure
+
     scale = max(1, 512 // max(height, width))  # a small tile is drawn larger
     rgba = apply_basis(fit_basis(pixels), image)
     with atomic_write(path) as part:

@@ -18,7 +18,7 @@ import math
 import time
 
 from running.checkpoints import Run, find_last, inherit, load_checkpoint, one_run_at_a_time
-from running.config import MAX_INT, check
+from running.config import check
 from running.device import start_runtime
 from running.distributed import gather
 from running.errors import InputError, notice
@@ -65,22 +65,22 @@ run_config = {
     # ignored when checkpoint_path is given: taken from the checkpoint
     "backbone": "transformer",  # transformer, cnn or mlp
     "sample_size": 16,  # dates that a cnn or mlp reads; ignored for a transformer, see date_share
-    "latent_dim": 128,
-    "width": 64,
-    "depth": 2,
-    "day_cycles": 8,
+    "latent_dim": 128,  # dimensions of a representation
+    "width": 64,  # of the backbone; a multiple of 16 for the transformer
+    "depth": 2,  # layers of the backbone
+    "day_cycles": 8,  # highest harmonic of the year in the day encoding; 0: the backbone's default
     "min_valid": 10,  # clear observations that a pixel needs to take part
     "block_size": 16,  # pixels along a block of one split where a tile has no splits.npy
-    "split_seed": 0,
+    "split_seed": 0,  # of these blocks
     # loss
     "loss": "cross_entropy",  # cross_entropy or focal
-    "focal_gamma": 2.0,
+    "focal_gamma": 2.0,  # of the focal loss: how little pixels count that are easily right
     "class_weights": False,  # weigh classes by the inverse root of their frequency
     # optimiser: AdamW, warm-up and cosine over the run's length
-    "batch_size": 32,
+    "batch_size": 32,  # pixels a step, over all processes
     "epochs": 0,  # 0: as 27 sqrt(labels) steps need, with a pretrained encoder at most 25
-    "learning_rate": 1e-3,
-    "weight_decay": 1e-3,
+    "learning_rate": 1e-3,  # after the warm-up
+    "weight_decay": 1e-3,  # on all weights
     "seed": 0,  # of the choice of labels, the weights and the order
     # running: resumed from last.pt, which is saved after every epoch
     "device": "auto",  # auto, cpu or cuda
@@ -110,7 +110,7 @@ def check_config(config):
         raise InputError("freeze_backbone=true: wanted a checkpoint_path, or it stays at random")
     any_length = getattr(BACKBONES.get(config["backbone"]), "any_length", False)
     limits = {"head": HEADS, "backbone": BACKBONES, "loss": ("cross_entropy", "focal")}
-    limits |= {"epochs": (0, MAX_INT), "sample_size": (1 - any_length, 1000)}
+    limits |= {"min_valid": (1, 65535), "sample_size": (1 - any_length, 1000)}
     config = check(config, **limits)
     return check({**config, "sample_size": 0}, **limits) if any_length else config
 

@@ -9,7 +9,7 @@ Pixels split by splits_path (1 train, 2 and 3 test) where it is given, else 80:2
 import math
 from pathlib import Path
 
-from running.config import check
+from running.config import MAX_INT, check
 from running.device import start_runtime
 from running.errors import InputError, notice
 from running.files import make_output_dir
@@ -35,11 +35,11 @@ run_config = {
     "output_dir": "",  # empty: beside the representation map, <its folder>/maddy
     "hidden": 128,  # width of the head's hidden layer
     "loss": "cross_entropy",  # cross_entropy or focal
-    "focal_gamma": 2.0,
-    "batch_size": 512,
-    "epochs": 20,
+    "focal_gamma": 2.0,  # of the focal loss: how little pixels count that are easily right
+    "batch_size": 512,  # pixels a step
+    "epochs": 20,  # passes over the training pixels
     "learning_rate": 1e-3,  # AdamW's
-    "seed": 0,
+    "seed": 0,  # of the split, the weights and the order
     "wandb_mode": "auto",  # auto (online where logged in), online, offline or disabled
 }
 
@@ -71,7 +71,7 @@ def read_pixels(config, labels_path):
 def main(config):
     """Train the head. Returns the test scores (`score_classes`) of the last epoch."""
     refuse_torchrun()
-    config = check(config, loss=("cross_entropy", "focal"))
+    config = check(config, loss=("cross_entropy", "focal"), epochs=(1, MAX_INT))
 
     # data
     info = read_provenance(config["representation_path"])

@@ -10,14 +10,11 @@ from running.files import atomic_write
 import numpy as np
 import torch
 import torch.nn.functional as F
-from matplotlib import rcParams
-from matplotlib.figure import Figure
 
 from tile_json import find_bands
 from transforms import clear_dates, even_dates, even_draws, standardise
 
 BLOCK_BYTES = 1 << 26  # of bands.npy that are read at a time
-rcParams["text.parse_math"] = False  # names of classes and tiles may have a dollar sign
 
 
 def rankme(representations):
@@ -72,9 +69,17 @@ def keep_classes(rows, labels, rng, floor=5):
 # ---- pictures ------------------------------------------------------------------------------------
 
 
+def new_figure(**keywords):
+    """A matplotlib figure, in which a dollar sign in the name of a class or a tile is one."""
+    from matplotlib import figure, rcParams  # take 0.4 s, and a first step draws nothing
+
+    rcParams["text.parse_math"] = False
+    return figure.Figure(layout="constrained", **keywords)
+
+
 def plot_cross_corr(correlation, path, title=""):
     """Draw a cross-correlation matrix (P, P) to a PNG, red 1, white 0, blue -1."""
-    figure = Figure(figsize=(5.5, 4.8), layout="constrained")
+    figure = new_figure(figsize=(5.5, 4.8))
     axes = figure.subplots()
     image = axes.imshow(correlation, cmap="RdBu_r", vmin=-1, vmax=1, interpolation="none")
     axes.set(title=title, xlabel="dimension, view B", ylabel="dimension, view A")

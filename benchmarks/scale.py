@@ -23,6 +23,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
 
 from running.config import check  # noqa: E402
+from running.device import usable_cores  # noqa: E402
 from running.errors import InputError  # noqa: E402
 from running.script import run_script  # noqa: E402
 
@@ -56,7 +57,7 @@ def watch(arguments, processes=1):
     """
     launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
     command = [sys.executable, *(launcher if processes > 1 else []), *arguments]
-    threads = str(max(1, (os.cpu_count() or 1) // processes))
+    threads = str(max(1, usable_cores() // processes))
     start, most = time.perf_counter(), {"own": 0, "files": 0}
     with tempfile.TemporaryFile() as output:
         child = subprocess.Popen(

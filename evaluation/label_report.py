@@ -6,10 +6,9 @@ from dataclasses import dataclass
 from running.files import atomic_write, write_json
 
 import numpy as np
-from matplotlib.figure import Figure
 
 from evaluation.differences import independent_f1
-from utils import save_figure
+from utils import new_figure, save_figure
 
 
 @dataclass(frozen=True)
@@ -126,7 +125,7 @@ def _write_test(test):
 def plot(result, path):
     """Macro-F1 against the number of labels, a line for each model, named at its end."""
     summary = summarise(result)
-    figure = Figure(figsize=(9, 5), layout="constrained")
+    figure = new_figure(figsize=(9, 5))
     axes = figure.subplots()
     for place, (name, by_count) in enumerate(summary.items()):
         # side by side, so that the bars of one count do not cover each other

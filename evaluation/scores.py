@@ -3,7 +3,6 @@
 from running.files import write_json
 
 import numpy as np
-from matplotlib.figure import Figure
 from sklearn.metrics import (
     accuracy_score,
     confusion_matrix,
@@ -11,7 +10,7 @@ from sklearn.metrics import (
     precision_recall_fscore_support,
 )
 
-from utils import save_figure
+from utils import new_figure, save_figure
 
 MAX_NUMBERED = 40  # classes of a confusion matrix whose cells have room for a number
 
@@ -89,7 +88,7 @@ def plot_confusion(matrix, legend, path, title=""):
     names = [entry["name"] for entry in legend.values()]
     share = matrix / np.maximum(matrix.sum(1, keepdims=True), 1)
     size = 3 + 0.5 * min(len(names), MAX_NUMBERED)
-    figure = Figure(figsize=(size + 1, size), layout="constrained")
+    figure = new_figure(figsize=(size + 1, size))
     axes = figure.subplots()
     image = axes.imshow(share, cmap="Blues", vmin=0, vmax=1)
     is_numbered = len(names) <= MAX_NUMBERED

@@ -6,7 +6,6 @@ import textwrap
 import matplotlib
 import numpy as np
 from matplotlib.colors import hsv_to_rgb, to_hex, to_rgba
-from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from rasterio._err import CPLE_AppDefinedError, CPLE_BaseError  # GDAL's, without a public name
 from rasterio.crs import CRS
@@ -14,7 +13,7 @@ from rasterio.warp import transform as transform_points
 
 from maps.reader import row_blocks
 from tile_json import is_georeferenced
-from utils import save_figure
+from utils import new_figure, save_figure
 
 WORLDCOVER = {  # classes of ESA WorldCover and their official colours; 0, no data, is no class
     10: {"name": "Tree cover", "color": "#006400"},
@@ -196,6 +195,6 @@ def fill_figure(figure, class_map, legend, title=""):
 
 def plot_class_map(class_map, legend, path, title=""):
     """Plot a map of class codes (H, W) with its legend to a PNG."""
-    figure = Figure(figsize=FIGURE_SIZE, layout="constrained")
+    figure = new_figure(figsize=FIGURE_SIZE)
     fill_figure(figure, class_map, legend, title)
     save_figure(figure, path)

@@ -3,8 +3,8 @@
 Shapes: h x w pixels of a block, B bands.
 """
 
-from running.errors import InputError
-from running.files import atomic_write, open_npy, what_is_there, write_json
+from running.errors import InputError, what_is_there
+from running.files import atomic_write, open_npy, write_json
 
 import numpy as np
 from tqdm import tqdm

@@ -10,8 +10,7 @@ import re
 from datetime import timedelta
 from pathlib import Path
 
-from running.errors import InputError
-from running.files import what_is_there
+from running.errors import InputError, what_is_there
 
 from preparation import need, place
 from preparation.local_files import local_items

@@ -11,8 +11,8 @@ import warnings
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from running.errors import InputError
-from running.files import atomic_write, what_is_there, write_json
+from running.errors import InputError, what_is_there
+from running.files import atomic_write, write_json
 
 import numpy as np
 import rasterio
@@ -30,10 +30,6 @@ from preparation.pixels import NETWORK
 from tile_json import is_class_table, is_georeferenced, read_tile_json
 from tiles import Tile, split_blocks
 
-WORLDCOVER_URL = (  # 2021; for 2020 put v100/2020 and 2020_v100 in it
-    "https://esa-worldcover.s3.eu-central-1.amazonaws.com/v200/2021/map/"
-    "ESA_WorldCover_10m_2021_v200_{place}_Map.tif"
-)
 GROUND = "EPSG:6933"  # EASE-Grid 2.0: the whole Earth, equal-area, in metres
 BLOCK_PIXELS = 1 << 20  # pixels whose label or split is found at a time
 

@@ -7,12 +7,11 @@ from pathlib import Path
 import numpy as np
 from matplotlib.colors import to_rgba
 from matplotlib.dates import DateFormatter
-from matplotlib.figure import Figure
 from rasterio.crs import CRS
 
 from maps.land_cover import class_legend
 from tiles import Tile
-from utils import median_color, save_figure
+from utils import median_color, new_figure, save_figure
 
 MAX_PIXELS = 400  # along the longer edge of a picture
 
@@ -27,7 +26,7 @@ def plot_quick_look(folder):
     stride = -(-max(tile.shape[1:3]) // MAX_PIXELS)
     clear = np.stack([mask[::stride, ::stride] for mask in tile.masks])
     color = median_color(tile, stride)
-    figure = Figure(figsize=(12, 6), layout="constrained")
+    figure = new_figure(figsize=(12, 6))
     parts = [["color", "clear", "labels"], ["dates", "dates", "dates"]]
     axes = figure.subplot_mosaic(parts, height_ratios=(3, 1))
     extent, unit = _extent(tile)

@@ -8,12 +8,11 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 
 from running.device import Runtime
-from running.errors import InputError, Stopped, notice
+from running.errors import InputError, Stopped, notice, what_is_there
 from running.files import (
     atomic_write,
     lock_folder,
     remove_parts,
-    what_is_there,
     write_error,
     write_json,
 )

@@ -1,10 +1,11 @@
 """The config of a script: `key=value` overrides, ranges, checks."""
 
+import difflib
 import math
 import os
 from types import MappingProxyType
 
-from running.errors import InputError
+from running.errors import InputError, what_is_there
 
 
 def override(run_config, arguments):
@@ -15,8 +16,12 @@ def override(run_config, arguments):
     config = dict(run_config)
     for argument in arguments:
         key, equals, text = argument.partition("=")
-        if not equals or key not in config:
-            raise InputError(f"{argument}: wanted key=value with key one of {', '.join(config)}")
+        if key not in config:
+            like = difflib.get_close_matches(key.lstrip("-").lower(), config, 1)
+            wanted = f"did you mean {like[0]}?" if like else "wanted key=value"
+            raise InputError(f"{argument}: found no such key, {wanted} (--help lists all keys)")
+        if not equals:
+            raise InputError(f"{argument}: wanted {key}=value (now {run_config[key]})")
         config[key] = expand_home(key, _parse(key, text, run_config[key]))
     return config
 
@@ -28,7 +33,7 @@ def _parse(key, text, default):
             raise InputError(f"{key}={text}: wanted true or false (now {str(default).lower()})")
         return text.lower() == "true"
     try:
-        value = kind(text)
+        value = _whole(text) if kind is int else kind(text)
     except ValueError:
         name = {int: "a whole number", float: "a number"}[kind]
         raise InputError(f"{key}={text}: wanted {name} (now {default})") from None
@@ -37,18 +42,31 @@ def _parse(key, text, default):
     return value
 
 
+def _whole(text):
+    """A whole number, also written as 1e6. Raises ValueError."""
+    try:
+        return int(text)
+    except ValueError:
+        value = float(text)
+        if not value.is_integer():
+            raise ValueError from None
+        return int(value)
+
+
 MAX_INT = 2**63 - 1  # limit of whole numbers without another bound, as in numpy and torch
 # Smallest and largest value of every numeric key of the scripts; math.inf: no upper limit. A script
-# whose range differs passes it to `check`.
+# whose range is narrower passes it to `check`; a wider one would be refused by `check_early`.
 RANGES = {
     # pixels and dates
-    "sample_size": (1, 1000),
+    "sample_size": (0, 1000),  # 0: all clear dates
     "min_sample_size": (1, 1000),
-    "min_valid": (1, 65535),
+    "min_valid": (0, 65535),
     "block_size": (1, MAX_INT),
     "label_count": (0, MAX_INT),
     "val_pixels": (2, MAX_INT),
     "sample_pixels": (4, MAX_INT),
+    "most_pixels": (2, MAX_INT),
+    "retrieval_pixels": (2, 100_000),
     "draws": (0, 1000),
     "dates": (0, MAX_INT),
     "date_share": (0, 1),
@@ -69,7 +87,7 @@ RANGES = {
     "focal_gamma": (0, 100),
     # optimiser
     "batch_size": (2, MAX_INT),
-    "epochs": (1, MAX_INT),
+    "epochs": (0, MAX_INT),  # 0: as long as the data need
     "min_samples": (1, MAX_INT),
     "max_samples": (1, MAX_INT),
     "max_steps": (0, MAX_INT),
@@ -81,7 +99,6 @@ RANGES = {
     "seed": (0, 2**31 - 1),
     "split_seed": (0, 2**31 - 1),
     "seeds": (1, 1000),
-    "most_pixels": (2, MAX_INT),
     # running and logging
     "num_workers": (-1, 64),
     "log_interval": (1, MAX_INT),
@@ -92,11 +109,28 @@ RANGES = {
     "size": (16, 10_980),
     "num_dates": (2, 73),
     "missed_clouds": (0, 1),
+    # real tiles
+    "max_cloud_cover": (0, 100),
+    "resolution": (0, 10_000),
+    "stride": (0, 10_980),
+    "local_scale": (0, 1e9),
+    "split_block": (1, 1e7),
+    "threads": (1, 256),
+    "retries": (0, 20),
+    # the page
+    "dimensions": (1, 65536),
+    "variance": (0.01, 1),
+    "max_mb": (4, math.inf),  # the page itself takes 3
 }
 CHOICES = {
     "device": ("auto", "cpu", "cuda"),
     "precision": ("auto", "float32", "bfloat16"),
     "wandb_mode": ("auto", "online", "offline", "disabled"),
+    "classify": ("auto", "true", "false"),
+    "representation_format": ("float32", "float16", "int8"),
+    "local_mask": ("auto", "SCL", "MASK", "none"),
+    "offset": ("auto", "applied", "raw"),
+    "resampling": ("nearest", "bilinear", "cubic", "average"),
 }
 
 
@@ -109,20 +143,42 @@ def check(config, **limits):
     config = {key: expand_home(key, value) for key, value in config.items()}
     limits = RANGES | CHOICES | limits
     for key, value in config.items():
-        if isinstance(value, bool) or (isinstance(value, str) and key not in limits):
-            continue
-        if isinstance(value, str):
-            if value not in limits[key]:
-                raise InputError(f"{key}={value}: wanted one of {', '.join(limits[key])}")
-            continue
-        low, high = limits[key]
-        # compared as it is: a whole number may be too large for a float
-        if not (low <= value <= high and abs(value) < math.inf):
-            is_open = high == math.inf or (high == MAX_INT and value < low)
-            raise InputError(
-                f"{key}={value}: wanted {low} {'or more' if is_open else f'to {high}'}"
-            )
+        if not (isinstance(value, bool) or (isinstance(value, str) and key not in limits)):
+            _check_value(key, value, limits[key])
     return MappingProxyType(config)
+
+
+def _check_value(key, value, limits):
+    if isinstance(value, str):
+        if value not in limits:
+            raise InputError(f"{key}={value}: wanted one of {', '.join(limits)}")
+        return
+    low, high = limits
+    # compared as it is: a whole number may be too large for a float
+    if not (low <= value <= high and abs(value) < math.inf):
+        is_open = high == math.inf or (high == MAX_INT and value < low)
+        raise InputError(f"{key}={value}: wanted {low} {'or more' if is_open else f'to {high}'}")
+
+
+def check_early(config):
+    """What `check` refuses in any script, known before a script's modules are imported."""
+    check({key: value for key, value in config.items() if key in RANGES | CHOICES})
+
+
+NEW_PATHS = ("base_path", "basis_path")  # what a script may make
+
+
+def check_paths(config):
+    """Raise InputError for a key of a file or folder (one, or several by commas) that is not there.
+
+    What lies there is checked where it is opened.
+    """
+    for key, value in config.items():
+        if not key.endswith("_path") or key in NEW_PATHS or os.path.exists(value):
+            continue
+        for path in value.split(","):
+            if path and not os.path.exists(path):
+                raise InputError(f"{key}={path}: found no such file or folder{what_is_there(path)}")
 
 
 def expand_home(key, value):

@@ -1,9 +1,12 @@
 """Where a script computes: the only place that decides on CUDA, precision and process groups."""
 
+import contextlib
+import math
 import os
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import pairwise
+from pathlib import Path
 
 from running.errors import InputError
 
@@ -63,8 +66,7 @@ class Runtime:
         """Loader processes; -1: none on the CPU, whose cores train, up to 8 for a GPU."""
         if num_workers >= 0:
             return num_workers
-        processes_here = int(os.environ.get("LOCAL_WORLD_SIZE", 1))  # of this node
-        return min(8, (os.cpu_count() or 1) // processes_here) if self.on_gpu else 0
+        return min(8, usable_cores()) if self.on_gpu else 0
 
     def read_ahead(self, items):
         """The items of an iterator, with `read_ahead` for a GPU.
@@ -144,6 +146,9 @@ def start_runtime(device="auto", precision="float32"):
     if device == "cuda" and not has_gpu:
         raise InputError("device=cuda: found no CUDA device, wanted one (or device=cpu)")
     use_gpu = has_gpu and device != "cpu"
+    if not {"OMP_NUM_THREADS", "MKL_NUM_THREADS"} & os.environ.keys():
+        # torch counts the cores of the machine or of its affinity, and knows of no quota
+        torch.set_num_threads(min(torch.get_num_threads(), usable_cores()))
     world_size = int(os.environ.get("WORLD_SIZE", 1))
     rank, local_rank = (int(os.environ.get(key, 0)) for key in ("RANK", "LOCAL_RANK"))
     # oneDNN keeps a kernel for each number of rows, 0.6 MB each: by default 1024 of them
@@ -168,6 +173,45 @@ def start_runtime(device="auto", precision="float32"):
         world_size,
         trains_in_bf16=precision == "bfloat16" or (precision == "auto" and fast_in_bf16),
     )
+
+
+def usable_cores(root="/"):
+    """CPU cores that this process may use, at least 1: its share where torchrun starts several.
+
+    Those that it is bound to (taskset, Slurm), and at most what the quota of its cgroups allows
+    (containers). root: of the file system in which the quota is looked up.
+    """
+    if hasattr(os, "sched_getaffinity"):
+        cores = len(os.sched_getaffinity(0))
+    else:  # macOS
+        cores = os.cpu_count() or 1
+    processes_here = int(os.environ.get("LOCAL_WORLD_SIZE", 1))  # of this node
+    return max(1, math.ceil(min(cores, _cpu_quota(Path(root)))) // processes_here)
+
+
+def _cpu_quota(root):
+    """CPU time that the cgroups of this process and all above them allow, in cores, or infinity."""
+    quota = math.inf
+    for folder, names in _cpu_cgroups(root):
+        with contextlib.suppress(OSError, ValueError):  # no file, or "max": no limit
+            used, period = (int(n) for name in names for n in (folder / name).read_text().split())
+            quota = min(quota, used / period if used > 0 else math.inf)
+    return quota
+
+
+def _cpu_cgroups(root):
+    """(folder, files with quota and period) of cgroups, version 1 or 2; none outside of Linux."""
+    file = root / "proc/self/cgroup"
+    for line in file.read_text().splitlines() if file.exists() else ():
+        _, controllers, path = line.split(":", 2)
+        if controllers and "cpu" not in controllers.split(","):
+            continue
+        names = ("cpu.cfs_quota_us", "cpu.cfs_period_us") if controllers else ("cpu.max",)
+        folder = mount = root / "sys/fs/cgroup" / ("cpu" if controllers else "")
+        yield mount, names  # in a container, the group itself
+        for name in Path(path.strip("/")).parts:
+            folder = folder / name
+            yield folder, names
 
 
 def _cpu_is_fast_in_bf16():

@@ -1,7 +1,6 @@
 """Files that are written whole or not at all, locked folders, hashes and memory maps."""
 
 import contextlib
-import difflib
 import errno
 import fcntl
 import hashlib
@@ -14,12 +13,11 @@ import time
 from contextlib import contextmanager
 from pathlib import Path
 
-from running.errors import InputError
+from running.errors import InputError, what_is_there
 
 import numpy as np
 
 CACHE_FILES = 2000  # arrays that are kept at most
-NEAR_NAMES = 6  # that a message lists of a folder
 
 
 def make_output_dir(path):
@@ -84,26 +82,6 @@ def describe_files(folder, names):
     """{name: [size in bytes, time of the last change in ns]} of the files that exist."""
     stats = {name: Path(folder, name).stat() for name in names if Path(folder, name).exists()}
     return {name: [stat.st_size, stat.st_mtime_ns] for name, stat in stats.items()}
-
-
-def what_is_there(path):
-    """The end of a message on a wrong path: what the nearest folder that exists has instead.
-
-    Names like the wrong one come first. "" where the folder cannot be read.
-    """
-    path, missing = Path(path), ""
-    while not path.is_dir() and path != path.parent:
-        path, missing = path.parent, path.name
-    try:
-        names = sorted(n for n in os.listdir(path) if n.isprintable() and not n.startswith("."))
-    except OSError:
-        return ""
-    alike = {name: difflib.SequenceMatcher(None, missing, name).ratio() for name in names}
-    names.sort(key=lambda name: -alike[name] if alike[name] > 0.5 else 0)
-    listed = ", ".join(names[:NEAR_NAMES])
-    more = f" and {len(names) - NEAR_NAMES} more" if len(names) > NEAR_NAMES else ""
-    folder = "this folder" if path == Path() else path
-    return f"; {folder} has {listed or 'nothing'}{more}"
 
 
 def open_npy(path, wanted):

@@ -347,7 +347,7 @@ def test_the_cache_of_clear_counts_stays_small(dataset, tmp_path, monkeypatch):
 
 def test_workers_are_counted_by_the_processes_of_a_node(monkeypatch):
     """Regression: eight nodes of four GPUs gave every process one worker or none."""
-    monkeypatch.setattr(os, "cpu_count", lambda: 32)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: set(range(32)))
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
     runtime = Runtime(torch.device("cuda"), rank=0, world_size=32)
     assert runtime.workers(-1) == 8

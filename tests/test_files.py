@@ -3,8 +3,8 @@
 import subprocess
 
 from running.checkpoints import load_checkpoint
-from running.errors import InputError
-from running.files import atomic_write, what_is_there
+from running.errors import InputError, what_is_there
+from running.files import atomic_write
 
 import pytest
 import torch

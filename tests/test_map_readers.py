@@ -34,6 +34,7 @@ from maps.land_cover import (
 )
 from maps.reader import read_map
 from tile_json import merge_classes
+from utils import new_figure
 
 
 @pytest.fixture(scope="module")
@@ -290,7 +291,7 @@ def test_a_legend_of_many_long_names_is_drawn_whole(tmp_path):
     """Regression: it was cut off and left no room for the map; a dollar sign began a formula."""
     names = {str(code): {"name": f"crop {code} at $_$ " + "a ton " * 10} for code in range(1, 61)}
     class_map = np.arange(60, dtype=np.uint8).reshape(6, 10) + 1
-    figure = Figure(figsize=FIGURE_SIZE, layout="constrained")
+    figure = new_figure(figsize=FIGURE_SIZE)
     fill_figure(figure, class_map, class_legend(range(1, 61), names), "$_")
     figure.savefig(tmp_path / "map.png")
     box = figure.legends[0].get_window_extent()

@@ -298,7 +298,7 @@ def test_an_encoder_of_other_bands_is_no_start(dataset, tmp_path):
 
 
 MISTAKES = {
-    "learning_rat=1": "error: learning_rat=1: wanted key=value with key one of base_path",
+    "learning_rat=1": "error: learning_rat=1: found no such key, did you mean learning_rate?",
     "epochs=many": "error: epochs=many: wanted a whole number (now 0)",
     "min_samples=2000000000": "error: min_samples=2000000000: wanted at most max_samples=1000",
     "learning_rate=fast": "error: learning_rate=fast: wanted a number (now 0.006)",
@@ -314,7 +314,7 @@ MISTAKES = {
     "wandb_mode=on": "error: wandb_mode=on: wanted one of auto, online, offline, disabled",
     "dataset_name=nowhere": "processed: found no tile, wanted folders MGRS-*",
     "output_dir=/proc/nothing": "error: output_dir=/proc/nothing: not writable",
-    "test_tile_path=/nowhere": "error: /nowhere/bands.npy: found no such file",
+    "test_tile_path=/nowhere": "error: test_tile_path=/nowhere: found no such file",
 }
 
 
