@@ -89,11 +89,8 @@ class _PixelDataset(IterableDataset):
         self._plan_epoch()
         mean, std = (bands.mean, bands.std) if bands else pool_statistics(self.tiles, clear_total)
         self.mean, self.std, self._arrays = torch.as_tensor(mean), torch.as_tensor(std), []
-
-    @property
-    def bands(self):
-        """The Bands of its batches, for another data set or tile."""
-        return Bands(self.band_names, self.mean, self.std, self.tiles[0].path.parent)
+        origin = bands.origin if bands else self.tiles[0].path.parent
+        self.bands = Bands(self.band_names, self.mean, self.std, origin)  # for other data sets
 
     def _choose_pixels(self):
         """Find the pixels that take part. Returns the clear observations of each tile."""

@@ -97,6 +97,7 @@ def run_all(workplace, base_path, out):
     return scores, weights, content["bands"], content["mean"].tolist(), read_maps(folder)
 
 
+@pytest.mark.slow
 def test_training_takes_the_order_of_the_first_tile(toy, workplace, tmp_path):
     """Weights, statistics and names are the same ones, and so they are from a checkpoint on."""
     first = workplace / "pretrained/best.pt"
@@ -132,6 +133,7 @@ def test_labelled_tiles_of_another_order_than_an_unlabelled_first_one(toy, tmp_p
     np.testing.assert_allclose(labelled.mean, np.load(tile_of(toy, 0) / "band_mean.npy"), rtol=0.1)
 
 
+@pytest.mark.slow
 def test_scores_are_the_same_whatever_the_order(workplace, toy, tmp_path):
     keywords = {"checkpoint_path": workplace / "pretrained/best.pt", "dataset_name": "toy"}
     keywords |= {"seeds": 1, "label_counts": "20", "models": "embedding,series"}
