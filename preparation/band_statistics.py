@@ -74,19 +74,26 @@ def check_reflectance(counts):
     not at all; where many are above 0.3, the mask takes cloud or snow for clear.
     """
     looks = {
-        "the offset may have been subtracted twice": lambda c: c["floored"] > 0.1 * c["count"],
-        "the offset may not have been subtracted": lambda c: c["dark"] < 0.01 * c["count"],
-        "the mask calls bright pixels clear (cloud, or snow)": lambda c: (
-            c["bright"] > 0.05 * c["count"]
+        "the offset may have been subtracted twice": (
+            lambda c: c["floored"] > 0.1 * c["count"],
+            "if so: offset=applied overwrite=true",
+        ),
+        "the offset may not have been subtracted": (
+            lambda c: c["dark"] < 0.01 * c["count"],
+            "if so: offset=raw overwrite=true; haze and level 1C look so too",
+        ),
+        "the mask calls bright pixels clear (cloud, or snow)": (
+            lambda c: c["bright"] > 0.05 * c["count"],
+            "if it is cloud: clear_scl=, or leave out by skip_items=",
         ),
     }
     warnings = []
-    for text, is_strange in looks.items():
+    for text, (is_strange, hint) in looks.items():
         seen = {day: c for day, c in counts.items() if c["count"] >= 100 and "dark" in c}
         strange = sorted(day for day, c in seen.items() if is_strange(c))
         if strange:
             days = ", ".join(strange[:5]) + (" .." if len(strange) > 5 else "")
-            warnings.append(f"{text} on {len(strange)} of {len(seen)} dates: {days}")
+            warnings.append(f"{text} on {len(strange)} of {len(seen)} dates: {days} ({hint})")
     return warnings
 
 

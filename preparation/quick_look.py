@@ -30,11 +30,11 @@ def plot_quick_look(folder):
     parts = [["color", "clear", "labels"], ["dates", "dates", "dates"]]
     axes = figure.subplot_mosaic(parts, height_ratios=(3, 1))
     extent, unit = _extent(tile)
-    title = "no true colour: tile.json does not name B04, B03, B02"
+    title = "no true colour:\ntile.json names no B04, B03, B02"
     if color is not None:
         high = np.nanpercentile(color, 98) if np.isfinite(color).any() else 1
         axes["color"].imshow(np.nan_to_num(color / max(high, 1)).clip(0, 1), extent=extent)
-        title = f"median of the clear dates, reflectance 0 to {high / 10_000:.2g}"
+        title = f"median of the clear dates,\nreflectance 0 to {high / 10_000:.2g}"
     axes["color"].set_title(title)
     image = axes["clear"].imshow(clear.sum(0), vmin=0, extent=extent)
     axes["clear"].set_title("clear dates")

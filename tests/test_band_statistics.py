@@ -42,9 +42,12 @@ def test_strange_reflectances_are_reported():
     few = np.zeros((20, 20), np.uint8)
     few[0, :5] = 1
     assert check_reflectance({"2021-01-01": counts(1, few)}) == []  # too few pixels to judge
-    for value, message in ((1, "subtracted twice"), (1400, "may not have been subtracted")):
+    for value, message, key in (
+        (1, "subtracted twice", "offset=applied"),
+        (1400, "may not have been subtracted", "offset=raw"),
+    ):
         (text,) = check_reflectance({"2021-01-01": good, "2021-02-01": counts(value)})
-        assert message in text and text.endswith("on 1 of 2 dates: 2021-02-01")
+        assert f"{message} on 1 of 2 dates: 2021-02-01 (if so: {key} overwrite=true" in text
     texts = check_reflectance({"2021-01-01": bright})
     assert any("calls bright pixels clear" in text for text in texts)
 
