@@ -328,6 +328,18 @@ def check_bands(tile, band_names, num_bands, origin):
         raise InputError(f"{tile.path}: found {found}, wanted {band_names or num_bands} ({origin})")
 
 
+def match_bands(names, wanted, origin, wanted_by):
+    """The place of each wanted band among names: a list of indices.
+
+    origin, wanted_by: whose names, for the message. Raises InputError for a name that is missing or
+    there twice.
+    """
+    if missing := [name for name in wanted if names.count(name) != 1]:
+        found = f"{names}, with {missing[0]} {names.count(missing[0])} times"
+        raise InputError(f"{origin}: found {found}, wanted {wanted} ({wanted_by})")
+    return [names.index(name) for name in wanted]
+
+
 def check_tile(tile, checkpoint, checkpoint_path):
     """Refuse a tile whose bands are not those that the checkpoint was trained on."""
     check_bands(tile, checkpoint["bands"], len(checkpoint["mean"]), checkpoint_path)

@@ -52,6 +52,7 @@ RANGES = {
     "draws": (0, 1000),
     "dates": (0, MAX_INT),
     "date_share": (0, 1),
+    "scale": (1e-9, 1e9),
     # model
     "latent_dim": (3, 65536),
     "width": (1, 65536),
