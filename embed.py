@@ -5,6 +5,8 @@ also their classes.
         data_path=series.csv output_path=embeddings.parquet
     python embed.py checkpoint_path=checkpoints/landcover/best.pt \\
         data_path=cube.zarr output_path=landcover.zarr scale=10000
+    python embed.py data_path=series.csv bands=B02,B03,B04,B08 \\
+        output_path=data/points/processed/MGRS-points     # a tile to train on, not an embedding
 
 A table has a row for each observation of a pixel, in any order: id, date, the bands and, if there
 are, clear (1 or 0) and label. A cube has time, y, x and band, or a variable for each band. Both are
@@ -27,6 +29,7 @@ from tqdm import tqdm
 from encoder import Encoder, days_of_year, has_data
 from preparation import need
 from preparation.cubes import cube_writer, is_cube, legend_attributes, open_cube
+from preparation.table_tile import write_table_tile
 from preparation.tables import PARQUET, Columns, Table, column_names, read_table
 
 run_config = {
@@ -45,7 +48,8 @@ run_config = {
     "dims": "time,y,x,band",  # the names of its dimensions, in this order of meaning
     "variable": "",  # empty: the only one with these dimensions, or one for each band
     # output
-    "output_path": "",  # table: .parquet, .csv, or .npy with the ids in a .csv; cube: .zarr
+    "output_path": "",  # of a table: .parquet, .csv, .npy (its ids in a .csv), or a tile MGRS-*,
+    # to train on; of a cube: .zarr
     "overwrite": False,  # replace output_path where it exists
     # embeddings, as in infer.py
     "classify": "auto",  # auto: where the checkpoint is fine-tuned; true: refuse others; false
@@ -64,7 +68,7 @@ def check_output(config):
     if not config["data_path"] or not data.exists():
         raise InputError(f"data_path={config['data_path']}: found no such table or cube")
     kind, endings = ("cube", (".zarr",)) if is_cube(data) else ("table", (*PARQUET, ".csv", ".npy"))
-    if path.suffix not in endings:
+    if path.suffix not in endings and not (kind == "table" and path.name.startswith("MGRS-")):
         raise InputError(f"output_path={path}: wanted a name in {', '.join(endings)} of a {kind}")
     for file in {path, ids_file(path)}:
         if file.exists() and (not config["overwrite"] or file.resolve() == data.resolve()):
@@ -102,7 +106,7 @@ def find_columns(path, config, bands):
     """The Columns of a table. Raises InputError that lists the columns where one is missing."""
     names = column_names(path)
     if not bands:
-        raise InputError(f"{config['checkpoint_path']}: found no band names, wanted bands=B02,..")
+        raise InputError(f"bands={config['bands']}: found no names of bands, wanted B02,B03,..")
     wanted = {"id_column": config["id_column"], "date_column": config["date_column"]}
     wanted |= {
         f"band {number} of {len(bands)}, bands=": name for number, name in enumerate(bands, 1)
@@ -158,17 +162,29 @@ def table_writer(output, count, size):
             array.flush()
 
 
-def embed_table(path, output, encoder, config):
-    """Write the embeddings of a table. Returns the pixels, and how many have an embedding."""
-    columns = find_columns(path, config, wanted_bands(config, encoder))
-    arrow, encoded = need("pyarrow", "requirements-tables.txt"), 0
-    with tempfile.TemporaryDirectory(prefix=".embed-", dir=output.parent) as folder:
-        table = Table(path, columns, Path(folder))
+@contextmanager
+def sorted_table(path, columns, folder):
+    """Yield the Table of a file, sorted in a temporary folder inside `folder`."""
+    with tempfile.TemporaryDirectory(prefix=".embed-", dir=folder) as rows:
+        table = Table(path, columns, Path(rows))
         with tqdm(desc=f"reading {path.name}", unit=" rows", unit_scale=True) as bar:
             for frame in read_table(path, columns):
                 table.add(frame)
                 bar.update(len(frame))
-        known = table.describe_pixels(arrow)
+        yield table
+    if table.repeated:
+        print(
+            f"{path}: {table.repeated} clear rows have the {columns.id} and the {columns.date} of "
+            "an earlier one and are left out"
+        )
+
+
+def embed_table(path, output, encoder, config):
+    """Write the embeddings of a table. Returns the pixels, and how many have an embedding."""
+    columns = find_columns(path, config, wanted_bands(config, encoder))
+    arrow, encoded = need("pyarrow", "requirements-tables.txt"), 0
+    with sorted_table(path, columns, output.parent) as table:
+        known = {name: arrow.array(part) for name, part in table.describe_pixels().items()}
         bar = tqdm(total=len(table.ids), desc="embedding", unit=" pixels")
         with bar, table_writer(output, len(table.ids), encoder.size) as write:
             for first, last, reflectance, dates in table.groups():
@@ -176,12 +192,16 @@ def embed_table(path, output, encoder, config):
                 encoded += int(np.isfinite(found["embedding"]).all(1).sum())
                 write({name: part[first:last] for name, part in known.items()} | found)
                 bar.update(last - first)
-    if table.repeated:
-        print(
-            f"{path}: {table.repeated} clear rows have the {columns.id} and the {columns.date} of "
-            "an earlier one and are left out"
-        )
     return len(table.ids), encoded
+
+
+def make_tile(path, output, config):
+    """Write a table as a tile of N x 1 pixels, to train on."""
+    bands = [name.strip() for name in config["bands"].split(",") if name.strip()]
+    with sorted_table(path, find_columns(path, config, bands), output.parent) as table:
+        dates, pixels, *_ = write_table_tile(table, output, config["scale"])
+    print(f"{output}: a tile of {pixels} pixels, {dates} dates, {len(bands)} bands")
+    return output
 
 
 # ---- cubes ---------------------------------------------------------------------------------------
@@ -219,6 +239,8 @@ def main(config):
     refuse_torchrun()
     config = check(config, classify=("auto", "true", "false"), min_valid=(0, 65535))
     path, output = Path(config["data_path"]), check_output(config)
+    if output.name.startswith("MGRS-"):
+        return make_tile(path, output, config)
     keys = ("checkpoint_path", "device", "classify", "min_valid")
     encoder = Encoder.load(*(config[key] for key in keys))
     pixels, encoded = (embed_cube if is_cube(path) else embed_table)(path, output, encoder, config)

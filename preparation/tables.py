@@ -91,7 +91,8 @@ class Table:
         try:
             days = read_dates(values.to_numpy(None if column.dtype.kind in "iufM" else object))
         except InputError as error:
-            raise InputError(f"{self.path}: column {self.columns.date}: {error}") from None
+            line = str(error).removeprefix("dates: ")
+            raise InputError(f"{self.path}: column {self.columns.date}: {line}") from None
         is_dated = days.dtype.kind == "M"
         if self.is_dated not in (None, is_dated):
             raise InputError(f"{self.path}: found days of year and dates, wanted one of the two")
@@ -118,16 +119,16 @@ class Table:
             raise InputError(f"{self.path}: found {found}, wanted 1 (clear) or 0 (not clear)")
         return texts.isin(TRUE).to_numpy()
 
-    def describe_pixels(self, arrow):
-        """{name of the column: ids or labels of all pixels, an array of pyarrow}."""
+    def describe_pixels(self):
+        """{name of the column: ids or labels of all pixels, a list}. InputError for no pixel."""
         if not self.ids:
             raise InputError(f"{self.path}: found no row, wanted some")
         known = {self.columns.id: list(self.ids)}
         if self.columns.label:
             known[self.columns.label] = self.labels
-        if self.path.suffix.lower() not in PARQUET:
-            known = {name: _as_numbers(texts) for name, texts in known.items()}
-        return {name: arrow.array(values) for name, values in known.items()}
+        if self.path.suffix.lower() in PARQUET:
+            return known
+        return {name: _as_numbers(texts) for name, texts in known.items()}
 
     def groups(self):
         """Yield (first, last + 1, reflectance (n, T, B), dates (n, T)) of groups of pixels.
@@ -135,7 +136,7 @@ class Table:
         Padded with NaN and with NaT or 0; T is the longest series of the group. Of clear rows of
         one pixel and date the first counts. Raises InputError for series of more than a year.
         """
-        names = list(self.ids)
+        names, self.repeated = list(self.ids), 0
         for first in range(0, len(names), GROUP_PIXELS):
             last = min(first + GROUP_PIXELS, len(names))
             file = self.folder / str(first // GROUP_PIXELS)

@@ -6,11 +6,13 @@ from running.errors import InputError
 
 import numpy as np
 import pytest
-from helpers import Fork, fine_tune, map_tile, run, tile_of
+from helpers import Fork, fine_tune, map_tile, run, tile_of, tiny
 from series_data import cube, long_table
 
 import embed
+import train
 from preparation import tables
+from tiles import Tile
 
 pandas = pytest.importorskip("pandas")
 pytest.importorskip("pyarrow")
@@ -135,11 +137,11 @@ MISTAKES = [
     ({}, {"bands": "X0,X1"}, "bands=X0,X1: found 2 bands, wanted 10 as in .*: X0, X1"),
     ({"X3": "dark"}, {}, "found X3 dark, wanted a number or an empty cell"),
     ({"clear": 7}, {}, "found clear 7, wanted 1 \\(clear\\) or 0"),
-    ({"date": "soon"}, {}, "column date: dates: found soon, wanted days of year"),
+    ({"date": "soon"}, {}, "column date: found soon, wanted days of year"),
     (
         {"date": ["5"] + ["2021-06-05"] * 7679},
         {},
-        "column date: dates: found 5, wanted days of year",
+        "column date: found 5, wanted days",
     ),
     ({"date": ""}, {}, "found a row without date, wanted dates"),
     ({"id": ""}, {}, "found a row without id, wanted one in each"),
@@ -183,6 +185,30 @@ def test_files_that_are_no_table(workplace, tmp_path):
     for name in ("series.parquet", "empty.csv"):
         with pytest.raises(InputError, match=f"{name}: found no readable table"):
             embed_data(workplace, tmp_path / name, tmp_path / "rows.csv")
+
+
+def test_a_table_trains(workplace, table, tmp_path):
+    """As a tile of N x 1 pixels: the same series and labels, and an encoder trained on them."""
+    labels = np.load(tile_of(workplace) / "labels.npy").ravel()
+    crops = np.where(labels[table["id"]] == 40, "maize", "beet")
+    table.assign(label=crops).to_csv(tmp_path / "series.csv", index=False)
+    folder = tmp_path / "data/points/processed/MGRS-points"
+    bands = ",".join(f"X{i}" for i in range(10))
+    run(embed, data_path=tmp_path / "series.csv", output_path=folder, bands=bands)
+    tile, wanted = Tile(folder), Tile(tile_of(workplace))
+    ids = np.load(folder / "ids.npy").astype(int)
+    assert (tile.doys == wanted.doys).all()
+    masks = wanted.masks.reshape(20, -1)[:, ids]
+    assert (tile.masks[:, :, 0] == masks).all()
+    assert (tile.bands[:, :, 0] == wanted.bands.reshape(20, -1, 10)[:, ids])[masks == 1].all()
+    np.testing.assert_allclose(tile.band_mean, wanted.band_mean, rtol=1e-5)
+    np.testing.assert_allclose(tile.band_std, wanted.band_std, rtol=1e-4)
+    assert tile.info["classes"] == {"1": {"name": "beet"}, "2": {"name": "maize"}}
+    assert (tile.labels[:, 0] == np.where(labels[ids] == 40, 2, 1)).all()
+    train.main(tiny(tmp_path, tmp_path / "encoder", dataset_name="points", max_steps=4))
+    keys = {"checkpoint_path": tmp_path / "encoder/best.pt", "dataset_name": "points"}
+    scores = fine_tune(tmp_path, tmp_path / "crops", epochs=2, **keys)
+    assert scores["macro_f1"] > 0.8
 
 
 # ---- cubes ---------------------------------------------------------------------------------------
