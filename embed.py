@@ -127,6 +127,15 @@ def ids_file(output):
     return output.with_suffix(".csv") if output.suffix == ".npy" else output
 
 
+def as_cells(values):
+    """An array of pyarrow, in which NaN and None are empty cells."""
+    arrow = need("pyarrow", "requirements-tables.txt")
+    if isinstance(values, arrow.Array):
+        return values
+    cells = arrow.array(values, from_pandas=True)
+    return cells.cast("string") if cells.type == arrow.null() else cells
+
+
 @contextmanager
 def table_writer(output, count, size):
     """Yield write(columns): a dict of arrays (n,), and "embedding" (n, D), of the next n pixels.
@@ -147,10 +156,7 @@ def table_writer(output, count, size):
             else:
                 array[done : done + len(embeddings)] = embeddings
             done += len(embeddings)
-            # NaN becomes an empty cell
-            rows = arrow.table(
-                {key: arrow.array(v, from_pandas=True) for key, v in columns.items()}
-            )
+            rows = arrow.table({name: as_cells(part) for name, part in columns.items()})
             if not writer:
                 kind = need("pyarrow.parquet").ParquetWriter if part.suffix in PARQUET else None
                 kind = kind or need("pyarrow.csv").CSVWriter
@@ -182,9 +188,9 @@ def sorted_table(path, columns, folder):
 def embed_table(path, output, encoder, config):
     """Write the embeddings of a table. Returns the pixels, and how many have an embedding."""
     columns = find_columns(path, config, wanted_bands(config, encoder))
-    arrow, encoded = need("pyarrow", "requirements-tables.txt"), 0
+    encoded = 0
     with sorted_table(path, columns, output.parent) as table:
-        known = {name: arrow.array(part) for name, part in table.describe_pixels().items()}
+        known = {name: as_cells(part) for name, part in table.describe_pixels().items()}
         bar = tqdm(total=len(table.ids), desc="embedding", unit=" pixels")
         with bar, table_writer(output, len(table.ids), encoder.size) as write:
             for first, last, reflectance, dates in table.groups():

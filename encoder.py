@@ -168,7 +168,7 @@ class Encoder:
         rows = max(1, BLOCK_BYTES // (4 * max(1, num_dates) * max(1, num_bands)))
         count, rows = math.prod(shape), min(rows, self.runtime.block_pixels)
         for first in range(0, count, rows):
-            yield np.unravel_index(np.arange(first, min(first + rows, count)), shape)
+            yield np.unravel_index(np.arange(first, min(first + rows, count)), tuple(shape))
 
     def _order_bands(self, shape, names):
         """Index of each band of the checkpoint along the last axis of reflectance."""

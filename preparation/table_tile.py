@@ -43,7 +43,7 @@ def write_table_tile(table, folder, scale):
             values = values * np.float32(scale)
             check_unit(values, scale)
             values = values.round().clip(1, 65535).astype(np.uint16)
-            date = np.searchsorted(days, days_of_year(dates))
+            date = np.searchsorted(days, days_of_year(dates)[:, 0])
             bands[date, pixels, 0], masks[date, pixels, 0] = values, 1
             clear = np.ones((len(values), 1), np.uint8)
             counted = add_counts(counted, count_block(values[:, None], clear, -1))

@@ -15,13 +15,13 @@ from encoder import Encoder, days_of_year
 
 @pytest.fixture(scope="session")
 def encoder(workplace):
-    return Encoder.load(workplace / "classifier/best.pt", device="cpu")
+    return Encoder.load(workplace / "classifier/best.pt", device="cpu", min_valid=14)
 
 
 @pytest.fixture(scope="session")
 def maps(workplace, tmp_path_factory):
     """Maps of infer.py: representations, class codes, confidence."""
-    (folder,) = map_tile(workplace, tmp_path_factory.mktemp("maps"), dates=12)
+    (folder,) = map_tile(workplace, tmp_path_factory.mktemp("maps"), dates=12, min_valid=14)
     names = ("representation_map", "classification_map", "confidence")
     return [np.load(folder / f"{name}.npy") for name in names]
 
@@ -66,7 +66,7 @@ def test_the_numbers_are_those_of_infer(encoder, maps, series, monkeypatch):
 
 def test_draws_are_those_of_infer(encoder, series, workplace, tmp_path):
     bands, masks, days, _ = series
-    (folder,) = map_tile(workplace, tmp_path / "draws", draws=4)
+    (folder,) = map_tile(workplace, tmp_path / "draws", draws=4, min_valid=14)
     same(encoder.embed(bands, days, masks, draws=4), np.load(folder / "representation_map.npy"))
 
 

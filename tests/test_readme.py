@@ -115,7 +115,7 @@ def test_the_page_on_python_runs_and_gives_what_a_map_has(workplace, tmp_path, m
     assert len(cells) == 4
     for cell in cells:
         exec(cell, names)
-    assert "0.3, wanted reflectance x 10000" in capsys.readouterr().out
+    assert "wanted reflectance x 10000 (scale=10000 multiplies" in capsys.readouterr().out
     (folder,) = map_tile(workplace, tmp_path / "map")
     mapped, codes = (
         np.load(folder / f"{name}_map.npy") for name in ("representation", "classification")
