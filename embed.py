@@ -30,7 +30,7 @@ from encoder import Encoder, days_of_year, has_data
 from preparation import need
 from preparation.cubes import cube_writer, is_cube, legend_attributes, open_cube
 from preparation.table_tile import write_table_tile
-from preparation.tables import PARQUET, Columns, Table, column_names, read_table
+from preparation.tables import OPTIONAL, PARQUET, Columns, Table, column_names, read_table
 
 run_config = {
     # input
@@ -129,7 +129,7 @@ def ids_file(output):
 
 def as_cells(values):
     """An array of pyarrow, in which NaN and None are empty cells."""
-    arrow = need("pyarrow", "requirements-tables.txt")
+    arrow = need("pyarrow", OPTIONAL)
     if isinstance(values, arrow.Array):
         return values
     cells = arrow.array(values, from_pandas=True)
@@ -142,7 +142,7 @@ def table_writer(output, count, size):
 
     count, size: N and D. All files are renamed to their names at the end.
     """
-    arrow, done = need("pyarrow", "requirements-tables.txt"), 0
+    arrow, done = need("pyarrow", OPTIONAL), 0
     with ExitStack() as stack:
         part, writer, array = stack.enter_context(atomic_write(ids_file(output))), None, None
         if output.suffix == ".npy":
@@ -158,8 +158,12 @@ def table_writer(output, count, size):
             done += len(embeddings)
             rows = arrow.table({name: as_cells(part) for name, part in columns.items()})
             if not writer:
-                kind = need("pyarrow.parquet").ParquetWriter if part.suffix in PARQUET else None
-                kind = kind or need("pyarrow.csv").CSVWriter
+                kind = (
+                    need("pyarrow.parquet", OPTIONAL).ParquetWriter
+                    if part.suffix in PARQUET
+                    else None
+                )
+                kind = kind or need("pyarrow.csv", OPTIONAL).CSVWriter
                 writer = stack.enter_context(kind(part, rows.schema))
             writer.write_table(rows)
 

@@ -16,6 +16,7 @@ import numpy as np
 
 from encoder import read_dates
 from preparation import need
+from preparation.tables import OPTIONAL
 from tiles import match_bands
 from utils import BLOCK_BYTES
 
@@ -96,11 +97,11 @@ def open_cube(path, dims, variable, clear, bands):
 
 
 def _open(path):
-    xarray = need("xarray", "requirements-tables.txt")
-    need("dask.array", "requirements-tables.txt")
+    xarray = need("xarray", OPTIONAL)
+    for module in ("dask.array", "zarr"):
+        need(module, OPTIONAL)
     try:
         if path.is_dir():
-            need("zarr", "requirements-tables.txt")
             return xarray.open_zarr(path, chunks={}, decode_coords="all")
         return xarray.open_dataset(path, decode_coords="all", chunks={})
     except InputError:
@@ -129,7 +130,7 @@ def cube_writer(path, cube, arrays):
     arrays: {name: (dtype, D or 0, no data, attributes of it)}. Yields write(block, {name: array}).
     Coordinates and attributes of the input's pixels are kept.
     """
-    xarray, dask = need("xarray"), need("dask.array")
+    xarray, dask = need("xarray", OPTIONAL), need("dask.array", OPTIONAL)
     y, x = cube.values.dims[:2]
     chunk = tuple(part.stop - part.start for part in next(cube.blocks()))
     coords = {name: one.variable for name, one in cube.values.coords.items()}

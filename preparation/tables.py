@@ -16,6 +16,7 @@ import numpy as np
 from encoder import has_data, read_dates
 from preparation import need
 
+OPTIONAL = "requirements-tables.txt"
 PARQUET = (".parquet", ".pq")
 BATCH_ROWS, GROUP_PIXELS = 1 << 17, 1 << 14  # read at once, and sorted into one file
 FALSE, TRUE = ("0", "0.0", "false", "no", ""), ("1", "1.0", "true", "yes")
@@ -56,7 +57,7 @@ class Table:
 
     def add(self, frame):
         """Sort the rows of a pandas DataFrame into the files. Raises InputError."""
-        columns, pandas = self.columns, need("pandas")
+        columns, pandas = self.columns, need("pandas", OPTIONAL)
         if frame[columns.id].isna().any():
             raise InputError(f"{self.path}: found a row without {columns.id}, wanted one in each")
         names = frame[columns.id].tolist()
@@ -82,7 +83,7 @@ class Table:
 
     def _days(self, column):
         """Days since 1970 or days of year (R,), of a column of dates."""
-        pandas = need("pandas")
+        pandas = need("pandas", OPTIONAL)
         if column.isna().any():
             raise InputError(f"{self.path}: found a row without {self.columns.date}, wanted dates")
         numbers = pandas.to_numeric(column, errors="coerce")
@@ -103,7 +104,7 @@ class Table:
 
     def _numbers(self, column):
         """Float32 (R,) of a column of numbers; NaN where it is empty."""
-        numbers = need("pandas").to_numeric(column, errors="coerce")
+        numbers = need("pandas", OPTIONAL).to_numeric(column, errors="coerce")
         wrong = column[numbers.isna() & column.notna()]
         if len(wrong):
             found = f"{column.name} {wrong.iloc[0]!s:.40}"
@@ -176,7 +177,7 @@ def column_names(path):
     if path.suffix.lower() in PARQUET:
         return _open_parquet(path).schema_arrow.names
     try:
-        return list(need("pandas").read_csv(path, nrows=0, sep=_separator(path)).columns)
+        return list(need("pandas", OPTIONAL).read_csv(path, nrows=0, sep=_separator(path)).columns)
     except (OSError, ValueError) as error:
         raise _unreadable(path, error) from None
 
@@ -197,7 +198,7 @@ def read_table(path, columns):
         empty = dict.fromkeys(columns.bands, EMPTY) | dict.fromkeys(text, [""])
         options = {"usecols": names, "sep": _separator(path), "low_memory": False}
         options |= {"dtype": dict.fromkeys(text, str), "keep_default_na": False, "na_values": empty}
-        with need("pandas").read_csv(path, chunksize=BATCH_ROWS, **options) as batches:
+        with need("pandas", OPTIONAL).read_csv(path, chunksize=BATCH_ROWS, **options) as batches:
             yield from batches
     except (OSError, ValueError) as error:  # pyarrow's and pandas' errors are ValueErrors
         if isinstance(error, InputError):
@@ -213,9 +214,9 @@ def _separator(path):
 
 
 def _open_parquet(path):
-    need("pyarrow", "requirements-tables.txt")
+    need("pyarrow", OPTIONAL)
     try:
-        return need("pyarrow.parquet").ParquetFile(path)
+        return need("pyarrow.parquet", OPTIONAL).ParquetFile(path)
     except (OSError, ValueError) as error:
         raise _unreadable(path, error) from None
 

@@ -1,6 +1,7 @@
 """embed.py as a user runs it, on tables and cubes: the numbers of infer.py, and what it refuses."""
 
 import json
+import sys
 
 from running.errors import InputError
 
@@ -189,6 +190,7 @@ def test_files_that_are_no_table(workplace, tmp_path):
             embed_data(workplace, tmp_path / name, tmp_path / "rows.csv")
 
 
+@pytest.mark.slow
 def test_a_table_trains(workplace, table, tmp_path):
     """As a tile of N x 1 pixels: the same series and labels, and an encoder trained on them."""
     labels = np.load(tile_of(workplace) / "labels.npy").ravel()
@@ -211,6 +213,19 @@ def test_a_table_trains(workplace, table, tmp_path):
     keys = {"checkpoint_path": tmp_path / "encoder/best.pt", "dataset_name": "points"}
     scores = fine_tune(tmp_path, tmp_path / "crops", epochs=2, **keys)
     assert scores["macro_f1"] > 0.8
+
+
+@pytest.mark.parametrize(
+    ("name", "module"), [("series.csv", "pandas"), ("series.csv", "pyarrow"), ("x.zarr", "xarray")]
+)
+def test_packages_that_are_not_installed(workplace, table, tmp_path, monkeypatch, name, module):
+    table.to_csv(tmp_path / "series.csv", index=False)
+    (tmp_path / "x.zarr").mkdir()
+    monkeypatch.setitem(sys.modules, module, None)
+    output = tmp_path / name.replace("series", "rows").replace("x.", "y.")
+    message = f"{module}: not installed, wanted pip install -r requirements-tables.txt"
+    with pytest.raises(InputError, match=message):
+        embed_data(workplace, tmp_path / name, output)
 
 
 # ---- cubes ---------------------------------------------------------------------------------------
