@@ -248,8 +248,8 @@ def assert_cube_as_mapped(found, maps):
 
 @pytest.mark.parametrize("chunks", [(20, 24, 16, 10), (20, 7, 5, 10), (1, 24, 16, 3)])
 def test_a_cube_by_blocks(workplace, maps, tmp_path, xarray, monkeypatch, chunks):
-    """In blocks that fit its chunks or do not; place, CRS and attributes are kept."""
-    array = cube(tile_of(workplace), scale=1e-4)
+    """Bands in another order, chunks that fit blocks or not; place, CRS, attributes are kept."""
+    array = cube(tile_of(workplace), scale=1e-4)[..., ::-1]  # of the bands
     data = array.chunk(dict(zip(array.dims, chunks, strict=True))).to_dataset()
     data = data.assign_coords(spatial_ref=((), 0, {"crs_wkt": "EPSG:32631"}))
     data["reflectance"].attrs["grid_mapping"] = "spatial_ref"

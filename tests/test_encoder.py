@@ -70,7 +70,7 @@ def test_draws_are_those_of_infer(encoder, series, workplace, tmp_path):
     same(encoder.embed(bands, days, masks, draws=4), np.load(folder / "representation_map.npy"))
 
 
-def test_what_has_no_data_is_not_clear(encoder, maps, series):
+def test_what_has_no_data_is_not_clear(encoder, maps, series, monkeypatch):
     """Masks, NaN, zeros in all bands, and dates that are padding: one and the same."""
     bands, masks, days, _ = series
     bands, masks = bands.reshape(-1, 20, 10).astype(np.float32), masks.reshape(-1, 20)
@@ -85,6 +85,10 @@ def test_what_has_no_data_is_not_clear(encoder, maps, series):
         encoder.embed(bands, days, masks.astype(bool), max_dates=12),
     ):
         same(y, wanted)
+    monkeypatch.setattr(Runtime, "pad_dates", 8)  # as on a GPU: series of one batch are padded
+    every = encoder.embed(bands, days, masks, max_dates=0)
+    assert (np.isfinite(every) == np.isfinite(wanted)).all()
+    same(encoder.embed(with_nan, days, max_dates=0), every)
 
 
 def test_dates_as_people_have_them():
