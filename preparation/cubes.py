@@ -46,7 +46,7 @@ class Cube:
         height, width, dates, bands = self.values.shape
         most = max(1, BLOCK_BYTES // (4 * dates * bands))
         tall, wide = (max(sizes) for sizes in self.values.chunks[:2])
-        columns = _whole_chunks(wide, min(most, width))
+        columns = _whole_chunks(wide, min(max(1, most // min(tall, height)), width))
         rows = _whole_chunks(tall, min(max(1, most // columns), height))
         for row in range(0, height, rows):
             for column in range(0, width, columns):
