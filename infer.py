@@ -13,17 +13,13 @@ stopped or killed is resumed after the last block on the disk.
 
 import os
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 
-from running.checkpoints import load_checkpoint
 from running.config import check
 from running.device import start_runtime
 from running.errors import InputError, Stopped, notice, what_is_there
 from running.files import (
-    Watch,
     describe_files,
-    file_hash,
     lock_folder,
     make_output_dir,
     remove_parts,
@@ -33,16 +29,15 @@ from running.log import refuse_training_folder, start_log
 from running.script import run_script, stop_on_signals
 
 import numpy as np
-import torch
 from tqdm import tqdm
 
-from backbones import load_backbone, load_classifier
+from encoder import Encoder
 from maps.geotiff import write_geotiff, write_representation_tif
 from maps.land_cover import class_legend, plot_class_map
 from maps.products import empty_maps, made_products, map_arrays, remove_products
 from maps.reader import read_provenance
 from maps.writer import MapWriter, quantise, refuse_shared_folders
-from tile_json import TILE_JSON, is_class_table, is_georeferenced
+from tile_json import is_georeferenced
 from tiles import OBSERVATIONS, Tile, checkpoint_bands, notice_unnamed
 from utils import extract_representations
 
@@ -135,68 +130,6 @@ def open_tiles(config, checkpoint, bad):
         raise InputError(f"{config['tile_path']}: found {len(bad)} bad tiles and no good one")
     notice_unnamed([tile for tile, _ in jobs], bands)
     return jobs
-
-
-@dataclass
-class Model:
-    """A checkpoint to map with.
-
-    module: classifier or backbone, in eval mode. classes: of a classifier that classifies, as in
-    tile.json and in the order of its head; else {}. min_valid: clear observations a pixel needs.
-    """
-
-    checkpoint: dict
-    sha256: str
-    module: torch.nn.Module
-    classes: dict
-    min_valid: int
-
-    @property
-    def codes(self):
-        """The class codes, (C,) uint8."""
-        return np.array([int(code) for code in self.classes], np.uint8)
-
-    @property
-    def size(self):
-        """D of its representations."""
-        return (self.module.backbone if self.classes else self.module).latent_dim
-
-
-def load_model(config, runtime):
-    """The Model of a config. Raises InputError for a checkpoint that cannot be mapped with."""
-    path = Path(config["checkpoint_path"])
-    kinds = ("classifier",) if config["classify"] == "true" else ("pretrained", "classifier")
-    with Watch(path.parent, [path.name]):
-        checkpoint = load_checkpoint(config["checkpoint_path"], kinds)
-        sha256 = file_hash(path)
-    classifies = config["classify"] != "false" and checkpoint["kind"] == "classifier"
-    module = load_classifier(checkpoint) if classifies else load_backbone(checkpoint)
-    check_header(path, checkpoint, checkpoint["head"]["num_classes"] if classifies else 0)
-    classes = checkpoint["classes"] if classifies else {}
-    min_valid = config["min_valid"] or checkpoint["config"]["min_valid"]
-    return Model(checkpoint, sha256, module.to(runtime.device), classes, min_valid)
-
-
-def check_header(path, checkpoint, num_classes):
-    """Raise InputError where a checkpoint that can be loaded cannot be mapped with.
-
-    num_classes: of its head, 0 where it does not classify.
-    """
-    bands, min_valid = checkpoint["backbone"]["num_bands"], checkpoint["config"]["min_valid"]
-    classes = checkpoint.get("classes") if num_classes else {}
-    lengths = {len(checkpoint[key]) for key in ("mean", "std", "bands")} - {0}
-    if lengths != {bands}:
-        found, wanted = (
-            f"bands, mean and std of {sorted(lengths)} bands",
-            f"{bands} as its backbone",
-        )
-    elif not 1 <= min_valid <= 65535:
-        found, wanted = f"min_valid {min_valid}", "1 to 65535"
-    elif not is_class_table(classes) or len(classes) != num_classes:
-        found, wanted = f"classes {classes!r:.200}", f"{num_classes}: {TILE_JSON['classes'][1]}"
-    else:
-        return
-    raise InputError(f"{path}: found {found}, wanted {wanted}")
 
 
 def describe_source(tile):
@@ -344,7 +277,8 @@ def main(config):
     stop = stop_on_signals()
 
     # checkpoint
-    model = load_model(config, runtime)
+    keys = ("checkpoint_path", "device", "classify", "min_valid")
+    model = Encoder.load(*(config[key] for key in keys))
     made_by = {key: config[key] for key in ("representation_format", "min_valid", "dates", "draws")}
     made_by["classify"] = bool(model.classes)
     if config["representation_tif"]:  # maps that were made with it are done without it too

@@ -5,11 +5,9 @@ import importlib
 from running.errors import InputError
 
 
-def need(module):
-    """Import a module of requirements-prepare.txt; InputError that names the file without it."""
+def need(module, file="requirements-prepare.txt"):
+    """Import a module of a file of optional packages; InputError that names the file without it."""
     try:
         return importlib.import_module(module)
     except ImportError:
-        raise InputError(
-            f"{module}: not installed, wanted pip install -r requirements-prepare.txt"
-        ) from None
+        raise InputError(f"{module}: not installed, wanted pip install -r {file}") from None

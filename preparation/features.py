@@ -43,7 +43,7 @@ def read_features(config, classes):
     for key, name in wanted.items():
         if name not in columns:
             raise InputError(f"{key}={name}: wanted a column of {path}: {', '.join(columns)}")
-    values = _clean_classes(features[column], path)
+    values = clean_classes(features[column], path)
     has_class = values.notna()
     has_place = features.geometry.notna() & ~features.geometry.is_empty
     for found, what in ((has_class, "class"), (has_place, "geometry")):
@@ -52,7 +52,7 @@ def read_features(config, classes):
     whole = has_class & has_place
     if not whole.any():
         raise InputError(f"labels={path}: found no feature with class and geometry, wanted some")
-    codes, classes = _number_classes(values[whole], classes, path)
+    codes, classes = number_classes(values[whole], classes, path)
     chosen = need("geopandas").GeoDataFrame({"code": codes}, geometry=[*features.geometry[whole]])
     chosen = chosen.set_crs(features.crs)
     if splits == "polygons":
@@ -150,7 +150,7 @@ def _clean(text):
     return " ".join(str(text).split())
 
 
-def _clean_classes(values, path):
+def clean_classes(values, path):
     """Numbers as they are; names by `_clean`, and None where nothing is left."""
     if values.dtype.kind in "iuf":
         return values
@@ -165,7 +165,7 @@ def _clean_classes(values, path):
     return need("pandas").Series(names, values.index, dtype=object)
 
 
-def _number_classes(values, classes, path):
+def number_classes(values, classes, path):
     """Codes (N,) uint8 of class names or codes, and {code: entry}.
 
     Names that classes (of classes_path) has get its codes; without it names are numbered in

@@ -70,6 +70,7 @@ RANGES = {
     "draws": (0, 1000),
     "dates": (0, MAX_INT),
     "date_share": (0, 1),
+    "scale": (1e-9, 1e9),
     # model
     "latent_dim": (3, 65536),
     "width": (1, 65536),
@@ -165,7 +166,7 @@ def check_early(config):
     check({key: value for key, value in config.items() if key in RANGES | CHOICES})
 
 
-NEW_PATHS = ("base_path", "basis_path")  # what a script may make
+NEW_PATHS = ("base_path", "basis_path", "output_path")  # what a script may make
 
 
 def check_paths(config):

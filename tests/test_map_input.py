@@ -20,6 +20,7 @@ from map_helpers import (
     run,
 )
 
+import encoder
 import infer
 import read_inference_map
 
@@ -106,14 +107,14 @@ def test_a_change_after_the_last_block_or_before_the_first_counts(place, tmp_pat
 def test_a_checkpoint_that_is_replaced_while_it_is_read_is_refused(place, tmp_path, monkeypatch):
     """Regression: a training still ran and replaced best.pt: infer.json had another hash."""
     shutil.copy(place / "classifier.pt", tmp_path / "best.pt")
-    load = infer.load_checkpoint
+    load = encoder.load_checkpoint
 
     def load_and_replace(*arguments):
         content = load(*arguments)
         shutil.copy(place / "other/classifier.pt", tmp_path / "best.pt")
         return content
 
-    monkeypatch.setattr(infer, "load_checkpoint", load_and_replace)
+    monkeypatch.setattr(encoder, "load_checkpoint", load_and_replace)
     keywords = {"checkpoint_path": tmp_path / "best.pt", "tile_path": place / "MGRS-A"}
     refused("best.pt: found that it changed while it was read", run, infer, **keywords)
 

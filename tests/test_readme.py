@@ -13,7 +13,6 @@ from helpers import ROOT, lines, make_dataset, map_tile, run, tile_of, tiny
 
 import infer
 import train
-from tiles import Tile
 
 README = ROOT / "README.md"
 FOLDERS = ("docs", "benchmarks", "experiments")
@@ -103,28 +102,26 @@ def test_the_tests_that_keep_promises_are_there():
     assert names <= {file.name for file in ROOT.glob("tests/*.py")}
 
 
-def test_the_lines_that_embed_an_array_give_what_a_map_has(workplace, tmp_path, monkeypatch):
-    (code,) = [code for code in code_blocks("python") if not code.startswith("# ")]
-    lines_of_work = [line for line in code.splitlines() if " = " in line]
-    assert len(lines_of_work) == 6, "the page says six"
-    tile = Tile(tile_of(workplace))
-    clear = tile.masks.reshape(20, -1).T == 1  # (pixels, dates)
-    bands, doys = np.zeros((len(clear), 20, 10), np.uint16), np.zeros((len(clear), 20), np.int16)
-    for pixel, dates in enumerate(clear):
-        bands[pixel, : dates.sum()] = tile.bands.reshape(20, -1, 10)[dates, pixel]
-        doys[pixel, : dates.sum()] = tile.doys[dates]
-    np.save(tmp_path / "series.npy", bands)
-    np.save(tmp_path / "series_doys.npy", doys)
-    (tmp_path / "checkpoints").mkdir()
-    (tmp_path / "checkpoints/simulated").symlink_to(workplace / "pretrained")
+def test_the_page_on_python_runs_and_gives_what_a_map_has(workplace, tmp_path, monkeypatch, capsys):
+    """From top to bottom, like a notebook."""
+    for name, target in {
+        "checkpoints/landcover": workplace / "classifier",
+        "data/simulated/processed/MGRS-SIM1": tile_of(workplace),
+    }.items():
+        (tmp_path / name).parent.mkdir(parents=True)
+        (tmp_path / name).symlink_to(target)
     monkeypatch.chdir(tmp_path)
-    names = {}
-    exec(code, names)
-    (folder,) = map_tile(workplace, tmp_path / "map", checkpoint="pretrained")
-    mapped = np.load(folder / "representation_map.npy").reshape(len(clear), -1)
-    valid = np.isfinite(mapped[:, 0])
-    assert valid.mean() > 0.9
-    np.testing.assert_allclose(names["embeddings"][valid], mapped[valid], atol=1e-5)
+    names, cells = {}, code_blocks("python", [ROOT / "docs/python.md"])
+    assert len(cells) == 4
+    for cell in cells:
+        exec(cell, names)
+    assert "wanted reflectance x 10000 (scale=10000 multiplies" in capsys.readouterr().out
+    (folder,) = map_tile(workplace, tmp_path / "map")
+    mapped, codes = (
+        np.load(folder / f"{name}_map.npy") for name in ("representation", "classification")
+    )
+    np.testing.assert_allclose(names["embeddings"], mapped, atol=1e-5)
+    assert (names["codes"] == codes).all()
 
 
 CONFIG_KEYS = {"LOSSES": "loss", "BACKBONES": "backbone", "AUGMENTATIONS": "augment"}

@@ -1,0 +1,320 @@
+"""A trained encoder from Python: numpy arrays in, numpy arrays out.
+
+    from encoder import Encoder
+
+    encoder = Encoder.load("checkpoints/landcover/best.pt")
+    embeddings = encoder.embed(reflectance, dates)  # (N, T, B) and (T,): (N, D)
+    codes, names, probabilities = encoder.classify(reflectance, dates)
+
+A pixel gets the numbers that infer.py writes for it. docs/python.md has an example.
+
+Shapes: N pixels, T dates, B bands, D dimensions of an embedding, C classes.
+"""
+
+import math
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+from running.checkpoints import load_checkpoint
+from running.device import Runtime, start_runtime
+from running.errors import InputError
+from running.files import Watch, file_hash
+
+import numpy as np
+import torch
+
+from backbones import load_backbone, load_classifier
+from tile_json import TILE_JSON, is_class_table
+from tiles import match_bands
+from transforms import clear_dates, even_dates, standardise
+from utils import BLOCK_BYTES, encode_series
+
+DATES = "days of year 1..366, or dates (numpy, datetime or text like 2021-06-05)"
+LOW, HIGH = 2, 20_000  # between them lies the median of reflectance x 10000, of any ground
+
+
+class Classes(NamedTuple):
+    """What `Encoder.classify` finds. Where too few observations are clear: 0, "" and NaN.
+
+    codes (..) uint8; names (..) text; probabilities (.., C) float32, in the order of
+    `Encoder.class_names`.
+    """
+
+    codes: np.ndarray
+    names: np.ndarray
+    probabilities: np.ndarray
+
+
+@dataclass
+class Encoder:
+    """A checkpoint to encode with, in eval mode. Made by `Encoder.load`.
+
+    module: classifier or backbone. classes: of a classifier that classifies, as in tile.json and in
+    the order of its head; else {}. min_valid: clear observations that a pixel needs.
+    """
+
+    path: Path
+    checkpoint: dict
+    sha256: str
+    module: torch.nn.Module
+    classes: dict
+    min_valid: int
+    runtime: Runtime
+
+    @classmethod
+    def load(cls, path, device="auto", classify="auto", min_valid=0):
+        """The Encoder of a checkpoint of train.py or train_classification.py.
+
+        device: "auto" (a GPU where there is one), "cpu" or "cuda". classify: "auto" (where the
+        checkpoint is fine-tuned), "true" (refuse others) or "false". min_valid: 0: as in training.
+        Raises InputError for a checkpoint that cannot be used.
+        """
+        runtime, kinds = start_runtime(device), ("pretrained", "classifier")
+        with Watch(Path(path).parent, [Path(path).name]):
+            checkpoint = load_checkpoint(path, kinds[1:] if classify == "true" else kinds)
+            sha256 = file_hash(path)
+        classifies = classify != "false" and checkpoint["kind"] == "classifier"
+        module = load_classifier(checkpoint) if classifies else load_backbone(checkpoint)
+        _check_header(path, checkpoint, checkpoint["head"]["num_classes"] if classifies else 0)
+        classes = checkpoint["classes"] if classifies else {}
+        min_valid = min_valid or checkpoint["config"]["min_valid"]
+        module = module.to(runtime.device)
+        return cls(Path(path), checkpoint, sha256, module, classes, min_valid, runtime)
+
+    @property
+    def bands(self):
+        """Names of the bands that it reads, in its order; [] where training knew none."""
+        return self.checkpoint["bands"]
+
+    @property
+    def codes(self):
+        """The class codes, (C,) uint8."""
+        return np.array([int(code) for code in self.classes], np.uint8)
+
+    @property
+    def class_names(self):
+        """{code: name} of its classes, in the order of the probabilities."""
+        return {int(code): entry["name"] for code, entry in self.classes.items()}
+
+    @property
+    def size(self):
+        """D of its representations."""
+        return (self.module.backbone if self.classes else self.module).latent_dim
+
+    def embed(self, reflectance, dates, masks=None, **keywords):
+        """Embeddings (.., D) float32 of series; see `encode` for the arguments."""
+        return self.encode(reflectance, dates, masks, **keywords)[0]
+
+    def classify(self, reflectance, dates, masks=None, **keywords):
+        """The most probable class of series: `Classes`; see `encode` for the arguments.
+
+        Raises InputError for a checkpoint that is not fine-tuned, too.
+        """
+        if not self.classes:
+            raise InputError(
+                f"{self.path}: found a checkpoint without classes, wanted a fine-tuned one "
+                "(train_classification.py)"
+            )
+        return self.choose(self.encode(reflectance, dates, masks, **keywords)[1])
+
+    def choose(self, probabilities):
+        """`Classes` of probabilities (.., C): the most probable class."""
+        known = np.isfinite(probabilities).all(-1)
+        best = np.where(known, np.nan_to_num(probabilities).argmax(-1) + 1, 0)
+        codes, names = np.append(np.uint8(0), self.codes), ["", *self.class_names.values()]
+        return Classes(codes[best], np.array(names)[best], probabilities)
+
+    def encode(self, reflectance, dates, masks=None, *, bands=None, scale=1, max_dates=24, draws=0):
+        """Embeddings (.., D) and, of a fine-tuned checkpoint, probabilities (.., C); else None.
+
+        reflectance: (N, T, B), (H, W, T, B) or other axes before T. Times scale it is reflectance x
+            10000; scale: 10000 for reflectance of 0 to 1. An observation with NaN in a band, or 0
+            in all bands (nodata), is not clear.
+        dates: (T,) for all series or (.., T), in any order: days of year 1..366, or dates (numpy,
+            datetime or ISO text) of twelve months. 0, None or NaT: no observation.
+        masks: (T,) or (.., T), 1 or True for a clear observation; None: all are.
+        bands: B names, in any order and with others among them; None: those of training, in order.
+        max_dates, draws: as the keys dates and draws of infer.py.
+        A pixel with fewer than min_valid clear observations gets NaN. Memory beyond the arrays does
+        not grow with the number of pixels. Raises InputError, in one line, for what does not fit.
+        """
+        reflectance = np.asanyarray(reflectance)
+        if reflectance.ndim < 3 or reflectance.dtype.kind not in "iuf":
+            found = f"{reflectance.dtype} of shape {reflectance.shape}"
+            raise InputError(f"reflectance: found {found}, wanted numbers of shape (.., T, B)")
+        order = self._order_bands(reflectance.shape, bands)
+        days = _fit(days_of_year(dates), "dates", reflectance)
+        clear = _fit(True if masks is None else _check_masks(masks), "masks", reflectance)
+        shape = reflectance.shape[:-2]
+        embeddings = np.full((*shape, self.size), np.nan, np.float32)
+        chances = np.full((*shape, len(self.classes)), np.nan, np.float32)
+        for place in self._blocks(reflectance):
+            values = reflectance[place][..., order].astype(np.float32) * np.float32(scale)
+            is_clear = clear[place] & (days[place] > 0) & has_data(values)
+            check_unit(values[is_clear], scale)
+            dates_read = 0 if draws else max_dates
+            rows, *found = self._encode_block(values, days[place], is_clear, dates_read, draws)
+            target = tuple(index[rows] for index in place)
+            embeddings[target] = found[0].numpy()
+            if self.classes:
+                chances[target] = found[1].softmax(1).numpy()
+        return embeddings, chances if self.classes else None
+
+    def _blocks(self, reflectance):
+        """Yield the indices of blocks of series of reflectance (.., T, B): tuples of (n,)."""
+        *shape, num_dates, num_bands = reflectance.shape
+        rows = max(1, BLOCK_BYTES // (4 * max(1, num_dates) * max(1, num_bands)))
+        count, rows = math.prod(shape), min(rows, self.runtime.block_pixels)
+        for first in range(0, count, rows):
+            yield np.unravel_index(np.arange(first, min(first + rows, count)), tuple(shape))
+
+    def _order_bands(self, shape, names):
+        """Index of each band of the checkpoint along the last axis of reflectance."""
+        num_bands = len(self.checkpoint["mean"])
+        if names is None or not self.bands:
+            if shape[-1] != num_bands:
+                wanted = ", ".join(self.bands) or "as in training"
+                raise InputError(
+                    f"reflectance: found {shape[-1]} bands, wanted {num_bands}: {wanted} "
+                    "(bands=[..] names those of an array that has others, too)"
+                )
+            return np.arange(num_bands)
+        if len(names) != shape[-1]:
+            raise InputError(f"bands: found {len(names)} names, wanted {shape[-1]}, one for each")
+        return np.array(match_bands(list(names), self.bands, "bands", self.path))
+
+    def _encode_block(self, values, days, clear, max_dates, draws):
+        """Rows that have enough clear observations, their embeddings and logits (or None).
+
+        values (n, T, B) float32, days (n, T), clear (n, T) bool.
+        """
+        rows = np.flatnonzero(clear.sum(1) >= max(1, self.min_valid))
+        order = days[rows].argsort(1, kind="stable")
+        in_order = np.take_along_axis(clear[rows], order, 1)
+        chosen = even_dates(clear_dates(torch.from_numpy(in_order.T)), max_dates).numpy()
+        place = np.take_along_axis(order, chosen.clip(0), 1)
+        doys = np.where(chosen < 0, 0, np.take_along_axis(days[rows], place, 1))
+        bands = values[rows[:, None], place]  # (n, S, B)
+        bands[chosen < 0] = 0  # a NaN in padding would spread
+        arrays = (torch.from_numpy(bands), torch.from_numpy(doys))
+        mean, std = self.runtime.to_device(self.checkpoint["mean"], self.checkpoint["std"])
+        bands, doys = self.runtime.to_device(*arrays)
+        x = standardise(bands, mean, std)
+        return rows, *encode_series(self.module, x, doys, self.runtime, draws)
+
+
+def _check_header(path, checkpoint, num_classes):
+    """Raise InputError where a checkpoint that can be loaded cannot be used.
+
+    num_classes: of its head, 0 where it does not classify.
+    """
+    bands, min_valid = checkpoint["backbone"]["num_bands"], checkpoint["config"]["min_valid"]
+    classes = checkpoint.get("classes") if num_classes else {}
+    lengths = {len(checkpoint[key]) for key in ("mean", "std", "bands")} - {0}
+    if lengths != {bands}:
+        found, wanted = (
+            f"bands, mean and std of {sorted(lengths)} bands",
+            f"{bands} as its backbone",
+        )
+    elif not 1 <= min_valid <= 65535:
+        found, wanted = f"min_valid {min_valid}", "1 to 65535"
+    elif not is_class_table(classes) or len(classes) != num_classes:
+        found, wanted = f"classes {classes!r:.200}", f"{num_classes}: {TILE_JSON['classes'][1]}"
+    else:
+        return
+    raise InputError(f"{path}: found {found}, wanted {wanted}")
+
+
+# ---- arguments -----------------------------------------------------------------------------------
+
+
+def has_data(values):
+    """Whether observations (.., B) have data: a number in each band, and not 0 in all of them."""
+    return np.isfinite(values).all(-1) & (values != 0).any(-1)
+
+
+def check_unit(values, scale):
+    """Raise InputError where values, multiplied by scale, cannot be reflectance x 10000."""
+    if not len(values):
+        return
+    values = values[:: max(1, len(values) // 10_000)]
+    median = float(np.median(values))
+    if not LOW <= median <= HIGH:
+        mend = "scale=10000 multiplies reflectance of 0 to 1" if median < LOW else "scale=1"
+        times = "" if scale == 1 else f" times scale={scale:g}"
+        found = f"a median of {median / scale:.4g}{times}"
+        raise InputError(f"reflectance: found {found}, wanted reflectance x 10000 ({mend})")
+
+
+def _check_masks(masks):
+    masks = np.asarray(masks)
+    wrong = masks[(masks != 0) & (masks != 1)] if masks.dtype.kind in "biuf" else masks.ravel()[:1]
+    if len(wrong):
+        raise InputError(f"masks: found value {wrong[0]}, wanted 0 (not clear) or 1 (clear)")
+    return masks.astype(bool)
+
+
+def _fit(values, name, reflectance):
+    """values as (.., T) of reflectance (.., T, B), by a view. Raises InputError."""
+    try:
+        return np.broadcast_to(values, reflectance.shape[:-1])
+    except ValueError:
+        hint = (
+            "" if reflectance.ndim < 4 else "; of a tile's (T, H, W, B): numpy.moveaxis(.., 0, 2)"
+        )
+        raise InputError(
+            f"{name}: found shape {np.shape(values)} beside reflectance {reflectance.shape}, "
+            f"wanted (.., T) as in its (.., T, B){hint}"
+        ) from None
+
+
+def read_dates(values):
+    """Dates as datetime64[D], or days of year as int16, in an array of the same shape.
+
+    values: as in `Encoder.encode`; NaT or 0 where there is none. Raises InputError.
+    """
+    values = np.asarray(values)
+    if values.dtype.kind in "iuf":
+        days = np.nan_to_num(values) if values.dtype.kind == "f" else values
+        wrong = days[(days < 0) | (days > 366) | (days != np.round(days))]
+        if len(wrong):
+            raise InputError(f"dates: found {wrong[0]:.10g}, wanted {DATES}")
+        return days.astype(np.int16)
+    days = _as_days(values)
+    if days is None:
+        wrong = next((one for one in values.ravel() if _as_days(one) is None), values.dtype)
+        raise InputError(f"dates: found {wrong!s:.40}, wanted {DATES}")
+    return days
+
+
+def _as_days(values):
+    """values as datetime64[D], or None where one is no date of 1972 to 2170."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # numpy's, of a time zone: the date is as written
+            days = np.asarray(values).astype("datetime64[D]")
+    except (ValueError, TypeError):
+        return None
+    number = days.astype(np.int64)  # since 1970; text like 5 or 20210605 is read as a number
+    far = ~np.isnat(days) & ((number < 730) | (number > 200 * 366))
+    return None if far.any() else days
+
+
+def days_of_year(dates):
+    """Days of year (.., T) int16 of dates as in `Encoder.encode`; 0 where there is none.
+
+    Raises InputError for dates that cannot be read, or a series of more than twelve months.
+    """
+    dates = read_dates(dates)
+    if dates.dtype.kind != "M" or not dates.size:
+        return dates.astype(np.int16)
+    known, number = ~np.isnat(dates), dates.astype(np.int64)
+    first, last = np.where(known, number, 1 << 40).min(-1), np.where(known, number, -1).max(-1)
+    longest = np.argmax(last - first)
+    if (last - first).flat[longest] > 365:
+        first, last = (np.datetime64(int(one.flat[longest]), "D") for one in (first, last))
+        raise InputError(f"dates: found {first} to {last}, wanted a year at most")
+    doys = (dates - dates.astype("datetime64[Y]")).astype(np.int64) + 1
+    return np.where(known, doys, 0).astype(np.int16)
