@@ -28,7 +28,7 @@ from tile_json import is_georeferenced
 
 run_config = {
     "representation_path": "",  # representation_map.npy of infer.py; several divided by commas
-    "output_dir": "",  # empty: beside each map; else <output_dir>/<tile>
+    "output_dir": "",  # empty: beside each map
     "basis_path": "",  # .npz: used where it exists, else fitted and saved there; empty: fitted
     "sample_pixels": 50_000,  # valid pixels that the basis is fitted to
     "seed": 0,  # of the sample
@@ -52,8 +52,9 @@ def picture_folders(maps, config):
     Raises InputError where two maps would share a folder, or where maps of another tile or
     checkpoint lie.
     """
-    above = config["output_dir"]
-    folders = [Path(above) / one.name if above else one.path.parent for one in maps]
+    folders = [Path(config["output_dir"] or one.path.parent) for one in maps]
+    if config["output_dir"] and len(maps) > 1:
+        folders = [folder / one.name for folder, one in zip(folders, maps, strict=True)]
     refuse_shared_folders([one.path for one in maps], folders)
     for one, folder in zip(maps, folders, strict=True):
         there = read_provenance(folder / "infer.json")

@@ -3,7 +3,7 @@
     python infer.py checkpoint_path=checkpoints/simulated/best.pt \\
         tile_path=data/simulated/processed/MGRS-SIM1
     python infer.py checkpoint_path=checkpoints/landcover/best.pt \\
-        tile_path=data/simulated/processed output_dir=outputs/landcover
+        tile_path=data/simulated/processed output_dir=outputs
     torchrun --nproc-per-node=2 infer.py ...      # the tiles of a folder, divided
 
 Reads and writes blocks of rows, so memory does not grow with the tile. Deterministic: same
@@ -45,7 +45,7 @@ run_config = {
     # input
     "checkpoint_path": "",  # of train.py or train_classification.py
     "tile_path": "data/simulated/processed/MGRS-SIM1",  # a tile, or a folder of tiles MGRS-*
-    "output_dir": "outputs",  # the maps of a tile lie in <output_dir>/<tile>
+    "output_dir": "",  # empty: outputs/<tile>; of a folder of tiles <output_dir>/<tile>
     "overwrite": False,  # map tiles again that are done
     "skip_bad_tiles": False,  # print what is wrong with a tile, and map the others
     # maps
@@ -78,17 +78,14 @@ def find_tiles(tile_path):
 
 
 def output_folders(config, folders):
-    """Where the files of each tile go: a folder of its name in output_dir.
-
-    Raises InputError where two would share a folder, and for an output_dir that has maps itself.
-    """
-    above = Path(config["output_dir"] or "outputs")
-    if (above / "infer.json").exists():
-        raise InputError(
-            f"output_dir={above}: found the maps of a tile in it (infer.json), wanted the folder "
-            "above: the maps of a tile go to <output_dir>/<tile>"
-        )
-    outputs = [above / Path(os.path.realpath(folder)).name for folder in folders]
+    """Where the files of each tile go. Raises InputError where two would share a folder."""
+    targets = [Path(os.path.realpath(folder)) for folder in folders]
+    if not config["output_dir"]:
+        outputs = [Path("outputs") / target.name for target in targets]
+    elif folders == [Path(config["tile_path"])]:
+        outputs = [Path(config["output_dir"])]
+    else:
+        outputs = [Path(config["output_dir"]) / target.name for target in targets]
     refuse_shared_folders(folders, outputs)
     return outputs
 

@@ -120,20 +120,13 @@ def test_a_pixel_with_few_dates_is_read_whole(workplace, tmp_path):
     assert (every / name).read_bytes() == (most / name).read_bytes()
 
 
-def test_maps_of_a_tile_lie_in_one_place(workplace, tmp_path, monkeypatch, capsys):
-    """Regression: a tile alone went to output_dir itself, and with others to a folder in it."""
+def test_by_default_the_maps_of_a_tile_lie_in_one_place(workplace, tmp_path, monkeypatch, capsys):
+    """Alone or in a folder of tiles, as README's commands expect."""
     monkeypatch.chdir(tmp_path)
-    for output_dir in ("outputs", "", "mine"):
-        (one,) = map_tile(workplace, output_dir)
-        assert one == Path(output_dir or "outputs") / "MGRS-0"
-    folders = map_tile(workplace, "mine", tile_path=tile_of(workplace).parent)
-    assert folders == [Path("mine/MGRS-0"), Path("mine/MGRS-1")]
-    assert "mine/MGRS-0: done already" in capsys.readouterr().out
-    with pytest.raises(InputError, match=r"mine/MGRS-0: found the maps of a tile in it"):
-        map_tile(workplace, one)
-    path, above = one / "representation_map.npy", tmp_path / "pictures"
-    pictures = run(create_false_color_map, representation_path=path, output_dir=above)
-    assert pictures == [above / "MGRS-0/false_color.png"]
+    assert map_tile(workplace, "") == [Path("outputs/MGRS-0")]
+    folders = map_tile(workplace, "", tile_path=tile_of(workplace).parent)
+    assert folders == [Path("outputs/MGRS-0"), Path("outputs/MGRS-1")]
+    assert "outputs/MGRS-0: done already" in capsys.readouterr().out
 
 
 def test_folders_of_tiles_and_tiles_already_done(workplace, tmp_path, capsys):
@@ -172,16 +165,15 @@ def test_a_killed_run_leaves_nothing_that_looks_finished(workplace, tmp_path):
     arguments = [f"tile_path={tile}", f"checkpoint_path={workplace / 'classifier/best.pt'}"]
     arguments += [f"output_dir={tmp_path / 'out'}", "device=cpu", "wandb_mode=disabled"]
     process = Fork(*arguments, script=infer)
-    out = tmp_path / "out/MGRS-big"
-    while not list(out.glob(".valid_count*")):
+    while not list((tmp_path / "out").glob(".valid_count*")):
         assert process.poll() is None
         time.sleep(0.02)
     time.sleep(0.5)
     process.send_signal(signal.SIGKILL)
     process.communicate()
     assert process.returncode != 0
-    assert not list(out.glob("[!.]*.npy"))
-    assert not (out / "infer.json").exists()
+    assert not list((tmp_path / "out").glob("[!.]*.npy"))
+    assert not (tmp_path / "out/infer.json").exists()
     map_tile(workplace, tmp_path / "killed", tile_path=tile)
 
 
@@ -232,13 +224,13 @@ def test_mistakes_of_inference(workplace, tmp_path):
 
 def test_pictures_are_logged_to_wandb(workplace, tmp_path):
     map_tile(workplace, tmp_path / "out", wandb_mode="offline")
-    assert_pictures_logged(tmp_path / "out/MGRS-0")
+    assert_pictures_logged(tmp_path / "out")
 
 
 def test_a_folder_of_a_training_is_refused(workplace, tmp_path):
     """Regression: lines of the map were written to its metrics.jsonl."""
-    fine_tune(workplace, tmp_path / "out/MGRS-0", epochs=1)
-    before = (tmp_path / "out/MGRS-0/metrics.jsonl").read_bytes()
+    fine_tune(workplace, tmp_path / "out", epochs=1)
+    before = (tmp_path / "out/metrics.jsonl").read_bytes()
     with pytest.raises(InputError, match="found last.pt of a training"):
         map_tile(workplace, tmp_path / "out")
-    assert (tmp_path / "out/MGRS-0/metrics.jsonl").read_bytes() == before
+    assert (tmp_path / "out/metrics.jsonl").read_bytes() == before

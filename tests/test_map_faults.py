@@ -71,10 +71,10 @@ def test_a_tile_that_changed_is_not_done_already(place, tmp_path, capsys):
     (tile / "tile.json").write_text(json.dumps(info | {"classes": CLASSES}))  # that came later
     map_tile(place, tmp_path / "out", tile_path=tmp_path / "link")
     assert "done already" in capsys.readouterr().out
-    (tmp_path / "out/MGRS-A/confidence.npy").rename(tmp_path / "confidence.npy")
+    (tmp_path / "out/confidence.npy").rename(tmp_path / "confidence.npy")
     map_tile(place, tmp_path / "out", tile_path=tile)
     assert "done already" not in capsys.readouterr().out, "a map of it was missing"
-    assert files(tmp_path)["confidence.npy"] == files(tmp_path)["out/MGRS-A/confidence.npy"]
+    assert files(tmp_path)["confidence.npy"] == files(tmp_path)["out/confidence.npy"]
     (tile / "tile.json").write_text(json.dumps(info | {"transform": [10, 0, 0, 0, -10, 0]}))
     refused("another transform", map_tile, place, tmp_path / "out", tile_path=tile)
     masks = np.load(tile / "masks.npy")
@@ -104,48 +104,48 @@ def test_two_tiles_that_go_to_one_folder_are_refused_before_anything_is_mapped(p
 
 def test_another_run_that_maps_into_the_folder_is_noticed(place, tmp_path):
     map_tile(place, tmp_path / "out")
-    with lock_folder(tmp_path / "out/MGRS-A"):
+    with lock_folder(tmp_path / "out"):
         refused("found another run", map_tile, place, tmp_path / "out", overwrite=True)
 
 
 # ---- 4: no product of an earlier map stays -------------------------------------------------------
 
 
-def earlier_map(place, out):
-    """The folder of a map with all that a classifier, its readers and QGIS leave there."""
-    (folder,) = map_tile(place, out, representation_format="int8", representation_tif=True)
+def earlier_map(place, folder):
+    """A folder with all that a classifier's int8 map, its readers and QGIS leave there."""
+    map_tile(place, folder, representation_format="int8", representation_tif=True)
     run(create_false_color_map, representation_path=folder / "representation_map.npy")
     run(read_inference_map, map_path=folder / "classification_map.npy")
     (folder / "explore.html").write_text("of explore.py")
     for name in ("confidence.tif.aux.xml", "false_color.tif.ovr", "classification_map.png.aux.xml"):
         (folder / name).write_text("of QGIS")
     (folder / "notes.txt").write_text("mine")
-    return folder
 
 
 def test_nothing_of_an_earlier_map_stays(place, tmp_path):
-    (fresh,) = map_tile(place, tmp_path / "fresh", "pretrained")
-    folder = earlier_map(place, tmp_path / "out")
-    assert set(product_files()) <= set(files(folder))
+    map_tile(place, tmp_path / "fresh", "pretrained")
+    earlier_map(place, tmp_path / "out")
+    assert set(product_files()) <= set(files(tmp_path / "out"))
     refused(
         "another representation_format .*classify", map_tile, place, tmp_path / "out", "pretrained"
     )
     map_tile(place, tmp_path / "out", "pretrained", overwrite=True)
-    found, wanted = files(folder), files(fresh)
+    found, wanted = files(tmp_path / "out"), files(tmp_path / "fresh")
     assert found.pop("notes.txt") == b"mine"
     assert found.keys() - {"metrics.jsonl"} == wanted.keys() - {"metrics.jsonl"}
     refused(
         "found no such file",
         run,
         read_inference_map,
-        map_path=folder / "classification_map.npy",
+        map_path=tmp_path / "out/classification_map.npy",
     )
 
 
 @pytest.mark.parametrize("name", ["remove_products", "write_pictures", "read", "publish"])
 def test_a_kill_between_two_maps_leaves_no_mix(place, tmp_path, monkeypatch, name):
     """Wherever a run is killed, the folder holds one map, or no infer.json."""
-    folder = earlier_map(place, tmp_path / "out")
+    folder = tmp_path / "out"
+    earlier_map(place, folder)
     owner = infer.MapWriter if name in ("read", "publish") else infer
     original = getattr(owner, name)
 
@@ -155,23 +155,24 @@ def test_a_kill_between_two_maps_leaves_no_mix(place, tmp_path, monkeypatch, nam
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(owner, name, killed)
-        map_tile(place, tmp_path / "out", "other/classifier", overwrite=True)
+        map_tile(place, folder, "other/classifier", overwrite=True)
     assert not (folder / "infer.json").exists()
     assert not (folder / "representation_map_scales.npy").exists()
-    map_tile(place, tmp_path / "out", "other/classifier")
-    (fresh,) = map_tile(place, tmp_path / "fresh", "other/classifier")
-    found, wanted = files(folder), files(fresh)
+    map_tile(place, folder, "other/classifier")
+    map_tile(place, tmp_path / "fresh", "other/classifier")
+    found, wanted = files(folder), files(tmp_path / "fresh")
     for product in product_files():
         assert found.get(product) == wanted.get(product), product
     assert not list(folder.glob(".*"))
 
 
 def test_the_old_map_stays_whole_while_the_new_one_is_made(place, tmp_path, monkeypatch):
-    folder = earlier_map(place, tmp_path / "out")
+    folder = tmp_path / "out"
+    earlier_map(place, folder)
     before = files(folder)
     monkeypatch.setattr(infer.MapWriter, "write", lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
-        map_tile(place, tmp_path / "out", "other/classifier", overwrite=True)
+        map_tile(place, folder, "other/classifier", overwrite=True)
     after = files(folder)
     assert {name: after.get(name) for name in before} == before
 
@@ -195,8 +196,7 @@ def test_a_stopped_run_is_resumed(place, tmp_path, monkeypatch, capsys):
     with pytest.raises(Stopped, match="MGRS-A after row 12 of 24") as stopped:
         map_tile(place, tmp_path / "out")
     assert stopped.value.status == 143
-    parts = files(tmp_path / "out/MGRS-A")
-    assert all(name.startswith(".") and ".part." in name for name in parts)
+    assert all(name.startswith(".") and ".part." in name for name in files(tmp_path / "out"))
     stop.status = 0
     map_tile(place, tmp_path / "out")
     assert written == [(row, row + 4) for row in range(0, 24, 4)]
@@ -230,9 +230,9 @@ def test_a_map_that_was_made_from_something_else_is_not_resumed(
     elif change == "blocks":
         monkeypatch.setattr(Runtime, "block_pixels", 32)
     elif change == "cut part":
-        os.truncate(out / "MGRS-A/.confidence.part.npy", 200)
+        os.truncate(out / ".confidence.part.npy", 200)
     else:
-        (out / "MGRS-A" / PROGRESS).write_text('{"rows": 12')
+        (out / PROGRESS).write_text('{"rows": 12')
     map_tile(place, out, **keywords)
     map_tile(place, tmp_path / "fresh", **keywords)
     for name, content in files(tmp_path / "fresh").items():
@@ -247,7 +247,7 @@ def test_killed_at_random_moments_it_makes_the_same_maps(place, tmp_path, monkey
     begin = time.monotonic()
     map_tile(place, tmp_path / "undisturbed", tile_path=tile)
     tempo = (time.monotonic() - begin) / 150
-    out, rows = tmp_path / "out/MGRS-long", [0]
+    out, rows = tmp_path / "out", [0]
 
     def is_done():
         if (out / PROGRESS).exists():
@@ -255,11 +255,10 @@ def test_killed_at_random_moments_it_makes_the_same_maps(place, tmp_path, monkey
             assert rows[-1] >= rows[-2], "a run went back"
         return (out / "infer.json").exists()
 
-    function = lambda: map_tile(place, out.parent, tile_path=tile)  # noqa: E731
-    a_block = MapWriter, "write"
+    function, a_block = lambda: map_tile(place, out, tile_path=tile), (MapWriter, "write")
     kill_again_and_again(function, a_block, 4, tempo, is_done)
     assert len(set(rows)) > 10, "kills found it at a few places only"
-    wanted, found = files(tmp_path / "undisturbed/MGRS-long"), files(out)
+    wanted, found = files(tmp_path / "undisturbed"), files(out)
     assert found.keys() == wanted.keys()
     for name, content in wanted.items():
         assert found[name] == content, name
@@ -268,9 +267,9 @@ def test_killed_at_random_moments_it_makes_the_same_maps(place, tmp_path, monkey
 @pytest.mark.slow
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
 def test_signals_end_the_script_with_their_status(place, tmp_path, number, status):
-    tile, out = make_tile(tmp_path / "MGRS-long", 2000, 100), tmp_path / "out/MGRS-long"
-    arguments = {"checkpoint_path": place / "classifier.pt", "tile_path": tile}
-    process = Fork(*as_words(**arguments, output_dir=out.parent), script=infer)
+    tile, out = make_tile(tmp_path / "MGRS-long", 2000, 100), tmp_path / "out"
+    arguments = {"checkpoint_path": place / "classifier.pt", "tile_path": tile, "output_dir": out}
+    process = Fork(*as_words(**arguments), script=infer)
     while not (out / PROGRESS).exists():
         assert process.poll() is None
         time.sleep(0.01)
@@ -306,7 +305,7 @@ def test_the_wave_is_the_home_folder(place, tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.chdir(tmp_path)
     map_tile(place, "~/out")
-    path = "~/out/MGRS-A/representation_map.npy"
+    path = "~/out/representation_map.npy"
     run(create_false_color_map, representation_path=path, basis_path="~/basis.npz")
     assert (tmp_path / "basis.npz").exists()
     assert not (tmp_path / "~").exists()

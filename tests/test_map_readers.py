@@ -75,9 +75,9 @@ def test_maps_and_bases_of_other_checkpoints_are_refused(place, tmp_path, capsys
     refused("basis.npz: found a basis of checkpoint", run, create_false_color_map, **keywords)
     keywords = {"representation_path": f"{paths[0]},{paths[1]}"}
     refused("found a map of checkpoint", run, create_false_color_map, **keywords)
-    assert not (folder / "false_color.png").exists()
+    assert not (tmp_path / "other/classifier/false_color.png").exists()
     capsys.readouterr()
-    (folder / "infer.json").unlink()
+    (tmp_path / "other/classifier/infer.json").unlink()
     run(create_false_color_map, representation_path=paths[1], basis_path=basis)
     assert "not known whether" in capsys.readouterr().out
 
@@ -85,7 +85,7 @@ def test_maps_and_bases_of_other_checkpoints_are_refused(place, tmp_path, capsys
 def test_two_pictures_never_go_to_one_folder(place, tmp_path):
     paths = []
     for year in ("2021", "2022"):
-        map_tile(place, tmp_path / year)
+        map_tile(place, tmp_path / year / "MGRS-A")
         paths.append(str(tmp_path / year / "MGRS-A/representation_map.npy"))
     keywords = {"representation_path": ",".join(paths), "output_dir": tmp_path / "out"}
     refused("found .* that goes to", run, create_false_color_map, **keywords)
@@ -101,11 +101,11 @@ def test_a_picture_does_not_go_beside_maps_of_another_tile_or_checkpoint(place, 
         ("checkpoint", "other/classifier", place / "MGRS-A", "checkpoint_sha256"),
     ]:
         map_tile(place, tmp_path / name, checkpoint, tile_path=tile)
-        path = tmp_path / name / "MGRS-A/representation_map.npy"
-        keywords = {"representation_path": path, "output_dir": folder.parent}
+        path = tmp_path / name / "representation_map.npy"
+        keywords = {"representation_path": path, "output_dir": folder}
         refused(f"found a map with another {key}", run, create_false_color_map, **keywords)
     map_tile(place, tmp_path / "int8", representation_format="int8")
-    keywords["representation_path"] = tmp_path / "int8/MGRS-A/representation_map.npy"
+    keywords["representation_path"] = tmp_path / "int8/representation_map.npy"
     run(create_false_color_map, **keywords)
     assert (folder / "false_color.png").exists()
 

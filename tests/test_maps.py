@@ -117,5 +117,5 @@ def test_a_product_is_added_as_the_docs_say(workplace, tmp_path, monkeypatch):
     np.testing.assert_allclose(margin, 2 * confidence - 1, atol=1e-6)
     with rasterio.open(folder / "margin.tif") as file:
         np.testing.assert_array_equal(file.read(1), margin)
-    map_tile(workplace, tmp_path / "out", checkpoint="pretrained", overwrite=True)
+    map_tile(workplace, folder, checkpoint="pretrained", overwrite=True)
     assert not list(folder.glob("margin*"))

@@ -308,7 +308,7 @@ def test_tiles_of_others_train_and_infer(mapped, tmp_path):
     checkpoint = f"checkpoint_path={mapped}/checkpoints/crops/best.pt"
     quiet = ["wandb_mode=disabled", f"output_dir={tmp_path}/map", "representation_format=int8"]
     run("infer.py", [checkpoint, f"tile_path={folder}", *quiet])
-    theirs, ours = tmp_path / "map" / "MGRS-33UUP", mapped / "outputs" / "MGRS-33UUP"
+    theirs, ours = tmp_path / "map", mapped / "outputs" / "MGRS-33UUP"
     for name in ("representation_map.npy", "representation_map_scales.npy"):
         assert (theirs / name).read_bytes() == (ours / name).read_bytes()
 

@@ -143,6 +143,6 @@ def test_an_extension_of_the_docs_trains_and_maps(tmp_path, monkeypatch, code):
     first, again = (lines(tmp_path / folder) for folder in ("one", "two"))
     assert all(np.isfinite(line["loss"]) for line in first[1:])
     assert [line["loss"] for line in first[1:]] == [line["loss"] for line in again[1:]]
-    keywords = {"checkpoint_path": tmp_path / "one/last.pt", "output_dir": tmp_path / "map"}
-    (folder,) = run(infer, tile_path=tile_of(tmp_path), **keywords)
-    assert np.isfinite(np.load(folder / "representation_map.npy")).any()
+    checkpoint, output_dir = tmp_path / "one/last.pt", tmp_path / "map"
+    run(infer, checkpoint_path=checkpoint, tile_path=tile_of(tmp_path), output_dir=output_dir)
+    assert np.isfinite(np.load(output_dir / "representation_map.npy")).any()
