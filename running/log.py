@@ -12,6 +12,8 @@ from running.files import write_error
 import torch
 from tqdm import tqdm
 
+# uploads a resumed run, of several offline files, as one; else its last part replaces the others
+SYNC = "WANDB_RESUME=allow wandb sync"
 LINE_SECONDS = 30  # between two lines of a bar that is written to a file
 
 
@@ -105,10 +107,9 @@ def _start_wandb(config, job_type, mode, run_id):
             return wandb.init(mode="online", resume="allow" if run_id else None, **options)
         except (wandb.errors.Error, OSError, TimeoutError) as error:
             reason = f"online logging failed ({_one_line(error)}), so "
-    # a run of one id in several files, as of a resumed training, is uploaded as one run
     run = wandb.init(mode="offline", **options)
     folder = os.path.relpath(run.settings.wandb_dir)
-    print(f"wandb: {reason}the run is logged offline; to upload it: wandb sync {folder}")
+    print(f"wandb: {reason}the run is logged offline; to upload it: {SYNC} {folder}")
     return run
 
 

@@ -60,6 +60,18 @@ def test_trains_and_leaves_its_files(dataset, tmp_path, backbone):
     assert json.loads((out / "config.json").read_text())["backbone"] == backbone
 
 
+def test_what_comes_after_the_last_step_is_said_as_it_begins(dataset, tmp_path, capsys):
+    """Regression: the bar stood still at its end for up to a minute."""
+    main(tiny(dataset, tmp_path / "out", max_steps=4, val_interval=2))
+    said = capsys.readouterr().out.splitlines()
+    first = said.index("validation: loss, RankMe and linear probe")
+    assert said[first + 1 : first + 3] == [
+        "pictures: cross-correlation and false colour",
+        "saving best.pt and last.pt",
+    ]
+    assert said.count("saving best.pt and last.pt") == 1, "after the last step alone"
+
+
 def test_checkpoint_holds_all_that_later_scripts_need(dataset, tmp_path):
     """Wrappers (compile, DDP) must not leave prefixes in the keys, and loading must be strict."""
     main(tiny(dataset, tmp_path / "out", max_steps=2))
@@ -372,6 +384,9 @@ def test_wandb_holds_metrics_and_images_with_no_network_and_no_key(dataset, tmp_
     wanted = {"loss", "loss_per_dim", "on_diag", "off_diag", "learning_rate", "grad_norm"}
     wanted |= {"samples_per_second", "rankme", "rankme_normalised", "val_loss", "probe_macro_f1"}
     assert wanted | {"cross_correlation", "false_color"} <= keys
+    for name in ("cross_correlation", "false_color"):
+        steps = [int(row["_step"]) for row in history if name in row]
+        assert steps == [4, 8, 10], "pictures are logged at each validation"
     logged = {int(row["step"]): float(row["loss"]) for row in history if "loss" in row}
     assert logged == {row["step"]: row["loss"] for row in lines(tmp_path / "out")[1:]}
     pictures = [file for file in files if file.suffix == ".png"]
