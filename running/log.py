@@ -130,6 +130,8 @@ class ProgressBar(tqdm):
         if not self.is_bar:
             form = "{desc}{unit} {n_fmt} of {total_fmt}, {elapsed} gone, {remaining} left{postfix}"
             keywords |= {"file": _Lines(), "bar_format": form}
+            if "desc" in keywords:
+                keywords["desc"] += ": "
         super().__init__(*arguments, **keywords)
 
     @classmethod
