@@ -96,11 +96,13 @@ def draw_inference(class_map, labels_path, legend, info, title, result, figure=N
     thin_map = frame.thin(class_map)
     panels = {"map": color_classes(thin_map, legend)}
     sizes = {int(code): describe_size(row) for code, row in result["areas"].items()}
-    occurs = np.ones(256, bool)  # each class, in the map or in the labels
-    occurs[0] = (thin_map == 0).any()
-    entries = legend_entries(legend, occurs, sizes)
+    labels = thin_map
     if labels_path:
         labels = frame.thin(read_codes(labels_path, class_map.shape)).astype(np.uint8)
+    occurs = np.ones(256, bool)  # each class, in the map or in the labels
+    occurs[0] = not (thin_map.all() and labels.all())
+    entries = legend_entries(legend, occurs, sizes)
+    if labels_path:
         errors = {"errors of the map": mark_errors(labels, thin_map)}
         panels = {"labels": color_classes(labels, legend), **panels, **errors}
         right = result["agreement"]["overall_accuracy"]
