@@ -13,15 +13,15 @@ from pathlib import Path
 from running.config import check
 from running.device import start_runtime
 from running.errors import InputError
-from running.files import atomic_write, make_output_dir
+from running.files import make_output_dir
 from running.log import start_log
 from running.script import refuse_torchrun, run_script
 
 import numpy as np
-from matplotlib.image import imsave
 
 from maps.false_color import apply_basis, find_basis
 from maps.geotiff import write_geotiff
+from maps.pictures import find_frame, plot_false_color
 from maps.reader import RepresentationMap, check_together, read_provenance
 from maps.writer import refuse_shared_folders
 from tile_json import is_georeferenced
@@ -33,6 +33,7 @@ run_config = {
     "sample_pixels": 50_000,  # valid pixels that the basis is fitted to
     "seed": 0,  # of the sample
     "wandb_mode": "auto",  # auto (online where logged in), online, offline or disabled
+    "wandb_dir": "",  # its folder wandb/ gets all runs; empty: WANDB_DIR, or where you are
 }
 
 
@@ -83,8 +84,8 @@ def main(config):
         for first, block in one.blocks():
             rgba[first : first + len(block)] = apply_basis(basis, block)
         picture = folder / "false_color.png"
-        with atomic_write(picture) as part:
-            imsave(part, rgba)
+        thin = find_frame(rgba.shape[:2]).thin(rgba)
+        plot_false_color(thin, rgba.shape[:2], picture, one.title, one.info)
         if is_georeferenced(one.info):
             write_geotiff(folder / "false_color.tif", rgba, one.info, None)
         log.images({f"false_color/{one.name}": picture})

@@ -57,6 +57,7 @@ run_config = {
     # running
     "device": "auto",  # auto, cpu or cuda
     "wandb_mode": "auto",  # auto (online where logged in), online, offline or disabled
+    "wandb_dir": "",  # its folder wandb/ gets all runs; empty: WANDB_DIR, or where you are
 }
 
 

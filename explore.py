@@ -60,6 +60,7 @@ run_config = {
     "sample_pixels": 50_000,  # valid pixels that PCA and false colour are fitted to
     "seed": 0,  # of the sample
     "wandb_mode": "auto",  # auto (online where logged in), online, offline or disabled
+    "wandb_dir": "",  # its folder wandb/ gets all runs; empty: WANDB_DIR, or where you are
 }
 
 LAYER_BYTES = 16  # a pixel has at most, beside its representation: colours, classes, counts, scale

@@ -25,15 +25,15 @@ from running.files import (
     remove_parts,
     write_json,
 )
-from running.log import refuse_training_folder, start_log
+from running.log import ProgressBar, refuse_training_folder, start_log
 from running.script import run_script, stop_on_signals
 
 import numpy as np
-from tqdm import tqdm
 
 from encoder import Encoder
 from maps.geotiff import write_geotiff, write_representation_tif
-from maps.land_cover import class_legend, plot_class_map
+from maps.land_cover import class_legend
+from maps.pictures import plot_class_map
 from maps.products import empty_maps, made_products, map_arrays, remove_products
 from maps.reader import read_provenance
 from maps.writer import MapWriter, quantise, refuse_shared_folders
@@ -58,6 +58,7 @@ run_config = {
     # running
     "device": "auto",  # auto, cpu or cuda
     "wandb_mode": "auto",  # auto (online where logged in), online, offline or disabled
+    "wandb_dir": "",  # its folder wandb/ gets all runs; empty: WANDB_DIR, or where you are
 }
 
 
@@ -217,7 +218,7 @@ def map_tile(tile, output_dir, model, config, runtime, made_by, stop):
     if writer.rows:
         print(f"{output_dir}: resumes after row {writer.rows} of {height}")
     notice_empty(tile, model.min_valid)
-    bar = tqdm(
+    bar = ProgressBar(
         total=height, initial=writer.rows, desc=tile.name, unit="row", disable=not runtime.is_main
     )
     blocks = map_blocks(tile, model, config, runtime, made_by, first_row=writer.rows)
@@ -256,7 +257,8 @@ def write_pictures(writer, tile, legend, output_dir, made_by):
     """PNG of the class map, and GeoTIFFs where the tile is georeferenced."""
     if legend:
         class_map = writer.read("classification_map")
-        plot_class_map(class_map, legend, output_dir / "classification_map.png", tile.title)
+        path = output_dir / "classification_map.png"
+        plot_class_map(class_map, legend, path, tile.title, tile.info)
     for one in made_products(made_by) if is_georeferenced(tile.info) else ():
         if one.geotiff:
             path, codes = output_dir / f"{one.name}.tif", one.name == "classification_map"

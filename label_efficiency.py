@@ -27,12 +27,11 @@ from running.config import MAX_INT, check
 from running.device import Runtime, start_runtime
 from running.errors import InputError, notice
 from running.files import atomic_write, file_hash, lock_folder, make_output_dir, write_json
-from running.log import refuse_training_folder, start_log
+from running.log import ProgressBar, refuse_training_folder, start_log
 from running.script import refuse_torchrun, run_script
 
 import numpy as np
 from sklearn.metrics import accuracy_score
-from tqdm import tqdm
 
 from backbones import BACKBONE_KEYS, load_classifier
 from data import SentinelTimeSeriesDatasetForDownstreaming
@@ -69,6 +68,7 @@ run_config = {
     # running
     "device": "auto",  # auto, cpu or cuda
     "wandb_mode": "auto",  # auto (online where logged in), online, offline or disabled
+    "wandb_dir": "",  # its folder wandb/ gets all runs; empty: WANDB_DIR, or where you are
 }
 
 INHERITED = ("min_valid", "block_size", "split_seed")  # which pixels are in which split
@@ -290,7 +290,7 @@ def main(config):
 
 
 def score_models(config, counts, names, checkpoints, test_set, output_dir, runtime):
-    """Score, test and plot. Returns a dict of scores, tests, retrieval, rankme and config.
+    """Score, test and plot. Returns a dict of scores, tests, retrieval, rankme, config, ..
 
     scores: a dict for each count, seed and model (label_count, seed, model, checkpoint, macro_f1,
     overall_accuracy, chosen).
@@ -309,13 +309,15 @@ def score_models(config, counts, names, checkpoints, test_set, output_dir, runti
     all_labels = train_set.num_pixels
     result = {"scores": [], "tests": [], "retrieval": steadiness, "all_labels": all_labels}
     result |= {"rankme": measure_ranks(test[0], some), "config": dict(config)}
+    result["dimensions"] = first["backbone"]["latent_dim"]
+    result["rows"] = {name: MODELS[name].label for name in names}  # as in table, figure and wandb
 
     # each count is written when it is done; what is done of one is kept until the end
     kept = open_kept(output_dir / ".kept", config, checkpoints, train_set, test_set)
     comparison = Comparison(
         config, runtime, names, list(checkpoints.items()), extractors, test, output_dir, kept
     )
-    bar = tqdm(total=len(counts) * config["seeds"] * len(names), unit="model")
+    bar = ProgressBar(total=len(counts) * config["seeds"] * len(names), unit="model")
     for count in counts:
         draws = [comparison.score_draw(count, seed, bar) for seed in range(config["seeds"])]
         rows = [row for draw in draws for row, _ in draw.values()]

@@ -1,10 +1,11 @@
-"""Show a saved land-cover map: picture with legend, class areas, agreement with labels.
+"""Show a saved land-cover map: class areas, agreement with labels, a picture of map and errors.
 
     python read_inference_map.py map_path=outputs/MGRS-SIM1/classification_map.npy
     python read_inference_map.py map_path=outputs/MGRS-SIM1/classification_map.npy show=true \\
         labels_path=data/simulated/processed/MGRS-SIM1/labels.npy
 """
 
+from functools import partial
 from pathlib import Path
 
 from running.config import check
@@ -17,13 +18,17 @@ from running.script import refuse_torchrun, run_script
 import numpy as np
 
 from evaluation.scores import plot_confusion, print_scores, score_classes
-from maps.land_cover import (
-    FIGURE_SIZE,
-    class_areas,
-    class_legend,
-    count_classes,
-    fill_figure,
-    plot_class_map,
+from maps.land_cover import class_areas, class_legend, count_classes
+from maps.pictures import (
+    DPI,
+    RIGHT_COLOR,
+    WRONG_COLOR,
+    color_classes,
+    draw_maps,
+    find_frame,
+    legend_entries,
+    mark_errors,
+    save_picture,
 )
 from maps.reader import find_labels, read_codes, read_map, read_provenance, row_blocks
 from tile_json import merge_classes
@@ -34,6 +39,7 @@ run_config = {
     "output_dir": "",  # empty: beside the map
     "show": False,  # open a window
     "wandb_mode": "auto",  # auto (online where logged in), online, offline or disabled
+    "wandb_dir": "",  # its folder wandb/ gets all runs; empty: WANDB_DIR, or where you are
 }
 
 
@@ -70,13 +76,41 @@ def read_both(path, config):
     return class_map, info, legend, labels_path, pairs
 
 
+def describe_size(row):
+    """The size of a class, of a row of `class_areas`."""
+    return f"{row['pixels']} pixels" if row["hectares"] is None else f"{row['hectares']:.2f} ha"
+
+
 def print_areas(areas):
     for code, row in areas.items():
-        size = f"{row['pixels']} pixels" if row["hectares"] is None else f"{row['hectares']:.2f} ha"
-        print(f"{code:>4} {row['name']:28.28s} {row['share']:6.1%}  {size}")
+        print(f"{code:>4} {row['name']:28.28s} {row['share']:6.1%}  {describe_size(row)}")
 
 
-def show_window(class_map, legend, title):
+def draw_inference(class_map, labels_path, legend, info, title, result, figure=None):
+    """The class map with areas and, where there are labels, labels and errors beside it.
+
+    result: the areas and the agreement that `main` returns. figure: as for `draw_maps`.
+    """
+    frame = find_frame(class_map.shape)
+    thin_map = frame.thin(class_map)
+    panels = {"map": color_classes(thin_map, legend)}
+    sizes = {int(code): describe_size(row) for code, row in result["areas"].items()}
+    labels = thin_map
+    if labels_path:
+        labels = frame.thin(read_codes(labels_path, class_map.shape)).astype(np.uint8)
+    occurs = np.ones(256, bool)  # each class, in the map or in the labels
+    occurs[0] = not (thin_map.all() and labels.all())
+    entries = legend_entries(legend, occurs, sizes)
+    if labels_path:
+        errors = {"errors of the map": mark_errors(labels, thin_map)}
+        panels = {"labels": color_classes(labels, legend), **panels, **errors}
+        right = result["agreement"]["overall_accuracy"]
+        entries.append((RIGHT_COLOR, f"map as labelled: {right:.1%} of the pixels with both"))
+        entries.append((WRONG_COLOR, f"another class than labelled: {1 - right:.1%}"))
+    return draw_maps(panels, class_map.shape, info, title, entries, figure=figure)
+
+
+def show_window(draw):
     """Open a window; one line where there is no display."""
     import matplotlib.pyplot as plt  # takes a while, and few open a window
 
@@ -85,8 +119,8 @@ def show_window(class_map, legend, title):
     except ImportError as error:
         print(f"show=true: no display to open a window on ({error}); the PNG has the picture")
         return
-    figure = plt.figure(figsize=FIGURE_SIZE, layout="constrained")
-    fill_figure(figure, class_map, legend, title)
+    figure = plt.figure(dpi=DPI)
+    draw(figure=figure)
     plt.show()
     plt.close(figure)
 
@@ -103,9 +137,8 @@ def main(config):
 
     # areas
     result = {"areas": class_areas(class_map, legend, info)}
-    picture = output_dir / "inference_map.png"
     title = info.get("tile", path.parent.name)
-    plot_class_map(class_map, legend, picture, title)
+    picture = output_dir / "inference_map.png"
     pictures = {"inference_map": picture}
     print_areas(result["areas"])
     print(f"no data: {pairs[:, 0].sum()} of {class_map.size} pixels")
@@ -122,12 +155,15 @@ def main(config):
         pictures["agreement"] = output_dir / "agreement.png"
         matrix = np.array(result["agreement"]["confusion_matrix"])
         plot_confusion(matrix, legend, pictures["agreement"], f"{title}: map against labels")
+    draw = partial(draw_inference, class_map, labels_path, legend, info, title, result)
+    save_picture(draw(), picture)
     write_json(output_dir / "inference_map.json", result)
     log.images(pictures)
     log.finish()
-    print(f"{picture}: the map with its legend")
+    beside = "labels, map and errors" if labels_path else "the map"
+    print(f"{picture}: {beside}, with the area of each class")
     if config["show"]:
-        show_window(class_map, legend, title)
+        show_window(draw)
     return result
 
 

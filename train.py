@@ -22,13 +22,11 @@ from running.checkpoints import Run, inherit, one_run_at_a_time, read_last
 from running.config import check
 from running.device import start_runtime
 from running.errors import InputError, notice
-from running.files import atomic_write, file_hash, make_output_dir
-from running.log import RecentSteps
+from running.files import file_hash, make_output_dir
+from running.log import ProgressBar, RecentSteps
 from running.script import run_script, stop_on_signals
 
-import numpy as np
 import torch
-from tqdm import tqdm
 
 from backbones import BACKBONE_KEYS, BACKBONES, backbone_arguments
 from barlow_twins import LOSSES, build_model, cross_correlation, normalise, training_loss
@@ -39,10 +37,11 @@ from data import (
 )
 from evaluation.seen_pixels import record_splits
 from evaluation.validation import Validation
-from maps.false_color import apply_basis, fit_basis
+from maps.false_color import color_tile
+from maps.pictures import plot_false_color, thin_place
 from tiles import Tile, checkpoint_bands, notice_splits
 from transforms import AUGMENTATIONS
-from utils import extract_representations, learning_rate, plot_cross_corr
+from utils import learning_rate, plot_cross_corr
 
 run_config = {
     # input
@@ -96,12 +95,15 @@ run_config = {
     "val_pixels": 4096,  # at most: of the loss (whole batches, at least one) and of the probe
     "checkpoint_interval": 200,  # steps between two last.pt
     "wandb_mode": "auto",  # auto (online where logged in), online, offline or disabled
+    "wandb_dir": "",  # its folder wandb/ gets all runs; empty: WANDB_DIR, or where you are
 }
 
+LAST_PIXELS, PREVIEW_PIXELS = 512, 96  # a side, of the false colour at the end and before
 INHERITED = ("backbone", *BACKBONE_KEYS, "block_size", "split_seed")
 # keys that may differ when a run is resumed, since the weights do not depend on them
 FREE_KEYS = {"output_dir", "test_tile_path", "max_steps", "device", "num_workers", "log_interval"}
-FREE_KEYS |= {"checkpoint_interval", "wandb_mode", "base_path", "skip_bad_tiles", "checkpoint_path"}
+FREE_KEYS |= {"checkpoint_interval", "wandb_mode", "wandb_dir", "base_path", "skip_bad_tiles"}
+FREE_KEYS |= {"checkpoint_path"}
 
 
 def check_config(config):
@@ -212,35 +214,30 @@ def train_step(model, optimiser, x, doys, config, runtime, step, rate):
 # ---- pictures ------------------------------------------------------------------------------------
 
 
-def plot_false_color(backbone, tile, train_set, config, runtime, path):
-    """False colour of a tile at up to 512 pixels a side; False where too little is valid."""
-    stride = -(-max(tile.shape[1:3]) // 512)
-    height, width = (-(-size // stride) for size in tile.shape[1:3])
-    image = np.full((height, width, config["latent_dim"]), np.nan, np.float32)
-    for _, row, column, y, _ in extract_representations(
-        backbone.eval(), tile, train_set.mean, train_set.std, config["min_valid"], runtime, stride
-    ):
-        image[row // stride, column // stride] = y.numpy()
-    pixels = image[np.isfinite(image[..., 0])]
-    if len(pixels) <= 3:
-        print(f"{tile.path}: {len(pixels)} valid pixels, too few for a false-colour picture")
-        return False
-    from matplotlib.image import imsave  # here, as in utils.new_figure
+def plot_embeddings(run, data, max_pixels):
+    """False colour of the picture tile, of at most max_pixels a side, to the folder and to wandb.
 
-    scale = max(1, 512 // max(height, width))  # a small tile is drawn larger
-    rgba = apply_basis(fit_basis(pixels), image)
-    with atomic_write(path) as part:
-        imsave(part, rgba.repeat(scale, 0).repeat(scale, 1))
-    return True
+    Returns the path of the picture, or None where too little is valid.
+    """
+    tile, path = data.picture_tile, run.output_dir / "false_color.png"
+    stride = -(-max(tile.shape[1:3]) // max_pixels)
+    statistics = data.train.mean, data.train.std, run.config["min_valid"]
+    rgba = color_tile(run.model.backbone.eval(), tile, *statistics, run.runtime, stride)
+    run.model.train()
+    if rgba is None:
+        return None
+    title = f"{tile.title}, step {run.progress.step}"
+    plot_false_color(rgba, rgba.shape[:2], path, title, thin_place(tile.info, stride))
+    run.log.images({"false_color": path}, run.progress.step)
+    return path
 
 
 def plot_correlation(z, run):
     """Picture of a batch's cross-correlation matrix, to the folder and to wandb. z: V of (N, P)."""
-    if run.runtime.is_main:
-        c = cross_correlation(normalise(z[0].detach()), normalise(z[1].detach()))
-        path, step = run.output_dir / "cross_correlation.png", run.progress.step
-        plot_cross_corr(c.cpu().numpy(), path, f"{run.config['dataset_name']}, step {step}")
-        run.log.images({"cross_correlation": path}, step)
+    c = cross_correlation(normalise(z[0].detach()), normalise(z[1].detach()))
+    path, step = run.output_dir / "cross_correlation.png", run.progress.step
+    plot_cross_corr(c.cpu().numpy(), path, f"{run.config['dataset_name']}, step {step}")
+    run.log.images({"cross_correlation": path}, step)
 
 
 # ---- loop ----------------------------------------------------------------------------------------
@@ -291,6 +288,13 @@ def report(run, recent, length, bar):
     return {"step": step, "epoch": step / length.steps_per_epoch, **line}
 
 
+def announce(run, length, bar, what):
+    """Show what takes time beside the bar; after the last step, where the bar stands, on a line."""
+    if run.runtime.is_main and run.progress.step == length.stop_step:
+        bar.write(what)
+    bar.set_postfix_str(what)
+
+
 def train(run, data, validate, length):
     """The loop, from the run's step to the last one; raises Stopped after a signal."""
     config, runtime, progress = run.config, run.runtime, run.progress
@@ -299,7 +303,7 @@ def train(run, data, validate, length):
     schedule = (length.total_steps, warmup_steps, config["hold_fraction"])
     data.train.set_steps(progress.step, length.stop_step)
     workers = runtime.workers(config["num_workers"])
-    bar = tqdm(
+    bar = ProgressBar(
         total=length.stop_step, initial=progress.step, unit="step", disable=not runtime.is_main
     )
     for x, doys in iterate_batches(data.train, workers, runtime):
@@ -318,9 +322,15 @@ def train(run, data, validate, length):
             continue
         progress.line = report(run, recent, length, bar)
         if due["val"]:
+            announce(run, length, bar, "validation: loss, RankMe and linear probe")
             progress.line |= validate(run.model)
-            plot_correlation(z, run)
         run.log.line(progress.line)
+        if due["val"] and runtime.is_main:
+            announce(run, length, bar, "pictures: cross-correlation and false colour")
+            plot_correlation(z, run)
+            at_end = progress.step == length.stop_step
+            plot_embeddings(run, data, LAST_PIXELS if at_end else PREVIEW_PIXELS)
+        announce(run, length, bar, "saving best.pt and last.pt")
         if due["val"]:
             keep_best(run, progress.line["score"], length.total_steps)
         if due["checkpoint"] or stopped:
@@ -370,13 +380,12 @@ def print_start(run, data, length):
 
 
 def wrap_up(run, data, validate):
-    """Plot the false colour, and print where the files of the run are."""
-    config, output_dir, progress = run.config, run.output_dir, run.progress
+    """Print where the files of the run are."""
+    output_dir, progress = run.output_dir, run.progress
     run.keep_a_best()
-    picture, backbone, tile = output_dir / "false_color.png", run.model.backbone, data.picture_tile
-    if plot_false_color(backbone, tile, data.train, config, run.runtime, picture):
-        run.log.images({"false_color": picture}, progress.step)
-        print(f"{picture}: representations of {tile.title} as false colour")
+    picture = output_dir / "false_color.png"
+    if picture.exists() or plot_embeddings(run, data, LAST_PIXELS):
+        print(f"{picture}: representations of {data.picture_tile.title} as false colour")
     print(f"{output_dir / 'cross_correlation.png'}: of the projections of two views")
     score = "macro-F1 of the probe" if validate.probe else "minus the validation loss"
     best = progress.best_score if progress.best_step else progress.line["score"]

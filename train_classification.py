@@ -23,11 +23,11 @@ from running.device import start_runtime
 from running.distributed import gather
 from running.errors import InputError, notice
 from running.files import file_hash, make_output_dir
+from running.log import ProgressBar
 from running.script import run_script, stop_on_signals
 
 import numpy as np
 import torch
-from tqdm import tqdm
 
 from backbones import (
     BACKBONE_KEYS,
@@ -41,7 +41,7 @@ from backbones import (
 )
 from data import SentinelTimeSeriesDatasetForDownstreaming, iterate_batches
 from evaluation.networks import predict, read_linear_start
-from evaluation.scores import score_classes, write_report
+from evaluation.scores import plot_confusion, score_classes, write_report
 from evaluation.seen_pixels import notice_seen_pixels, record_splits
 from maps.land_cover import class_legend
 from tiles import checkpoint_bands, notice_splits
@@ -87,6 +87,7 @@ run_config = {
     "precision": "auto",  # of products: float32, bfloat16, or auto: bfloat16 where it is fast
     "num_workers": -1,  # loader processes; -1: none on the CPU, up to 8 for a GPU
     "wandb_mode": "auto",  # auto (online where logged in), online, offline or disabled
+    "wandb_dir": "",  # its folder wandb/ gets all runs; empty: WANDB_DIR, or where you are
 }
 
 WARMUP = 0.05  # share of all steps
@@ -94,8 +95,8 @@ STEPS = 27  # times the square root of the number of labels: 190 for 50 labels, 
 MAX_EPOCHS = 25  # with a pretrained encoder: 50 steps for 50 labels
 INHERITED = ("backbone", *BACKBONE_KEYS, "min_valid", "block_size", "split_seed")
 # what may differ when a run is resumed, since the weights do not depend on it
-FREE_KEYS = {"output_dir", "overwrite", "device", "num_workers", "wandb_mode", "base_path"}
-FREE_KEYS |= {"skip_bad_tiles", "checkpoint_path"}
+FREE_KEYS = {"output_dir", "overwrite", "device", "num_workers", "wandb_mode", "wandb_dir"}
+FREE_KEYS |= {"base_path", "skip_bad_tiles", "checkpoint_path"}
 OLD_KEYS = {"start_share": -1.0, "warmup_fraction": WARMUP}  # a run that had others cannot resume
 
 
@@ -253,7 +254,7 @@ def fit(run, train, validation, legend):
     train.set_steps(progress.step, total_steps)
     batches = iterate_batches(train, runtime.workers(config["num_workers"]), runtime)
     model, stop = runtime.distribute(run.model), stop_on_signals()
-    bar = tqdm(total=epochs, unit="epoch", disable=not runtime.is_main)
+    bar = ProgressBar(total=epochs, unit="epoch", disable=not runtime.is_main)
     bar.update(progress.step // epoch_steps)
     if progress.step == 0 and starts_from_probe(config):
         end_epoch(run, 0, epochs, validation, legend, bar)
@@ -306,6 +307,11 @@ def end_epoch(run, epoch, epochs, validation, legend, bar):
     if validation and settled and line["val_macro_f1"] > progress.best_score:
         progress.best_score, progress.best_step = line["val_macro_f1"], progress.step
         run.save("best.pt")
+        if run.runtime.is_main:
+            title = f"{run.config['dataset_name']}, validation, epoch {epoch}"
+            picture = run.output_dir / "confusion_matrix_validation.png"
+            plot_confusion(np.array(scores["confusion_matrix"]), legend, picture, title)
+            run.log.images({"confusion_matrix_validation": picture}, epoch)
 
 
 @torch.no_grad()
@@ -319,11 +325,16 @@ def average_with_start(run, start, train):
     for trained, first in zip(run.model.parameters(), start, strict=True):
         trained.lerp_(first, share_of_start)
     if run.runtime.is_main:
-        print(f"{share_of_start:.0%} of the weights at the start, the rest as trained")
+        print(
+            f"best.pt is a weighted mean of two networks: {share_of_start:.0%} the one before "
+            f"training, {1 - share_of_start:.0%} the trained one"
+        )
 
 
 def report_test(run, test, legend):
     """Score the best model on the test split, once. Returns the scores."""
+    if run.runtime.is_main:
+        print(f"test split: best.pt on {test.num_pixels} pixels, scored once")
     best = load_checkpoint(run.output_dir / "best.pt", ("classifier",))
     for name, module in run.model.named_children():
         module.load_state_dict(best[f"{name}_state"], strict=True)
@@ -334,7 +345,7 @@ def report_test(run, test, legend):
     line = {f"test_{key}": scores[key] for key in ("overall_accuracy", "macro_f1", "weighted_f1")}
     run.log.line({"step": run.progress.line["step"] + 1, **line})
     if run.runtime.is_main:
-        title = f"{run.config['dataset_name']}, test"
+        title = f"test split of {run.config['dataset_name']}, {test.num_pixels} pixels"
         write_report(scores, legend, run.output_dir, title, run.log)
         print(f"{run.output_dir / 'best.pt'}: of epoch {scores['best_epoch']}")
     return scores
@@ -416,6 +427,8 @@ def fine_tune(config, checkpoint, splits, legend, output_dir, runtime):
     fit(run, train, validation, legend)
     if averages:
         average_with_start(run, start, train)
+    if runtime.is_main:
+        print("saving best.pt")
     if not validation:
         run.save("best.pt")
     elif runtime.is_main:

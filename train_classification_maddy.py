@@ -13,14 +13,13 @@ from running.config import MAX_INT, check
 from running.device import start_runtime
 from running.errors import InputError, notice
 from running.files import make_output_dir
-from running.log import refuse_training_folder, start_log
+from running.log import ProgressBar, refuse_training_folder, start_log
 from running.script import refuse_torchrun, run_script
 
 import numpy as np
 import torch
 from sklearn.model_selection import train_test_split
 from torch import nn
-from tqdm import trange
 
 from backbones import focal_loss
 from evaluation.scores import score_classes, write_report
@@ -41,6 +40,7 @@ run_config = {
     "learning_rate": 1e-3,  # AdamW's
     "seed": 0,  # of the split, the weights and the order
     "wandb_mode": "auto",  # auto (online where logged in), online, offline or disabled
+    "wandb_dir": "",  # its folder wandb/ gets all runs; empty: WANDB_DIR, or where you are
 }
 
 
@@ -110,7 +110,7 @@ def main(config):
 
     # loop
     gamma = config["focal_gamma"] if config["loss"] == "focal" else 0.0
-    bar = trange(1, config["epochs"] + 1, unit="epoch")
+    bar = ProgressBar(range(1, config["epochs"] + 1), unit="epoch")
     for epoch in bar:
         total = 0.0
         for batch in torch.randperm(len(x_train)).split(config["batch_size"]):
@@ -130,7 +130,7 @@ def main(config):
 
     # wrap up
     scores["split"] = "test"
-    write_report(scores, legend, output_dir, f"{test.sum()} test pixels", log)
+    write_report(scores, legend, output_dir, f"test split, {test.sum()} pixels", log)
     log.finish()
     return scores
 

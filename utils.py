@@ -74,7 +74,7 @@ def new_figure(**keywords):
     from matplotlib import figure, rcParams  # take 0.4 s, and a first step draws nothing
 
     rcParams["text.parse_math"] = False
-    return figure.Figure(layout="constrained", **keywords)
+    return figure.Figure(**{"layout": "constrained"} | keywords)
 
 
 def plot_cross_corr(correlation, path, title=""):

@@ -210,7 +210,7 @@ def seconds_to_first_step(work, name):
     """Seconds from `python train.py` on the simulated tiles to the log of its first step."""
     folder, start = Path(work) / "checkpoints" / name, time.perf_counter()
     command = [sys.executable, "train.py", f"base_path={work}", f"output_dir={folder}"]
-    command += ["log_interval=1", "wandb_mode=offline", "device=cpu"]
+    command += ["log_interval=1", "wandb_mode=offline", f"wandb_dir={work}", "device=cpu"]
     child = subprocess.Popen(
         command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
     )

@@ -58,7 +58,18 @@ MODELS = {
 }
 OWN = ("embedding", "discriminant", "neighbours", "finetuned")  # the others are baselines
 NETWORKS = ("finetuned", "scratch")
-FEATURES = ("embedding", "untrained", "series", "harmonic")
+FEATURES = {  # their names, as in the labels of MODELS
+    "embedding": "embedding",
+    "untrained": "untrained encoder",
+    "series": "gap-filled series",
+    "harmonic": "harmonic coefficients",
+}
+FOUND_AGAIN = (
+    "Found again: share of {pixels} test pixels of which the features of one half of the dates are "
+    "nearer to those of the other half than to those of any other pixel (1: always; by chance: "
+    "{chance:.4f}). RankMe: how many dimensions an encoder uses, 1 to {dimensions}. One value for "
+    "each checkpoint."
+)
 
 
 # ---- table and figure ----------------------------------------------------------------------------
@@ -103,20 +114,22 @@ def write_table(result):
         ]
         if seeds < 5:
             lines += [f"{seeds} draws are too few for p to mean much: wanted seeds=5 or more."]
-    lines += ["", f"| features | found again among {result['retrieval']['pixels']} | RankMe |"]
-    lines += ["|---|---|---|"]
-    for name in FEATURES:
+    lines += ["", "| features | found again | RankMe |", "|---|---|---|"]
+    for name, label in FEATURES.items():
         cells = [
             " ".join(f"{value:{form}}" for value in result[key].get(name, ()))
             for key, form in (("retrieval", ".3f"), ("rankme", ".1f"))
         ]
-        lines.append(f"| {name} | {' | '.join(cells)} |")
+        lines.append(f"| {label} | {' | '.join(cells)} |")
+    pixels = result["retrieval"]["pixels"]
+    about = {"pixels": pixels, "chance": 1 / max(1, pixels), "dimensions": result["dimensions"]}
+    lines += ["", FOUND_AGAIN.format(**about)]
     return "\n".join(lines) + "\n"
 
 
 def _write_test(test):
     p, interval = test["p_seeds"], test["interval_blocks"]
-    cells = [str(test["label_count"]), test["model"], test["baseline"]]
+    cells = [str(test["label_count"]), MODELS[test["model"]].label, MODELS[test["baseline"]].label]
     cells += [f"{test['difference']:+.3f}", "" if p is None else f"{p:.3f}"]
     cells += ["" if interval is None else "{:+.3f} .. {:+.3f}".format(*interval)]
     return f"| {' | '.join(cells)} |"
@@ -175,12 +188,13 @@ def name_lines(axes, ends):
 
 
 def find_means(rows, names):
-    """{model/score: mean over the label draws} of the rows of one count, for the log."""
-    return {
-        f"{name}/{key}": float(np.mean([row[key] for row in rows if row["model"] == name]))
-        for name in names
-        for key in ("macro_f1", "overall_accuracy")
-    }
+    """{row of the table/score: mean over the label draws} of one count, for the log."""
+    scores = {}
+    for name in names:
+        own = [row for row in rows if row["model"] == name]
+        for key in ("macro_f1", "overall_accuracy"):
+            scores[f"{MODELS[name].label}/{key}"] = float(np.mean([row[key] for row in own]))
+    return scores
 
 
 def save_result(result, output_dir):

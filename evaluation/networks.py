@@ -4,11 +4,11 @@ Shapes: N pixels, D dimensions of a representation, C classes.
 """
 
 from running.distributed import gather
+from running.log import ProgressBar
 
 import numpy as np
 import torch
 from sklearn.dummy import DummyClassifier
-from tqdm import tqdm
 
 from data import iterate_batches
 from evaluation.classifiers import fit_classifier
@@ -24,7 +24,7 @@ def walk(dataset, runtime=None):
 
     runtime: of several processes, the first one shows the bar; None: batches stay on the CPU.
     """
-    return tqdm(
+    return ProgressBar(
         iterate_batches(dataset, runtime=runtime),
         desc=f"{dataset.split}, {dataset.num_pixels} pixels",
         total=dataset.steps_per_epoch,

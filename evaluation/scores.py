@@ -63,21 +63,31 @@ def write_report(scores, legend, output_dir, title, log):
     picture = output_dir / "confusion_matrix.png"
     plot_confusion(np.array(scores["confusion_matrix"]), legend, picture, title)
     log.images({"confusion_matrix": picture})
+    print(f"{title}:")
     print_scores(scores)
-    print(f"{picture}: {title}")
+    print(f"{picture}: what was mapped as what")
 
 
 def print_scores(scores):
-    """Print a report of `score_classes`."""
+    """Print a report of `score_classes`; a class without labels has no scores, shown as –."""
     print(
         f"overall accuracy {scores['overall_accuracy']:.3f}  macro-F1 {scores['macro_f1']:.3f}  "
         f"weighted F1 {scores['weighted_f1']:.3f}"
     )
     for code, row in scores["per_class"].items():
-        print(
-            f"{code:>4} {row['name']:28.28s} precision {row['precision']:.3f}  "
-            f"recall {row['recall']:.3f}  F1 {row['f1']:.3f}  support {row['support']}"
+        precision, recall, f1 = (
+            f"{row[key]:.3f}" if row["support"] else "  –  "
+            for key in ("precision", "recall", "f1")
         )
+        print(
+            f"{code:>4} {row['name']:28.28s} precision {precision}  recall {recall}  F1 {f1}  "
+            f"support {row['support']}"
+        )
+    mapped = dict(zip(scores["per_class"], np.sum(scores["confusion_matrix"], 0), strict=True))
+    missed = [c for c, row in scores["per_class"].items() if row["support"] and not mapped[c]]
+    if missed:
+        names = ", ".join(f"{code} {scores['per_class'][code]['name']}" for code in missed)
+        print(f"never mapped, though it has labels here: {names}")
 
 
 def plot_confusion(matrix, legend, path, title=""):

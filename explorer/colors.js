@@ -1,10 +1,9 @@
 // Colours: palettes that are safe for the colour-blind, and ramps for numbers.
 
-// Okabe and Ito's palette, then more of Tol's "muted", for classes.
-export const PALETTE = (
-  "#0072b2 #e69f00 #009e73 #cc79a7 #56b4e9 #d55e00 #f0e442 #882255 " +
-  "#44aa99 #999933 #332288 #dddddd"
-).split(" ");
+// Of the class codes 1, 2, ..; page.py writes maps/land_cover.py's PALETTE here.
+export const PALETTE = "{{PALETTE}}".split(" ");
+
+export const paletteColor = (code) => PALETTE[(code - 1) % PALETTE.length];
 
 export const BAND_COLORS = {
   B02: "#56b4e9",

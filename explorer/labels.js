@@ -1,5 +1,5 @@
 // Classes, and the labels of pixels; every change can be undone.
-import { PALETTE, isColor } from "./colors.js";
+import { PALETTE, isColor, paletteColor } from "./colors.js";
 
 const MAX_CLASSES = 255; // codes of labels.npy are 1..255; 0 is no label
 const NAME_LENGTH = 60;
@@ -102,7 +102,7 @@ export class Labels {
     const chosen = code && !used.has(code) ? code : free;
     if (chosen > MAX_CLASSES) return 0;
     const colors = new Set(this.classes.map((one) => one.color));
-    const next = PALETTE.find((one) => !colors.has(one)) ?? PALETTE[chosen % PALETTE.length];
+    const next = [paletteColor(chosen), ...PALETTE].find((one) => !colors.has(one));
     const added = { code: chosen, name: name ?? `Class ${chosen}`, color: color ?? next };
     this.#changeClasses((classes) => [...classes, cleanClass(added)]);
     return chosen;
@@ -206,7 +206,7 @@ function cleanClass({ code, name, color }) {
   return {
     code,
     name: text || `Class ${code}`,
-    color: isColor(color) ? color.toLowerCase() : PALETTE[code % PALETTE.length],
+    color: isColor(color) ? color.toLowerCase() : paletteColor(code),
   };
 }
 

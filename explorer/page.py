@@ -18,6 +18,8 @@ from running.files import atomic_write
 
 import numpy as np
 
+from maps.land_cover import PALETTE
+
 FOLDER = Path(__file__).resolve().parent
 # in the order of the page; a module comes after those whose constants it reads at the start
 WORKER_MODULES = ("learn.js", "worker.js")
@@ -67,6 +69,7 @@ def write_page(path, facts, blobs):
     """Write the page (HTML). Only its own script can run in it."""
     style = (FOLDER / "style.css").read_text()
     script, worker = "\n" + join_modules(PAGE_MODULES), join_modules(WORKER_MODULES)
+    script = script.replace("{{PALETTE}}", " ".join(PALETTE))
     parts = {
         "TITLE": html.escape(facts["title"]),
         "SCRIPT_HASH": hash_source(script),

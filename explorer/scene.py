@@ -16,7 +16,7 @@ from rasterio.crs import CRS
 from rasterio.warp import transform as reproject
 
 from maps.false_color import apply_basis
-from maps.land_cover import WORLDCOVER, class_legend, row_hectares
+from maps.land_cover import class_legend, row_hectares
 from maps.reader import RepresentationMap, check_same_place, read_codes, read_map
 from maps.writer import quantise
 from tile_json import band_key, find_bands, is_georeferenced
@@ -24,9 +24,6 @@ from tiles import Tile
 from utils import median_color
 
 BANDS = ("B02", "B03", "B04", "B08", "B11", "B12")  # blue, green, red, NIR, two of SWIR
-# for classes without one: Okabe and Ito's, then Tol's, safe for the colour-blind; as in colors.js
-COLORS = ("#0072b2", "#e69f00", "#009e73", "#cc79a7", "#56b4e9", "#d55e00", "#f0e442", "#882255")
-COLORS += ("#44aa99", "#999933", "#332288", "#dddddd")
 HECTARE_SPREAD = 0.1  # relative difference of rows; where it is larger, the page counts pixels
 BLOCK_BYTES = 1 << 26  # of a tile in memory at a time
 # what the page holds of a map beside its representations, and of its tile
@@ -268,15 +265,11 @@ def legends_of(scene, layers):
     both = tile.keys() & classifier.keys()
     if all(tile[code]["name"] == classifier[code]["name"] for code in both):
         codes = np.union1d(labels, class_map)
-        return {"classes": _legend(codes, classifier | tile)}
+        named = {code: classifier.get(code, {}) | tile.get(code, {}) for code in classifier | tile}
+        return {"classes": _legend(codes, named)}
     return {"classes": _legend(labels, tile), "mapClasses": _legend(class_map, classifier)}
 
 
 def _legend(codes, named):
     """{code: {"name", "color"}} of an array of codes and of the classes `named` in tile.json."""
-    legend = class_legend({*np.unique(codes).tolist(), *map(int, named)}, named)
-    for index, (code, entry) in enumerate(legend.items()):
-        known = named.get(str(code), {}) if named else WORLDCOVER.get(code, {})
-        if "color" not in known:
-            entry["color"] = COLORS[index % len(COLORS)]
-    return legend
+    return class_legend({*np.unique(codes).tolist(), *map(int, named)}, named)

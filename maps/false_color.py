@@ -5,13 +5,14 @@ import math
 import zipfile
 from pathlib import Path
 
-from running.errors import InputError
+from running.errors import InputError, notice
 from running.files import atomic_write, make_output_dir
 
 import numpy as np
 from sklearn.decomposition import PCA
 
 from maps.reader import MADE_BY, check_made_alike
+from utils import extract_representations
 
 MAX_VALUE = 1e12  # of a representation, so that sums of squares stay finite
 MAX_BASIS_BYTES = 1 << 24  # of a basis file: one of 65536 dimensions has a megabyte
@@ -98,6 +99,25 @@ def apply_basis(basis, representations):
     rgba[valid, :3] = (places.clip(0, 1) * 255).round()
     rgba[valid, 3] = 255
     return rgba
+
+
+def color_tile(backbone, tile, mean, std, min_valid, runtime, stride):
+    """False colour of every stride-th row and column of a tile, (h, w, 4) uint8, by its own basis.
+
+    backbone, mean, std, min_valid: as `extract_representations` takes them. None, and a notice,
+    where too few pixels are valid.
+    """
+    height, width = (-(-size // stride) for size in tile.shape[1:3])
+    image = np.full((height, width, backbone.latent_dim), np.nan, np.float32)
+    for _, row, column, y, _ in extract_representations(
+        backbone, tile, mean, std, min_valid, runtime, stride
+    ):
+        image[row // stride, column // stride] = y.numpy()
+    pixels = image[np.isfinite(image[..., 0])]
+    if len(pixels) <= 3:
+        notice(f"{tile.path}: {len(pixels)} valid pixels, too few for a false-colour picture")
+        return None
+    return apply_basis(fit_basis(pixels), image)
 
 
 def save_basis(basis, made_by, path):

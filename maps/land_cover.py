@@ -1,19 +1,15 @@
-"""Land-cover classes: their names and colours, their areas, and plots of class maps."""
+"""Land-cover classes: their names, colours and areas."""
 
 import math
-import textwrap
 
-import matplotlib
 import numpy as np
-from matplotlib.colors import hsv_to_rgb, to_hex, to_rgba
-from matplotlib.patches import Patch
+from matplotlib.colors import hsv_to_rgb, to_hex
 from rasterio._err import CPLE_AppDefinedError, CPLE_BaseError  # GDAL's, without a public name
 from rasterio.crs import CRS
 from rasterio.warp import transform as transform_points
 
 from maps.reader import row_blocks
 from tile_json import is_georeferenced
-from utils import new_figure, save_figure
 
 WORLDCOVER = {  # classes of ESA WorldCover and their official colours; 0, no data, is no class
     10: {"name": "Tree cover", "color": "#006400"},
@@ -28,12 +24,12 @@ WORLDCOVER = {  # classes of ESA WorldCover and their official colours; 0, no da
     95: {"name": "Mangroves", "color": "#00cf75"},
     100: {"name": "Moss and lichen", "color": "#fae6a0"},
 }
-FIGURE_SIZE = (8.5, 6)  # inches, of a plot; higher where its legend needs more
-LEGEND_WIDTH = 36  # characters of a line of the legend
-LINE_HEIGHT = 0.22  # inches, of a line of the legend
+# of classes without a colour, codes 1 .. 12: Okabe and Ito's palette, then more of Tol's "muted";
+# safe for the colour-blind. In pictures and in the page of explore.py.
+PALETTE = ("#0072b2", "#e69f00", "#009e73", "#cc79a7", "#56b4e9", "#d55e00", "#f0e442", "#882255")
+PALETTE += ("#44aa99", "#999933", "#332288", "#dddddd")
 KEEPS_AREAS = 0.003  # largest relative error of areas that is ignored; in UTM it is 0.001
 ROW_SPREAD = 0.02  # largest relative difference of areas within a row
-PICTURE_PIXELS = 2000  # at most, along the longer edge of a class map in a plot
 
 
 # ---- legends -------------------------------------------------------------------------------------
@@ -46,18 +42,21 @@ def class_legend(codes, classes):
     are WorldCover's. A name or colour that is still missing is made up.
     """
     legend = {}
-    for index, code in enumerate(sorted(int(code) for code in codes if int(code) > 0)):
+    for code in sorted(int(code) for code in codes if int(code) > 0):
         known = classes.get(str(code), {}) if classes else WORLDCOVER.get(code, {})
-        legend[code] = {"name": f"class {code}", "color": _made_up_color(index)} | known
+        legend[code] = {"name": f"class {code}", "color": _made_up_color(code)} | known
     return legend
 
 
-def _made_up_color(index):
-    """Twenty well-known colours, then hues a golden ratio apart, of which no two are equal."""
-    if index < 20:
-        return to_hex(matplotlib.colormaps["tab20"](index))
-    hue = index * (5**0.5 - 1) / 2 % 1
-    return to_hex(hsv_to_rgb((hue, (0.9, 0.5, 0.7)[index % 3], (0.7, 0.9)[index % 2])))
+def _made_up_color(code):
+    """A colour of a code, whatever other codes there are; no two of the codes 1 .. 255 are equal.
+
+    Of PALETTE, then hues a golden ratio apart.
+    """
+    if code <= len(PALETTE):
+        return PALETTE[code - 1]
+    hue = code * (5**0.5 - 1) / 2 % 1
+    return to_hex(hsv_to_rgb((hue, (0.9, 0.5, 0.7)[code % 3], (0.7, 0.9)[code % 2])))
 
 
 # ---- areas ---------------------------------------------------------------------------------------
@@ -130,7 +129,7 @@ def _pixel_areas(crs, transform, rows, columns):
     corners = np.array([(0, 0), (0, 1), (1, 1), (1, 0)])[:, :, None, None]  # around the pixel
     row, column = corners[:, 0] + rows[:, None], corners[:, 1] + columns
     x, y = a * column + b * row + c, d * column + e * row + f
-    longitude, latitude = _to_degrees(crs, x.ravel(), y.ravel()).reshape(2, *x.shape)
+    longitude, latitude = to_degrees(crs, x.ravel(), y.ravel()).reshape(2, *x.shape)
     with np.errstate(invalid="ignore"):  # of infinite coordinates
         longitude = np.radians((longitude - longitude[0] + 180) % 360 - 180)
     south_of = _area_south_of(np.radians(latitude.clip(-90, 90)))
@@ -138,7 +137,7 @@ def _pixel_areas(crs, transform, rows, columns):
     return np.abs((longitude * after[1] - after[0] * south_of).sum(0)) / 2
 
 
-def _to_degrees(crs, x, y):
+def to_degrees(crs, x, y):
     """Longitudes and latitudes of map coordinates, (2, N); NaN where there are none."""
     try:
         return np.array(transform_points(crs, "EPSG:4326", x, y))
@@ -146,7 +145,7 @@ def _to_degrees(crs, x, y):
         if len(x) == 1:
             return np.full((2, 1), np.nan)
         half = len(x) // 2
-        parts = [_to_degrees(crs, x[part], y[part]) for part in (slice(half), slice(half, None))]
+        parts = [to_degrees(crs, x[part], y[part]) for part in (slice(half), slice(half, None))]
         return np.concatenate(parts, 1)
     except CPLE_BaseError:  # of another planet
         return np.full((2, len(x)), np.nan)
@@ -161,40 +160,3 @@ def _area_south_of(latitude):
     e2 = flattening * (2 - flattening)
     e, sine = math.sqrt(e2), np.sin(latitude)
     return radius**2 * (1 - e2) / 2 * (sine / (1 - e2 * sine**2) + np.arctanh(e * sine) / e)
-
-
-# ---- pictures ------------------------------------------------------------------------------------
-
-
-def fill_figure(figure, class_map, legend, title=""):
-    """Plot a map of class codes (H, W) with its legend; 0 is no data and transparent.
-
-    Of a large map only every second, third, .. pixel is plotted, to save memory.
-    """
-    pixels = count_classes(class_map).sum(0)
-    step = -(-max(class_map.shape) // PICTURE_PIXELS)
-    rgba = np.zeros((256, 4), np.uint8)
-    for code, entry in legend.items():
-        rgba[code] = np.multiply(to_rgba(entry["color"]), 255).round()
-    axes = figure.subplots()
-    axes.imshow(rgba[class_map[::step, ::step]], interpolation="none")
-    axes.set_title(title)
-    axes.set_axis_off()
-    axes.set_anchor("N")
-    handles = [
-        Patch(color=entry["color"], label=textwrap.fill(f"{code} {entry['name']}", LEGEND_WIDTH))
-        for code, entry in legend.items()
-        if pixels[code]
-    ]
-    if pixels[0]:
-        handles.append(Patch(fc="none", ec="gray", label="no data"))
-    lines = sum(1 + handle.get_label().count("\n") for handle in handles)
-    figure.set_figheight(max(FIGURE_SIZE[1], LINE_HEIGHT * (lines + 1)))  # no entry is cut off
-    figure.legend(handles=handles, loc="outside right upper", frameon=False)
-
-
-def plot_class_map(class_map, legend, path, title=""):
-    """Plot a map of class codes (H, W) with its legend to a PNG."""
-    figure = new_figure(figsize=FIGURE_SIZE)
-    fill_figure(figure, class_map, legend, title)
-    save_figure(figure, path)

@@ -257,7 +257,12 @@ def remove_run(output_dir, kind):
     for path in checkpoints:
         if (found := _kind_of(path)) not in (kind, None):
             raise InputError(f"{path}: found a {found} checkpoint, wanted another output_dir")
-    for name in ("metrics.json", "metrics.jsonl", "confusion_matrix.png"):
+    for name in (
+        "metrics.json",
+        "metrics.jsonl",
+        "confusion_matrix.png",
+        "confusion_matrix_validation.png",
+    ):
         (output_dir / name).unlink(missing_ok=True)
     for path in checkpoints:
         path.unlink(missing_ok=True)

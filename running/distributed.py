@@ -7,11 +7,16 @@ of it. So the gradients, averaged over the processes, are those of one process w
 import torch
 import torch.distributed as dist
 from torch import nn
-from torch.distributed.nn.functional import all_reduce
+from torch.distributed._functional_collectives import all_reduce, wait_tensor
 
 
 def _world_size():
     return dist.get_world_size() if dist.is_initialized() else 1
+
+
+def _sum(x):
+    """The sum of a tensor over all processes; its backward sums the gradients over them."""
+    return wait_tensor(all_reduce(x, "sum", dist.group.WORLD))
 
 
 def share(count):
@@ -40,7 +45,7 @@ def gather(z):
         return z
     rows, total = share(len(z))
     index = torch.arange(rows.start, rows.stop, device=z.device)
-    return all_reduce(z.new_zeros(total, *z.shape[1:]).index_copy(0, index, z))
+    return _sum(z.new_zeros(total, *z.shape[1:]).index_copy(0, index, z))
 
 
 class BatchGenerator:
@@ -73,9 +78,9 @@ class BatchNorm(nn.BatchNorm1d):
             return super().forward(x)
         with torch.autocast(x.device.type, enabled=False):
             x = x.float()
-            total = all_reduce(torch.cat([x.sum(0), x.new_full((1,), len(x))]))
+            total = _sum(torch.cat([x.sum(0), x.new_full((1,), len(x))]))
             count, mean = total[-1], total[:-1] / total[-1]
-            var = all_reduce((x - mean).square().sum(0)) / count
+            var = _sum((x - mean).square().sum(0)) / count
             with torch.no_grad():
                 self.running_mean.lerp_(mean, self.momentum)
                 self.running_var.lerp_(var * count / (count - 1), self.momentum)

@@ -1,7 +1,8 @@
-"""The log of a run: metrics.jsonl and wandb."""
+"""The log of a run: metrics.jsonl, wandb and progress bars."""
 
 import json
 import os
+import sys
 import time
 from pathlib import Path
 
@@ -9,6 +10,11 @@ from running.errors import InputError
 from running.files import write_error
 
 import torch
+from tqdm import tqdm
+
+# uploads a resumed run, of several offline files, as one; else its last part replaces the others
+SYNC = "WANDB_RESUME=allow wandb sync"
+LINE_SECONDS = 30  # between two lines of a bar that is written to a file
 
 
 class RunLog:
@@ -51,6 +57,8 @@ class RunLog:
     def finish(self):
         if self.run:
             try:
+                if not self.run.offline:
+                    print("wandb: uploading the rest of the run")
                 self.run.finish()
             except Exception as error:  # as in _to_wandb
                 self._drop_wandb(error)
@@ -60,8 +68,8 @@ def start_log(config, job_type, output_dir, runtime, run_id=""):
     """Begin the log of a script in output_dir.
 
     config["wandb_mode"]: auto (online where the user is logged in, else offline), online, offline,
-    disabled. Where the server cannot be reached the run is logged offline. run_id: of a wandb run
-    to continue.
+    disabled. Where the server cannot be reached the run is logged offline. config["wandb_dir"]: the
+    folder of all runs of wandb. run_id: of a wandb run to continue.
     """
     if not runtime.is_main:
         return RunLog()
@@ -71,38 +79,38 @@ def start_log(config, job_type, output_dir, runtime, run_id=""):
     if mode == "disabled":
         return RunLog(file)
     try:
-        return RunLog(file, _start_wandb(config, job_type, output_dir, mode, run_id))
+        return RunLog(file, _start_wandb(config, job_type, mode, run_id))
     except Exception as error:  # pydantic's of a WANDB_ variable, the service's: no run ends for it
         print(_lost(error, file))
         return RunLog(file)
 
 
-def _start_wandb(config, job_type, output_dir, mode, run_id):
+def _start_wandb(config, job_type, mode, run_id):
     """A wandb run; offline where online fails. Raises whatever wandb does where both fail."""
     import wandb  # takes seconds, so only where a log starts
 
+    reason = ""
     if mode == "auto":
         mode = "online" if wandb.api.api_key else "offline"
-        if mode == "offline":
-            print("wandb: not logged in, so the run is logged offline (wandb sync uploads it)")
+        reason = "not logged in, so " if mode == "offline" else ""
     options = {
         "project": "barlow-twins-sentinel-2",
         "job_type": job_type,
         "config": dict(config),
-        "dir": str(output_dir),
+        "dir": config.get("wandb_dir") or None,
         "id": run_id or None,
-        "resume": "allow" if run_id else None,
         "reinit": "finish_previous",
         "settings": wandb.Settings(silent=True, console="off", init_timeout=30),
     }
-    if mode == "offline":
-        return wandb.init(mode="offline", **options)
-    try:
-        return wandb.init(mode="online", **options)
-    except (wandb.errors.Error, OSError, TimeoutError) as error:
-        run = wandb.init(mode="offline", **options)
-        print(f"wandb: online logging failed ({_one_line(error)}), so the run is logged offline")
-        return run
+    if mode == "online":
+        try:
+            return wandb.init(mode="online", resume="allow" if run_id else None, **options)
+        except (wandb.errors.Error, OSError, TimeoutError) as error:
+            reason = f"online logging failed ({_one_line(error)}), so "
+    run = wandb.init(mode="offline", **options)
+    folder = os.path.relpath(run.settings.wandb_dir)
+    print(f"wandb: {reason}the run is logged offline; to upload it: {SYNC} {folder}")
+    return run
 
 
 def _lost(error, file):
@@ -112,6 +120,41 @@ def _lost(error, file):
 
 def _one_line(error):
     return " ".join(str(error).split())[:200] or type(error).__name__
+
+
+class ProgressBar(tqdm):
+    """A progress bar; where stderr is no terminal but a file, a line from time to time."""
+
+    def __init__(self, *arguments, **keywords):
+        self.is_bar, self.last_line = sys.stderr.isatty(), time.monotonic()
+        if not self.is_bar:
+            form = "{desc}{unit} {n_fmt} of {total_fmt}, {elapsed} gone, {remaining} left{postfix}"
+            keywords |= {"file": _Lines(), "bar_format": form}
+            if "desc" in keywords:
+                keywords["desc"] += ": "
+        super().__init__(*arguments, **keywords)
+
+    @classmethod
+    def get_lock(cls):
+        return tqdm.get_lock()  # one for all bars
+
+    def display(self, *arguments, **keywords):
+        if not self.is_bar:
+            if time.monotonic() - self.last_line < LINE_SECONDS:
+                return
+            self.last_line = time.monotonic()
+        super().display(*arguments, **keywords)
+
+
+class _Lines:
+    """What a bar writes to stderr, as lines without carriage returns."""
+
+    def write(self, text):
+        if text := text.replace("\x1b[A", "").strip():
+            sys.stderr.write(text + "\n")
+
+    def flush(self):
+        sys.stderr.flush()
 
 
 def refuse_training_folder(output_dir):

@@ -7,12 +7,14 @@ from pathlib import Path
 from running.checkpoints import save_checkpoint
 from running.errors import InputError
 
+import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 import torch
 
 import infer
 from backbones import Classifier, build_backbone
+from maps.pictures import TOP, find_frame
 
 BANDS = ["B02", "B03", "B04", "B08"]
 GEO = {"crs": "EPSG:32631", "transform": [10, 0, 500000, 0, -10, 5400000]}
@@ -83,6 +85,19 @@ def map_tile(place, output_dir, checkpoint="classifier", **keywords):
     keywords = {"tile_path": place / "MGRS-A", **keywords}
     checkpoint_path = place / f"{checkpoint}.pt"
     return run(infer, checkpoint_path=checkpoint_path, output_dir=output_dir, **keywords)
+
+
+def map_in(picture, shape, number=0):
+    """The colours of a map (H, W) in a PNG of maps/pictures.py, (h, w, 3) uint8.
+
+    Of the middle of each drawn pixel: a line around the map covers the edge of the outer ones.
+    number: of several maps side by side.
+    """
+    frame, image = find_frame(shape), plt.imread(picture)[..., :3]
+    rows = slice(TOP + frame.factor // 2, TOP + frame.height, frame.factor)
+    columns = frame.left(number), frame.left(number) + frame.width
+    columns = slice(columns[0] + frame.factor // 2, columns[1], frame.factor)
+    return (image[rows, columns] * 255).round().astype(np.uint8)
 
 
 def refused(match, function, *arguments, **keywords):

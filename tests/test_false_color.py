@@ -8,6 +8,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 from helpers import assert_pictures_logged, make_tile, map_tile, run
+from map_helpers import map_in
 
 import create_false_color_map
 from maps import false_color
@@ -29,9 +30,9 @@ def test_tiles_that_share_pixels_get_equal_colours_there(workplace, tmp_path):
     run(create_false_color_map, representation_path=maps["west"], basis_path=basis)
     assert basis.exists()
     run(create_false_color_map, representation_path=maps["east"], basis_path=basis)
-    west, east = (plt.imread(path.parent / "false_color.png") for path in maps.values())
-    np.testing.assert_allclose(west[:, 8:], east[:, :8], atol=1.01 / 255)
-    assert west[..., :3].std() > 0.1
+    west, east = (map_in(path.parent / "false_color.png", (24, 16)) for path in maps.values())
+    np.testing.assert_allclose(west[:, 8:], east[:, :8], atol=1)
+    assert west.std() > 25
 
 
 def test_int8_maps_look_the_same(workplace, tmp_path):
@@ -41,6 +42,7 @@ def test_int8_maps_look_the_same(workplace, tmp_path):
         path = folder / "representation_map.npy"
         run(create_false_color_map, representation_path=path, basis_path=basis)
         pictures.append(plt.imread(folder / "false_color.png"))
+    assert min(pictures[0].shape[:2]) > 512
     assert np.abs(pictures[0] - pictures[1]).mean() < 0.02
     with pytest.raises(InputError, match="representation_path: found none, wanted a map"):
         run(create_false_color_map)
@@ -88,5 +90,6 @@ def test_the_sample_is_of_all_valid_pixels_however_few():
 def test_the_picture_is_logged_to_wandb(workplace, tmp_path):
     (folder,) = map_tile(workplace, tmp_path / "maps")
     path, out = folder / "representation_map.npy", tmp_path / "out"
-    run(create_false_color_map, representation_path=path, output_dir=out, wandb_mode="offline")
+    log = {"wandb_mode": "offline", "wandb_dir": out}
+    run(create_false_color_map, representation_path=path, output_dir=out, **log)
     assert_pictures_logged(out)

@@ -382,7 +382,9 @@ def test_wandb_that_is_lost_in_the_middle_is_said_once(tmp_path, capsys, monkeyp
 
 @pytest.mark.slow
 def test_training_goes_on_when_the_wandb_service_is_killed(dataset, tmp_path):
-    config = tiny(dataset, tmp_path / "out", epochs=24, wandb_mode="offline")
+    config = tiny(
+        dataset, tmp_path / "out", epochs=24, wandb_mode="offline", wandb_dir=str(tmp_path)
+    )
     process = start_and_wait(config, 10, start)
     children = ["pgrep", "-P", str(process.pid), "wandb"]
     service = subprocess.run(children, capture_output=True, text=True, check=True).stdout
@@ -399,7 +401,9 @@ def test_training_goes_on_when_the_wandb_folder_is_full(dataset, tmp_path):
     out.mkdir()
     with small_disk(out / "wandb", 8192):
         (out / "wandb/filler").write_bytes(b"x" * 4096)
-        process = start(*as_arguments(tiny(dataset, out, epochs=2, wandb_mode="offline")))
+        process = start(
+            *as_arguments(tiny(dataset, out, epochs=2, wandb_mode="offline", wandb_dir=str(out)))
+        )
         stdout, err = process.communicate(timeout=120)
     assert process.returncode == 0, err
     assert lines(out)[-1]["step"] == 10

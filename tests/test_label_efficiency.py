@@ -50,7 +50,7 @@ def score(workplace, output_dir, **keywords):
 
 
 @pytest.mark.slow
-def test_compares_with_baselines(workplace, tmp_path):
+def test_compares_with_baselines(workplace, tmp_path, capsys):
     fast = [name for name in MODELS if name not in NETWORKS]
     result = score(workplace, tmp_path / "out", label_counts="20,60", models="fast")
     rows = [(row["label_count"], row["seed"], row["model"]) for row in result["scores"]]
@@ -86,6 +86,19 @@ def test_compares_with_baselines(workplace, tmp_path):
     for name in fast:
         assert re.search(rf"\| {re.escape(MODELS[name].label)} \| [01]\.\d+ ± 0\.\d+ \| ", table)
     assert (tmp_path / "out/label_efficiency.png").read_bytes()[:4] == b"\x89PNG"
+    captured = capsys.readouterr()
+    assert "\r" not in captured.out + captured.err, "a clean log file"
+    assert table in captured.out
+    names = {MODELS[name].label for name in fast}
+    assert set(result["rows"].values()) == names
+    compared = re.findall(r"^\| \d+ \| ([^|]+) \| ([^|]+) \| [+-]", table, flags=re.MULTILINE)
+    assert len(compared) == len(result["tests"])
+    assert {name for pair in compared for name in pair} <= names, "no second set of names"
+    features = re.findall(r"^\| ([^|]+) \| [01]\.\d+ \|", table, flags=re.MULTILINE)
+    assert len(features) == 4
+    assert all(any(name.startswith(one) for name in names) for one in features)
+    assert "Found again: share of" in table
+    assert "RankMe: how many dimensions an encoder uses, 1 to 16" in table
 
 
 def run_forked(command, **_):

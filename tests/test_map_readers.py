@@ -13,7 +13,6 @@ import numpy as np
 import pytest
 import rasterio
 from map_helpers import GEO, make_place, make_tile, map_tile, refused, run
-from matplotlib.figure import Figure
 from rasterio.warp import transform as reproject
 
 import create_false_color_map
@@ -22,19 +21,12 @@ import read_inference_map
 import train_classification
 import train_classification_maddy
 from evaluation.scores import score_classes
-from maps import false_color, reader
+from maps import false_color, pictures, reader
 from maps.geotiff import write_geotiff
-from maps.land_cover import (
-    FIGURE_SIZE,
-    PICTURE_PIXELS,
-    class_areas,
-    class_legend,
-    fill_figure,
-    row_hectares,
-)
+from maps.land_cover import class_areas, class_legend, row_hectares
+from maps.pictures import MAX_SIDE, draw_maps, legend_entries, plot_class_map
 from maps.reader import read_map
 from tile_json import merge_classes
-from utils import new_figure
 
 
 @pytest.fixture(scope="module")
@@ -290,14 +282,14 @@ def test_more_than_twenty_made_up_colours_differ():
 def test_a_legend_of_many_long_names_is_drawn_whole(tmp_path):
     """Regression: it was cut off and left no room for the map; a dollar sign began a formula."""
     names = {str(code): {"name": f"crop {code} at $_$ " + "a ton " * 10} for code in range(1, 61)}
-    class_map = np.arange(60, dtype=np.uint8).reshape(6, 10) + 1
-    figure = new_figure(figsize=FIGURE_SIZE)
-    fill_figure(figure, class_map, class_legend(range(1, 61), names), "$_")
+    entries = legend_entries(class_legend(range(1, 61), names), np.ones(256))[:-1]
+    figure = draw_maps({"": np.zeros((6, 10, 4), np.uint8)}, (6, 10), {}, "$_", entries)
     figure.savefig(tmp_path / "map.png")
     box = figure.legends[0].get_window_extent()
     assert len(figure.legends[0].get_texts()) == 60
     assert box.y0 >= 0
-    assert box.x0 >= 0.4 * figure.bbox.width
+    assert figure.axes[0].get_window_extent().x1 < box.x0
+    assert box.x1 <= figure.bbox.width
 
 
 def test_the_simple_loop_takes_labels_and_names_from_where_the_map_was_made(place, tmp_path):
@@ -366,13 +358,15 @@ def large_map(path, size=6000):
     return path
 
 
-def test_a_large_class_map_is_drawn_in_little_memory(tmp_path):
+def test_a_large_class_map_is_drawn_in_little_memory(tmp_path, monkeypatch):
     class_map = read_map(large_map(tmp_path / "map.npy"))
-    legend = class_legend([40, 95], {})
-    figure = Figure()
-    assert peak_bytes(fill_figure, figure, class_map, legend) < 8 * class_map.size
+    legend, figures = class_legend([40, 95], {}), []
+    monkeypatch.setattr(pictures, "save_picture", lambda figure, path: figures.append(figure))
+    peak = peak_bytes(plot_class_map, class_map, legend, "map.png", "", {})
+    assert peak < 8 * class_map.size
+    (figure,) = figures
     (image,) = figure.axes[0].images
-    assert max(image.get_size()) <= PICTURE_PIXELS
+    assert max(image.get_size()) <= MAX_SIDE
     texts = [text.get_text() for text in figure.legends[0].get_texts()]
     assert texts == ["40 Cropland", "95 Mangroves", "no data"], "the single pixel of 95 too"
 

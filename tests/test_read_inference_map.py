@@ -43,5 +43,5 @@ def test_areas_are_pixels_where_the_size_is_unknown(tmp_path, capsys):
 def test_the_pictures_are_logged_to_wandb(workplace, tmp_path):
     (folder,) = map_tile(workplace, tmp_path / "maps")
     path, out = folder / "classification_map.npy", tmp_path / "out"
-    run(read_inference_map, map_path=path, output_dir=out, wandb_mode="offline")
+    run(read_inference_map, map_path=path, output_dir=out, wandb_mode="offline", wandb_dir=out)
     assert_pictures_logged(out)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from evaluation import scores
-from evaluation.scores import macro_f1, plot_confusion, score_classes
+from evaluation.scores import macro_f1, plot_confusion, print_scores, score_classes
 from maps.land_cover import class_legend
 
 
@@ -41,3 +41,18 @@ def test_the_picture_of_many_classes_is_small(monkeypatch, count, is_numbered):
     plot_confusion(np.eye(count, dtype=int), class_legend(range(1, count + 1), {}), "", "")
     assert len(figures[0].axes[0].texts) == (count**2 if is_numbered else 0)
     assert max(figures[0].get_size_inches()) <= 24
+
+
+def test_a_class_without_labels_has_no_scores_and_one_that_is_never_mapped_is_named(capsys):
+    names = {"1": {"name": "Wheat"}, "2": {"name": "Maize"}, "5": {"name": "Clover"}}
+    scores = score_classes([1, 1, 2], [1, 5, 1], class_legend([1, 2, 5], names))
+    print_scores(scores)
+    out = capsys.readouterr().out
+    (clover,) = [line for line in out.splitlines() if line.startswith("   5 Clover")]
+    assert clover.count("–") == 3
+    assert clover.endswith("support 0")
+    (maize,) = [line for line in out.splitlines() if line.startswith("   2 Maize")]
+    assert "recall 0.000" in maize
+    assert "never mapped, though it has labels here: 2 Maize\n" in out
+    print_scores(score_classes([1, 2], [1, 2], class_legend([1, 2, 5], names)))
+    assert "never mapped" not in capsys.readouterr().out

@@ -10,7 +10,6 @@ from running.device import start_runtime
 from running.errors import InputError
 from running.script import run_script
 
-import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 import study
@@ -29,6 +28,7 @@ from helpers import (
     wait_for_lines,
     weights,
 )
+from map_helpers import map_in
 
 import train
 import train_classification
@@ -58,6 +58,18 @@ def test_trains_and_leaves_its_files(dataset, tmp_path, backbone):
     names |= {"cross_correlation.png", "false_color.png"}
     assert {path.name for path in out.iterdir()} == names
     assert json.loads((out / "config.json").read_text())["backbone"] == backbone
+
+
+def test_what_comes_after_the_last_step_is_said_as_it_begins(dataset, tmp_path, capsys):
+    """Regression: the bar stood still at its end for up to a minute."""
+    main(tiny(dataset, tmp_path / "out", max_steps=4, val_interval=2))
+    said = capsys.readouterr().out.splitlines()
+    first = said.index("validation: loss, RankMe and linear probe")
+    assert said[first + 1 : first + 3] == [
+        "pictures: cross-correlation and false colour",
+        "saving best.pt and last.pt",
+    ]
+    assert said.count("saving best.pt and last.pt") == 1, "after the last step alone"
 
 
 def test_checkpoint_holds_all_that_later_scripts_need(dataset, tmp_path):
@@ -363,7 +375,8 @@ def test_too_many_observations_wanted_of_real_tiles(shared, tmp_path):
 
 
 def test_wandb_holds_metrics_and_images_with_no_network_and_no_key(dataset, tmp_path, capsys):
-    config = tiny(dataset, tmp_path / "out", wandb_mode="auto", epochs=2)
+    config = tiny(dataset, tmp_path / "out", wandb_mode="auto", epochs=2, val_interval=4)
+    config["wandb_dir"] = str(tmp_path / "out")
     main(config)
     assert "logged offline" in capsys.readouterr().out
     history, files = read_wandb(tmp_path / "out")
@@ -371,6 +384,9 @@ def test_wandb_holds_metrics_and_images_with_no_network_and_no_key(dataset, tmp_
     wanted = {"loss", "loss_per_dim", "on_diag", "off_diag", "learning_rate", "grad_norm"}
     wanted |= {"samples_per_second", "rankme", "rankme_normalised", "val_loss", "probe_macro_f1"}
     assert wanted | {"cross_correlation", "false_color"} <= keys
+    for name in ("cross_correlation", "false_color"):
+        steps = [int(row["_step"]) for row in history if name in row]
+        assert steps == [4, 8, 10], "pictures are logged at each validation"
     logged = {int(row["step"]): float(row["loss"]) for row in history if "loss" in row}
     assert logged == {row["step"]: row["loss"] for row in lines(tmp_path / "out")[1:]}
     pictures = [file for file in files if file.suffix == ".png"]
@@ -384,6 +400,7 @@ def test_wandb_holds_metrics_and_images_with_no_network_and_no_key(dataset, tmp_
 @pytest.mark.slow
 def test_a_server_that_cannot_be_reached_does_not_stop_the_run(dataset, tmp_path):
     config = tiny(dataset, tmp_path / "out", wandb_mode="online", max_steps=2)
+    config["wandb_dir"] = str(tmp_path / "out")
     environment = {"WANDB_API_KEY": "0" * 40, "WANDB_BASE_URL": "http://127.0.0.1:9"}
     environment["WANDB__GRAPHQL_RETRY_MAX"] = "1"  # else it tries again for 30 seconds
     process = start(*as_arguments(config), "wandb_mode=online", **environment)
@@ -413,6 +430,5 @@ def test_picture_shows_only_valid_pixels(dataset, tmp_path):
     masks[:, :8, :8] = 0
     np.save(tile / "masks.npy", masks)
     main(tiny(dataset, tmp_path / "out", test_tile_path=str(tile), max_steps=2))
-    picture = plt.imread(tmp_path / "out/false_color.png")
-    shown = picture[16::32, 16::32, 3] > 0
+    shown = (map_in(tmp_path / "out/false_color.png", (16, 16)) < 255).any(-1)
     assert (shown == (Tile(tile).clear_counts() >= 5)).all()

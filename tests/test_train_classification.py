@@ -54,7 +54,7 @@ def test_a_frozen_backbone_stays_as_it_is(workplace, tmp_path):
 
 @pytest.mark.parametrize("head", HEADS)
 @pytest.mark.parametrize("loss", ["cross_entropy", "focal"])
-def test_learns_and_reports(workplace, tmp_path, head, loss):
+def test_learns_and_reports(workplace, tmp_path, head, loss, capsys):
     keywords = {"head": head, "loss": loss, "class_weights": loss == "focal", "epochs": 4}
     scores = fine_tune(workplace, tmp_path / "out", learning_rate=3e-3, **keywords)
     assert scores["overall_accuracy"] > 0.7, "two classes, half of the pixels each"
@@ -66,7 +66,11 @@ def test_learns_and_reports(workplace, tmp_path, head, loss):
     matrix = np.array(saved["confusion_matrix"])
     assert matrix.trace() / matrix.sum() == pytest.approx(saved["overall_accuracy"])
     assert [row["support"] for row in saved["per_class"].values()] == matrix.sum(1).tolist()
-    assert (tmp_path / "out/confusion_matrix.png").read_bytes()[:4] == b"\x89PNG"
+    for name in ("confusion_matrix", "confusion_matrix_validation"):
+        assert (tmp_path / f"out/{name}.png").read_bytes()[:4] == b"\x89PNG"
+    said = capsys.readouterr().out.splitlines()
+    title = said.index(f"test split of toy, {matrix.sum()} pixels:")
+    assert said[title + 1].startswith("overall accuracy"), "whose scores these are"
 
 
 @pytest.mark.parametrize("backbone", BACKBONES)
