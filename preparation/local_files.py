@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
-from running.errors import InputError
+from running.errors import InputError, what_is_there
 
 import numpy as np
 import rasterio
@@ -40,7 +40,8 @@ def local_items(request):
     """
     folder = Path(request.local_path)
     if not folder.is_dir():
-        raise InputError(f"local_path={folder}: found no folder, wanted one of GeoTIFFs or .SAFE")
+        wanted = f"wanted one of GeoTIFFs or .SAFE{what_is_there(folder)}"
+        raise InputError(f"local_path={folder}: found no folder, {wanted}")
     products = [path for path in _shown(folder) if path.suffix == ".SAFE"]
     products = [folder] if folder.suffix == ".SAFE" else products
     if products:
