@@ -219,7 +219,7 @@ def three_tiles(tmp_path):
     """A good tile, one with other bands and one whose masks hold a 2."""
     make_tile(tmp_path / "tiles/MGRS-good")
     wrong = make_tile(tmp_path / "tiles/MGRS-bands")
-    (wrong / "tile.json").write_text(json.dumps({"bands": BANDS[::-1]}))
+    (wrong / "tile.json").write_text(json.dumps({"bands": [*BANDS[1:], "other"]}))
     masks = make_tile(tmp_path / "tiles/MGRS-masks") / "masks.npy"
     np.save(masks, np.load(masks) * 2)
     return tmp_path / "tiles"
