@@ -20,11 +20,10 @@ from pathlib import Path
 from running.config import check
 from running.errors import InputError, notice
 from running.files import atomic_write, create_npy, make_output_dir
-from running.log import refuse_training_folder, start_log
+from running.log import ProgressBar, refuse_training_folder, start_log
 from running.script import refuse_torchrun, run_script
 
 import numpy as np
-from tqdm import tqdm
 
 from encoder import Encoder, days_of_year, has_data
 from preparation import need
@@ -176,7 +175,7 @@ def sorted_table(path, columns, folder):
     """Yield the Table of a file, sorted in a temporary folder inside `folder`."""
     with tempfile.TemporaryDirectory(prefix=".embed-", dir=folder) as rows:
         table = Table(path, columns, Path(rows))
-        with tqdm(desc=f"reading {path.name}", unit=" rows", unit_scale=True) as bar:
+        with ProgressBar(desc=f"reading {path.name}", unit=" rows", unit_scale=True) as bar:
             for frame in read_table(path, columns):
                 table.add(frame)
                 bar.update(len(frame))
@@ -194,7 +193,7 @@ def embed_table(path, output, encoder, config):
     encoded = 0
     with sorted_table(path, columns, output.parent) as table:
         known = {name: as_cells(part) for name, part in table.describe_pixels().items()}
-        bar = tqdm(total=len(table.ids), desc="embedding", unit=" pixels")
+        bar = ProgressBar(total=len(table.ids), desc="embedding", unit=" pixels")
         with bar, table_writer(output, len(table.ids), encoder.size) as write:
             for first, last, reflectance, dates in table.groups():
                 found = encode(encoder, reflectance, dates, None, config)
@@ -232,7 +231,7 @@ def embed_cube(path, output, encoder, config):
         arrays["class_code"] = ("uint8", 0, 0, legend_attributes(encoder.class_names))
         arrays["confidence"] = ("float32", 0, np.nan, {"long_name": "probability of the class"})
     pixels, encoded = cube.shape[0] * cube.shape[1], 0
-    bar = tqdm(total=pixels, desc="embedding", unit=" pixels", unit_scale=True)
+    bar = ProgressBar(total=pixels, desc="embedding", unit=" pixels", unit_scale=True)
     with bar, cube_writer(output, cube, arrays) as write:
         for block in cube.blocks():
             reflectance, clear = cube.read(block)

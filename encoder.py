@@ -18,8 +18,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 from running.checkpoints import load_checkpoint
+from running.config import check
 from running.device import Runtime, start_runtime
-from running.errors import InputError
+from running.errors import InputError, notice
 from running.files import Watch, file_hash
 
 import numpy as np
@@ -63,6 +64,10 @@ class Encoder:
     min_valid: int
     runtime: Runtime
 
+    def __repr__(self):
+        reads = ", ".join(self.bands) or f"{len(self.checkpoint['mean'])} bands"
+        return f"Encoder({self.path}: {reads}; {self.size} dimensions, {len(self.classes)} classes)"
+
     @classmethod
     def load(cls, path, device="auto", classify="auto", min_valid=0):
         """The Encoder of a checkpoint of train.py or train_classification.py.
@@ -71,6 +76,7 @@ class Encoder:
         checkpoint is fine-tuned), "true" (refuse others) or "false". min_valid: 0: as in training.
         Raises InputError for a checkpoint that cannot be used.
         """
+        check({"device": device, "classify": classify, "min_valid": min_valid})
         runtime, kinds = start_runtime(device), ("pretrained", "classifier")
         with Watch(Path(path).parent, [Path(path).name]):
             checkpoint = load_checkpoint(path, kinds[1:] if classify == "true" else kinds)
@@ -140,6 +146,10 @@ class Encoder:
         A pixel with fewer than min_valid clear observations gets NaN. Memory beyond the arrays does
         not grow with the number of pixels. Raises InputError, in one line, for what does not fit.
         """
+        scale = float(scale)
+        check({"scale": scale, "dates": max_dates, "draws": draws})
+        if dates is None:
+            raise InputError(f"dates: found None, wanted {DATES}")
         reflectance = np.asanyarray(reflectance)
         if reflectance.ndim < 3 or reflectance.dtype.kind not in "iuf":
             found = f"{reflectance.dtype} of shape {reflectance.shape}"
@@ -160,6 +170,11 @@ class Encoder:
             embeddings[target] = found[0].numpy()
             if self.classes:
                 chances[target] = found[1].softmax(1).numpy()
+        if reflectance.size and not np.isfinite(embeddings).any():
+            notice(
+                f"{self.path}: no series has {max(1, self.min_valid)} clear observations, so all "
+                "embeddings are NaN: look at masks (1 = clear) and dates"
+            )
         return embeddings, chances if self.classes else None
 
     def _blocks(self, reflectance):

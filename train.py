@@ -282,7 +282,8 @@ def report(run, recent, length, bar):
     step, line = run.progress.step, recent.summary(run.runtime.world_size)
     if run.runtime.is_main and bar.n == bar.initial:  # the first line
         minutes = (length.stop_step - step) * recent.seconds_per_step() / 60
-        bar.write(f"about {minutes:.0f} minutes left (Ctrl-C stops, the same command resumes)")
+        left = f"about {minutes:.0f} minutes" if minutes >= 1.5 else "a minute or less"
+        bar.write(f"{left} left (Ctrl-C stops, the same command resumes)")
     bar.update(step - bar.n)
     bar.set_postfix_str(f"loss {line['loss']:.2f}, {line['samples_per_second']:.0f} samples/s")
     return {"step": step, "epoch": step / length.steps_per_epoch, **line}

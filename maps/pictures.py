@@ -116,7 +116,7 @@ def draw_maps(panels, shape, info, title, legend=(), notes="", figure=None):
     """
     frame, place = find_frame(shape), find_place(info, shape)
     figure = figure or new_figure(dpi=DPI, layout="none")
-    width = frame.left(len(panels)) - GAP + RIGHT
+    width = max(frame.left(len(panels)) - GAP, LEFT + MIN_SIDE) + RIGHT  # the title needs room
     box = _draw_legend(figure, legend, width)
     height = max(TOP + frame.height + FOOTER, TOP + box.height)
     pixels = np.array([width + box.width, height])
@@ -177,7 +177,7 @@ def _draw_footer(axes, frame, place, notes):
         text = f"{metres / 1000:g} km" if metres >= 1000 else f"{metres:g} m"
         axes.text(left + metres / per_pixel + 6, low, text, va="center", fontsize=9)
         low += 22
-    for line in textwrap.wrap(place.text, frame.width // 6) + notes.splitlines():
+    for line in textwrap.wrap(place.text, max(frame.width, MIN_SIDE) // 6) + notes.splitlines():
         axes.text(left, low, line, va="center", fontsize=8, color="0.3")
         low += 15
 

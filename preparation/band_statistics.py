@@ -5,9 +5,9 @@ Shapes: h x w pixels of a block, B bands.
 
 from running.errors import InputError, what_is_there
 from running.files import atomic_write, open_npy, write_json
+from running.log import ProgressBar
 
 import numpy as np
-from tqdm import tqdm
 
 from preparation import sentinel2
 from tile_json import find_bands
@@ -179,7 +179,7 @@ def _count_dates(tile):
     num_dates, height, width, _ = tile.shape
     blue = -1 if (found := find_bands(tile.band_names, ["B02"])[0]) is None else found
     counts, step = [{} for _ in range(num_dates)], max(1, (1 << 22) // width)
-    for date in tqdm(range(num_dates), tile.name, unit="date"):
+    for date in ProgressBar(range(num_dates), desc=tile.name, unit="date"):
         for row in range(0, height, step):
             block = date, slice(row, row + step)
             part = count_block(tile.bands[block], tile.masks[block], blue)

@@ -18,6 +18,7 @@ from pathlib import Path
 
 from running.errors import InputError
 from running.files import create_npy, lock_folder, remove_parts, write_json
+from running.log import ProgressBar
 
 import numpy as np
 from tqdm import tqdm
@@ -88,7 +89,7 @@ class TileWriter:
         """Fetch the dates that are not on the disk; the first failure ends it, the rest is kept."""
         days, blocks = self.plan.days, len(self.plan.blocks())
         missing = [i for i, (day, _) in enumerate(days) if str(day) not in self.progress["done"]]
-        bar = tqdm(
+        bar = ProgressBar(
             total=len(days) * blocks,
             initial=(len(days) - len(missing)) * blocks,
             desc=self.plan.name,

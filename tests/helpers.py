@@ -233,7 +233,8 @@ def _end_as_script(script, arguments, files, start_new_session, environment):
         run_script(script.main, script.run_config, script.__doc__)
         status = 0
     except SystemExit as end:
-        status, message = (end.code, "") if isinstance(end.code, int) else (1, end.code)
+        kept = end  # gloo may wait for ever where its group is freed in a forked process
+        status, message = (kept.code, "") if isinstance(kept.code, int) else (1, kept.code)
     except BaseException:
         message = traceback.format_exc()
     finally:

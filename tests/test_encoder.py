@@ -1,5 +1,6 @@
 """An encoder from Python: the numbers of infer.py, and one line for what does not fit."""
 
+import re
 from datetime import date, datetime
 
 from running.device import Runtime
@@ -142,6 +143,8 @@ def test_dates_that_cannot_be_read(dates, message):
         ),
         ({"masks": np.full((3, 20), 4)}, "masks: found value 4, wanted 0 .*or 1"),
         ({"masks": np.ones((4, 20))}, "masks: found shape \\(4, 20\\)"),
+        ({"dates": None}, "dates: found None, wanted days of year"),
+        ({"draws": -1}, "draws=-1: wanted 0"),
         ({"bands": ["X0", "X1"]}, "bands: found 2 names, wanted 10"),
         (
             {"bands": [f"B{i}" for i in range(10)]},
@@ -167,3 +170,15 @@ def test_a_checkpoint_without_classes_has_none_to_give(workplace):
 def test_no_series_and_no_dates(encoder):
     assert encoder.embed(np.empty((0, 20, 10)), np.arange(1, 21)).shape == (0, 16)
     assert np.isnan(encoder.embed(np.empty((2, 0, 10)), [])).all()
+
+
+def test_an_encoder_prints_as_one_line(encoder):
+    """Regression: a notebook's cell showed all weights."""
+    assert re.fullmatch(r"Encoder\(.*best.pt: X0, .*; \d+ dimensions, 2 classes\)", repr(encoder))
+
+
+def test_series_without_a_clear_observation_are_named(encoder, capsys):
+    """Regression: of masks that are the other way round came NaN, and nothing was said."""
+    series = np.full((3, 20, 10), 3000.0)
+    assert np.isnan(encoder.embed(series, np.arange(1, 21), np.zeros((3, 20)))).all()
+    assert "no series has" in capsys.readouterr().out

@@ -20,6 +20,7 @@ from maps.pictures import (
     draw_maps,
     find_frame,
     plot_class_map,
+    plot_false_color,
     save_picture,
 )
 
@@ -150,3 +151,13 @@ def test_false_colour_has_the_scale_of_the_tile(place, tmp_path):
     assert min(image.shape[:2]) > 512
     frame = find_frame((24, 16))
     assert bar_length(image, frame) / frame.factor * 10 == pytest.approx(50, rel=0.02)
+
+
+def test_a_map_of_one_column_is_a_picture_that_can_be_read(tmp_path):
+    """Regression: of a table's N x 1 pixels the title was cut off, and a training ended."""
+    for shape in ((384, 1), (1, 384), (5000, 1)):
+        rgba = np.zeros((*shape, 4), np.uint8)
+        plot_false_color(rgba, shape, tmp_path / "map.png", "MGRS-points, step 4", {})
+        height, width = plt.imread(tmp_path / "map.png").shape[:2]
+        assert width > 512
+        assert height > 100
