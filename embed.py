@@ -245,7 +245,7 @@ def embed_cube(path, output, encoder, config):
 def main(config):
     """Embed a table or a cube. Returns the path of what was written."""
     refuse_torchrun()
-    config = check(config, classify=("auto", "true", "false"), min_valid=(0, 65535))
+    config = check(config)
     path, output = Path(config["data_path"]), check_output(config)
     if output.name.startswith("MGRS-"):
         return make_tile(path, output, config)

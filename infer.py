@@ -37,7 +37,7 @@ from maps.pictures import plot_class_map
 from maps.products import empty_maps, made_products, map_arrays, remove_products
 from maps.reader import read_provenance
 from maps.writer import MapWriter, quantise, refuse_shared_folders
-from tile_json import is_georeferenced
+from tile_json import find_years, is_georeferenced
 from tiles import OBSERVATIONS, Tile, checkpoint_bands, notice_unnamed
 from utils import extract_representations
 
@@ -249,7 +249,8 @@ def finish(writer, tile, legend, output_dir, made_by):
     writer.free_room()
     write_pictures(writer, tile, legend, output_dir, made_by)
     writer.publish()
-    write_json(output_dir / "infer.json", made_by | {"tile": tile.title, "classes": legend})
+    about = {"tile": tile.title, "years": find_years(tile.info), "classes": legend}
+    write_json(output_dir / "infer.json", made_by | about)
     remove_parts(output_dir)
 
 

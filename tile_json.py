@@ -106,6 +106,18 @@ def is_georeferenced(info):
     return {"crs", "transform"} <= set(info)
 
 
+def find_years(info):
+    """The year of the dates of a tile.json, "2020", or the first and last, "2020-2021".
+
+    Of an infer.json what it says; "" where it is not known.
+    """
+    dates = info.get("dates")
+    if not isinstance(dates, list):  # an infer.json: the key of infer.py
+        return str(info.get("years", ""))[:9]
+    years = sorted({str(datetime.fromisoformat(day).year) for day in dates})
+    return "-".join(years if len(years) < 2 else (years[0], years[-1]))
+
+
 def merge_classes(sources, refuse=True):
     """The classes of several tile.json or infer.json in one, {"10": {"name": .., "color": ..}}.
 

@@ -19,7 +19,7 @@ from maps.false_color import apply_basis
 from maps.land_cover import class_legend, row_hectares
 from maps.reader import RepresentationMap, check_same_place, read_codes, read_map
 from maps.writer import quantise
-from tile_json import band_key, find_bands, is_georeferenced
+from tile_json import band_key, find_bands, find_years, is_georeferenced
 from tiles import Tile
 from utils import median_color
 
@@ -77,18 +77,12 @@ def tell_apart(scenes):
         groups.setdefault(scene.title, []).append(scene)
     for group in (group for group in groups.values() if len(group) > 1):
         numbers = [str(number) for number in range(1, 1 + len(group))]
-        for names in ([_years(scene) for scene in group], _other_folders(group), numbers):
+        years = [find_years(scene.tile.info) if scene.tile else "" for scene in group]
+        for names in (years, _other_folders(group), numbers):
             if all(names) and len(set(names)) == len(group):
                 break
         for scene, name in zip(group, names, strict=True):
             scene.title = f"{scene.title} {name}"
-
-
-def _years(scene):
-    """The year of the tile's dates, or first and last ("2020-2021"); "" where not known."""
-    dates = scene.tile.info.get("dates", []) if scene.tile else []
-    years = sorted({str(datetime.fromisoformat(day).year) for day in dates})
-    return "-".join(years if len(years) < 2 else (years[0], years[-1]))
 
 
 def _other_folders(scenes):

@@ -16,7 +16,7 @@ from matplotlib.ticker import MaxNLocator
 from rasterio.crs import CRS
 
 from maps.land_cover import count_classes, to_degrees
-from tile_json import is_georeferenced
+from tile_json import find_years, is_georeferenced
 from utils import new_figure
 
 DPI = 100
@@ -110,11 +110,12 @@ def _distance(longitude, latitude):
 def draw_maps(panels, shape, info, title, legend=(), notes="", figure=None):
     """Draw maps (H, W) of one place side by side, small ones enlarged without smoothing.
 
-    panels: {title: (h, w, 4) uint8 of `Frame.thin`}; alpha 0 is no data, and white. info: with crs
-    and transform, as in tile.json, where the tile has a place. legend: (colour, text) of its
+    panels: {title: (h, w, 4) uint8 of `Frame.thin`}; alpha 0 is no data, and white. info: of a
+    tile.json or infer.json, for place and year where it has them. legend: (colour, text) of its
     entries. figure: to draw on, of DPI; None for a new one, which is returned.
     """
     frame, place = find_frame(shape), find_place(info, shape)
+    title = ", ".join(filter(None, (title, find_years(info))))
     figure = figure or new_figure(dpi=DPI, layout="none")
     width = max(frame.left(len(panels)) - GAP, LEFT + MIN_SIDE) + RIGHT  # the title needs room
     box = _draw_legend(figure, legend, width)

@@ -7,9 +7,11 @@ from pathlib import Path
 import numpy as np
 from matplotlib.colors import to_rgba
 from matplotlib.dates import DateFormatter
+from matplotlib.ticker import MaxNLocator
 from rasterio.crs import CRS
 
 from maps.land_cover import class_legend
+from tile_json import find_years
 from tiles import Tile
 from utils import median_color, new_figure, save_figure
 
@@ -27,8 +29,8 @@ def plot_quick_look(folder):
     clear = np.stack([mask[::stride, ::stride] for mask in tile.masks])
     color = median_color(tile, stride)
     figure = new_figure(figsize=(12, 6))
-    parts = [["color", "clear", "labels"], ["dates", "dates", "dates"]]
-    axes = figure.subplot_mosaic(parts, height_ratios=(3, 1))
+    maps = ["color", "clear", "labels"][: 3 if tile.has_labels else 2]
+    axes = figure.subplot_mosaic([maps, ["dates"] * len(maps)], height_ratios=(3, 1))
     extent, unit = _extent(tile)
     title = "no true colour:\ntile.json names no B04, B03, B02"
     if color is not None:
@@ -38,12 +40,16 @@ def plot_quick_look(folder):
     axes["color"].set_title(title)
     image = axes["clear"].imshow(clear.sum(0), vmin=0, extent=extent)
     axes["clear"].set_title("clear dates")
-    figure.colorbar(image, ax=axes["clear"], label=f"clear dates of {len(clear)}")
-    _plot_labels(axes["labels"], tile, stride, extent)
+    ticks = MaxNLocator(integer=True)
+    figure.colorbar(
+        image, ax=axes["clear"], label=f"clear dates of {len(clear)}", shrink=0.7, ticks=ticks
+    )
+    if tile.has_labels:
+        _plot_labels(axes["labels"], tile, stride, extent)
     _plot_dates(axes["dates"], tile, clear)
-    for name in ("color", "clear", "labels"):
+    for name in maps:
         axes[name].set(xlabel=unit, ylabel=unit, xlim=extent[:2], ylim=extent[2:], aspect="equal")
-    figure.suptitle(tile.title)
+    figure.suptitle(", ".join(filter(None, (tile.title, find_years(tile.info)))))
     save_figure(figure, Path(folder) / "quick_look.png")
     return color
 
@@ -60,9 +66,7 @@ def _extent(tile):
 
 
 def _plot_labels(axes, tile, stride, extent):
-    axes.set_title("labels" if tile.has_labels else "no labels")
-    if not tile.has_labels:
-        return
+    axes.set_title("labels")
     labels = np.asarray(tile.labels[::stride, ::stride])
     legend = class_legend(np.unique(labels), tile.info.get("classes", {}))
     rgba = np.zeros((*labels.shape, 4))
@@ -70,7 +74,7 @@ def _plot_labels(axes, tile, stride, extent):
         rgba[labels == code] = to_rgba(entry["color"])
         axes.scatter([], [], marker="s", color=entry["color"], label=f"{code} {entry['name']}")
     axes.imshow(rgba, interpolation="none", extent=extent)
-    axes.legend(fontsize=7, loc="upper left", bbox_to_anchor=(1, 1), frameon=False)
+    axes.legend(loc="upper left", bbox_to_anchor=(1, 1), frameon=False)
 
 
 def _plot_dates(axes, tile, clear):
@@ -82,5 +86,5 @@ def _plot_dates(axes, tile, clear):
     else:
         axes.set_xlabel("day of year")
     axes.vlines(days, 0, 100 * share, color="tab:blue")
-    axes.plot(days, 100 * share, "o", color="tab:blue", markersize=3)
+    axes.plot(days, 100 * share, "o", color="tab:blue", markersize=3, clip_on=False)
     axes.set(ylim=(0, 100), ylabel="clear pixels (%)", title=f"{len(days)} dates")

@@ -16,6 +16,7 @@ from preparation import need
 from preparation.band_statistics import add_counts, count_block, statistics
 from preparation.features import clean_classes, number_classes
 from preparation.simulated import move_folder
+from preparation.tables import OPTIONAL
 
 
 def write_table_tile(table, folder, scale):
@@ -71,7 +72,7 @@ def _walk(table):
 def _write_labels(table, folder):
     """Write labels.npy (N, 1), where the table has labels. Returns {"classes": ..} of names."""
     found = table.describe_pixels().get(table.columns.label, [])
-    values = need("pandas").Series(found).convert_dtypes()
+    values = need("pandas", OPTIONAL).Series(found).convert_dtypes()
     if not values.notna().any():
         return {}
     values, labels = clean_classes(values, table.path), np.zeros((len(values), 1), np.uint8)

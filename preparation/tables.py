@@ -57,17 +57,11 @@ class Table:
 
     def add(self, frame):
         """Sort the rows of a pandas DataFrame into the files. Raises InputError."""
-        columns, pandas = self.columns, need("pandas", OPTIONAL)
+        columns = self.columns
         if frame[columns.id].isna().any():
             raise InputError(f"{self.path}: found a row without {columns.id}, wanted one in each")
-        names = frame[columns.id].tolist()
-        labels = frame[columns.label].tolist() if columns.label else [None] * len(names)
-        for name, label in zip(names, labels, strict=True):
-            if name not in self.ids:
-                self.ids[name] = len(self.ids)
-                self.labels.append(None if pandas.isna(label) else label)
         rows = np.empty(len(frame), self.row_type)
-        rows["pixel"] = [self.ids[name] for name in names]
+        rows["pixel"] = self._number_pixels(frame)
         rows["day"] = self._days(frame[columns.date])
         for place, name in enumerate(columns.bands):
             rows["bands"][:, place] = self._numbers(frame[name])
@@ -80,6 +74,19 @@ class Table:
             first, last = np.searchsorted(groups, [group, group + 1])
             with open(self.folder / str(group), "ab") as file:
                 rows[first:last].tofile(file)
+
+    def _number_pixels(self, frame):
+        """Number of the pixel of each row, (R,) int64; new pixels are added to ids and labels."""
+        columns, pandas = self.columns, need("pandas", OPTIONAL)
+        codes, _ = pandas.factorize(frame[columns.id])  # in the order of their first rows
+        first = frame.drop_duplicates(columns.id)
+        names = first[columns.id].tolist()
+        labels = first[columns.label].tolist() if columns.label else [None] * len(names)
+        for name, label in zip(names, labels, strict=True):
+            if name not in self.ids:
+                self.ids[name] = len(self.ids)
+                self.labels.append(None if pandas.isna(label) else label)
+        return np.array([self.ids[name] for name in names], np.int64)[codes]
 
     def _days(self, column):
         """Days since 1970 or days of year (R,), of a column of dates."""

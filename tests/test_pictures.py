@@ -161,3 +161,19 @@ def test_a_map_of_one_column_is_a_picture_that_can_be_read(tmp_path):
         height, width = plt.imread(tmp_path / "map.png").shape[:2]
         assert width > 512
         assert height > 100
+
+
+def test_the_pictures_of_two_years_have_other_titles(place, tmp_path):
+    """Regression: those of one place were called alike; infer.json keeps the year for all."""
+    titles = []
+    for year in (2018, 2019):
+        tile = make_tile(tmp_path / str(year) / "MGRS-A")
+        days = np.load(tile / "doys.npy")
+        dates = [str(np.datetime64(f"{year}-01-01") + int(day) - 1) for day in days]
+        info = json.loads((tile / "tile.json").read_text()) | {"dates": dates}
+        (tile / "tile.json").write_text(json.dumps(info))
+        (folder,) = map_tile(place, tmp_path / f"out{year}", tile_path=tile)
+        info = json.loads((folder / "infer.json").read_text())
+        figure = draw_maps({"": np.zeros((16, 16, 4), np.uint8)}, (16, 16), info, info["tile"])
+        titles.append(figure.texts[0].get_text())
+    assert titles == ["MGRS-A, 2018", "MGRS-A, 2019"]
