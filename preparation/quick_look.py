@@ -40,10 +40,8 @@ def plot_quick_look(folder):
     axes["color"].set_title(title)
     image = axes["clear"].imshow(clear.sum(0), vmin=0, extent=extent)
     axes["clear"].set_title("clear dates")
-    ticks = MaxNLocator(integer=True)
-    figure.colorbar(
-        image, ax=axes["clear"], label=f"clear dates of {len(clear)}", shrink=0.7, ticks=ticks
-    )
+    bar = figure.colorbar(image, ax=axes["clear"], shrink=0.7, ticks=MaxNLocator(integer=True))
+    bar.set_label(f"clear dates of {len(clear)}")
     if tile.has_labels:
         _plot_labels(axes["labels"], tile, stride, extent)
     _plot_dates(axes["dates"], tile, clear)

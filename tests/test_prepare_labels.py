@@ -349,6 +349,9 @@ def test_the_picture_says_its_units(tmp_path, monkeypatch, place, unit, edge):
         assert axes.get_xlabel() == axes.get_ylabel() == unit
         np.testing.assert_allclose((*axes.get_xlim(), *axes.get_ylim()), (0, edge, edge, 0), 1e-3)
     assert "reflectance 0 to 0." in color.get_title()
+    (folder / "labels.npy").unlink()
+    plot_quick_look(folder)
+    assert len(figures[1].axes) == 4  # no empty box for labels that are not there
     assert bar.get_ylabel() == "clear dates of 4" and dates.get_ylabel() == "clear pixels (%)"
 
 
