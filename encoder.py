@@ -146,14 +146,8 @@ class Encoder:
         A pixel with fewer than min_valid clear observations gets NaN. Memory beyond the arrays does
         not grow with the number of pixels. Raises InputError, in one line, for what does not fit.
         """
-        scale = float(scale)
+        reflectance, scale = _check_reflectance(reflectance), float(scale)
         check({"scale": scale, "dates": max_dates, "draws": draws})
-        if dates is None:
-            raise InputError(f"dates: found None, wanted {DATES}")
-        reflectance = np.asanyarray(reflectance)
-        if reflectance.ndim < 3 or reflectance.dtype.kind not in "iuf":
-            found = f"{reflectance.dtype} of shape {reflectance.shape}"
-            raise InputError(f"reflectance: found {found}, wanted numbers of shape (.., T, B)")
         order = self._order_bands(reflectance.shape, bands)
         days = _fit(days_of_year(dates), "dates", reflectance)
         clear = _fit(True if masks is None else _check_masks(masks), "masks", reflectance)
@@ -263,6 +257,14 @@ def check_unit(values, scale):
         raise InputError(f"reflectance: found {found}, wanted reflectance x 10000 ({mend})")
 
 
+def _check_reflectance(values):
+    values = np.asanyarray(values)
+    if values.ndim < 3 or values.dtype.kind not in "iuf":
+        found = f"{values.dtype} of shape {values.shape}"
+        raise InputError(f"reflectance: found {found}, wanted numbers of shape (.., T, B)")
+    return values
+
+
 def _check_masks(masks):
     masks = np.asarray(masks)
     wrong = masks[(masks != 0) & (masks != 1)] if masks.dtype.kind in "biuf" else masks.ravel()[:1]
@@ -290,6 +292,8 @@ def read_dates(values):
 
     values: as in `Encoder.encode`; NaT or 0 where there is none. Raises InputError.
     """
+    if values is None:
+        raise InputError(f"dates: found None, wanted {DATES}")
     values = np.asarray(values)
     if values.dtype.kind in "iuf":
         days = np.nan_to_num(values) if values.dtype.kind == "f" else values

@@ -94,7 +94,8 @@ def draw_inference(class_map, labels_path, legend, info, title, result, figure=N
     frame = find_frame(class_map.shape)
     thin_map = frame.thin(class_map)
     panels = {"map": color_classes(thin_map, legend)}
-    sizes = {int(code): describe_size(row) for code, row in result["areas"].items()}
+    areas = {int(code): describe_size(row) for code, row in result["areas"].items()}
+    sizes = {code: size.replace(" ", "\u00a0") for code, size in areas.items()}  # on one line
     labels = thin_map
     if labels_path:
         labels = frame.thin(read_codes(labels_path, class_map.shape)).astype(np.uint8)

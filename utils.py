@@ -83,7 +83,7 @@ def plot_cross_corr(correlation, path, title=""):
     axes = figure.subplots()
     image = axes.imshow(correlation, cmap="RdBu_r", vmin=-1, vmax=1, interpolation="none")
     axes.set(title=title, xlabel="dimension, view B", ylabel="dimension, view A")
-    figure.colorbar(image, label="cross-correlation")
+    figure.colorbar(image, shrink=0.8, label="cross-correlation")
     save_figure(figure, path)
 
 

@@ -109,5 +109,5 @@ def plot_confusion(matrix, legend, path, title=""):
     axes.set_yticks(range(len(names)), names)
     axes.tick_params(labelsize=10 if is_numbered else 10 * MAX_NUMBERED / len(names))
     axes.set(xlabel="predicted", ylabel="labelled", title=title)
-    figure.colorbar(image, label="share of the labelled")
+    figure.colorbar(image, shrink=0.8, label="share of the labelled")
     save_figure(figure, path)

@@ -31,9 +31,8 @@ def write_table_tile(table, folder, scale):
     part.mkdir()
     try:
         info = {"bands": table.columns.bands} | _write_labels(table, part)
-        days = np.unique(
-            np.concatenate([np.unique(days_of_year(dates)) for *_, dates in _walk(table)])
-        )
+        days = np.concatenate([np.unique(days_of_year(dates)) for *_, dates in _walk(table)])
+        days = np.unique(days)
         if not len(days):
             raise InputError(f"{table.path}: found no clear row, wanted some")
         counted = {}

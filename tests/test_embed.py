@@ -323,3 +323,17 @@ def test_a_training_folder_and_an_output_that_is_there(workplace, table, tmp_pat
     fine_tune(workplace, tmp_path / "run", epochs=1)
     with pytest.raises(InputError, match="of a training"):
         embed_data(workplace, tmp_path / "series.csv", tmp_path / "run/rows.csv")
+
+
+def test_a_table_of_another_unit_makes_no_tile(table, tmp_path):
+    """Reflectance of 0 to 1 would become 0 or 1 in whole numbers."""
+    bands = [f"X{i}" for i in range(10)]
+    table.assign(**{name: table[name] / 1e4 for name in bands}).to_csv(tmp_path / "series.csv")
+    folder = tmp_path / "processed/MGRS-points"
+    keys = {"data_path": tmp_path / "series.csv", "output_path": folder, "bands": ",".join(bands)}
+    with pytest.raises(InputError, match="scale=10000 multiplies reflectance of 0 to 1"):
+        run(embed, **keys)
+    assert not list(folder.parent.glob("*"))
+    run(embed, **keys, scale=10_000)
+    values = table[bands].to_numpy()[table["clear"] == 1]
+    assert Tile(folder).bands[Tile(folder).masks == 1].sum() == values.astype(int).sum()
