@@ -30,13 +30,13 @@ from explorer.page import Blobs, write_page
 from explorer.scene import (
     Scene,
     describe_place,
+    distinguish_titles,
     embed,
     legends_of,
     map_layers,
     median_layer,
     read_series,
     same_grid,
-    tell_apart,
 )
 from maps.false_color import find_basis, sample_representations
 from maps.reader import check_together
@@ -80,7 +80,7 @@ def open_scenes(config):
     scenes = [Scene(path, tile) for path, tile in zip(paths, tiles, strict=True)]
     check_together(scenes)
     notice_other_names(scenes)
-    tell_apart(scenes)
+    distinguish_titles(scenes)
     return scenes
 
 

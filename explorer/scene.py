@@ -70,7 +70,7 @@ class Scene(RepresentationMap):
 # ---- several maps --------------------------------------------------------------------------------
 
 
-def tell_apart(scenes):
+def distinguish_titles(scenes):
     """Add to titles that are equal what differs: the year, else the folders, else a number."""
     groups = {}
     for scene in scenes:
