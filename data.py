@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
-from tile_json import merge_classes
+from tile_json import merge_classes, merge_targets
 from tiles import TEST, TRAIN, VALIDATION, Bands, find_band_names, open_dataset, pool_statistics
 from transforms import clear_dates, sample_dates, standardise
 from utils import keep_classes
@@ -79,7 +79,7 @@ class _PixelDataset(IterableDataset):
         (self.rank, self.world_size), self.batch_size = process, batch_size
         if self.world_size > SHARDS:
             raise InputError(f"{self.world_size} processes: a batch is shared by at most {SHARDS}")
-        self.tiles = open_dataset(base_path, dataset_name, skip_bad_tiles, bands, self.labelled)
+        self.tiles = open_dataset(base_path, dataset_name, skip_bad_tiles, bands, self.answers)
         self.seed, self.min_valid = seed, max(1, min_valid)
         self.split, self.block_size, self.split_seed = split, block_size, split_seed
         self.band_names, self.num_bands = find_band_names(self.tiles), len(self.tiles[0].order)
@@ -97,7 +97,7 @@ class _PixelDataset(IterableDataset):
         self._chosen, clear_total, max_clear = [], [], 0  # one bit a pixel stays in memory
         self.split_hashes = {}  # of the split map of each tile
         # a tile without labels may show the ground that another one tests
-        tests_nothing = not any(tile.has_labels for tile in self.tiles)
+        tests_nothing = not any(tile.answers for tile in self.tiles)
         for tile in self.tiles:
             clear = tile.clear_counts()
             clear_total.append(int(clear.sum(dtype=np.int64)))
@@ -107,14 +107,14 @@ class _PixelDataset(IterableDataset):
                 split[split == TEST] = TRAIN
             self.split_hashes[tile.path.name] = hashlib.sha256(split).hexdigest()[:12]
             chosen = (clear >= self.min_valid) & np.isin(split, self.SPLITS[self.split])
-            if self.labelled:
-                chosen &= np.asarray(tile.labels) > 0
+            if self.answers:
+                chosen &= tile.find_known(self.answers)
             self._chosen.append(np.packbits(chosen, axis=1))
         if not any(chosen.any() for chosen in self._chosen):
             few = max_clear < self.min_valid
             mend = "clearer tiles" if few else "splits.npy, or a smaller block_size from the start"
             raise InputError(
-                f"{self.tiles[0].path.parent}: found no {'labelled ' * self.labelled}pixel "
+                f"{self.tiles[0].path.parent}: found no {'labelled ' * bool(self.answers)}pixel "
                 f"(split={self.split}, block_size={self.block_size}) with at least "
                 f"min_valid={self.min_valid} clear observations; the clearest pixel has "
                 f"{max_clear}; wanted {mend}"
@@ -178,8 +178,8 @@ class _PixelDataset(IterableDataset):
             content.update(tile.clear_counts()[mask])
             for numbers in (tile.doys, tile.band_mean, tile.band_std):
                 content.update(np.ascontiguousarray(numbers))
-            if self.labelled:
-                content.update(tile.labels[mask])
+            if self.answers:
+                content.update(getattr(tile, self.answers)[mask])
             tiles[tile.path.name] = f"{mask.sum()} pixels {content.hexdigest()[:12]}"
         return {"tiles": tiles, "mean": self.mean.tolist(), "std": self.std.tolist()}
 
@@ -364,7 +364,7 @@ class SentinelTimeSeriesDataset(_PixelDataset):
     Keywords, order and errors as in `_PixelDataset`.
     """
 
-    labelled, num_views = False, 2
+    answers, num_views = "", 2
     SPLITS = _PixelDataset.SPLITS | {"train": (0, TRAIN)}
 
     def __init__(self, base_path, dataset_name, *, sample_size=16, **keywords):
@@ -390,23 +390,26 @@ class SentinelTimeSeriesDatasetForDownstreaming(_PixelDataset):
     Keywords, order and errors as in `_PixelDataset`; two names of one code raise InputError, too.
     """
 
-    labelled, num_views = True, 1
+    answers, num_views, dtype = "labels", 1, np.uint8
     SPLITS = _PixelDataset.SPLITS | {"train+validation": (TRAIN, VALIDATION)}
 
     def __init__(self, base_path, dataset_name, *, sample_size=0, split="train", **keywords):
         self.sample_size = sample_size
         super().__init__(base_path, dataset_name, split=split, **keywords)
-        self.classes = merge_classes([(tile.path / "tile.json", tile.info) for tile in self.tiles])
+        self._merge([(tile.path / "tile.json", tile.info) for tile in self.tiles])
+
+    def _merge(self, sources):
+        self.classes = merge_classes(sources)
 
     def read_labels(self):
-        """Codes of the pixels that take part, (N,) uint8, tile by tile."""
-        tiles = enumerate(self.tiles)
-        return np.concatenate([tile.labels[self.pixel_mask(index)] for index, tile in tiles])
+        """Codes, or quantities, of the pixels that take part, (N,), tile by tile."""
+        pairs = [(getattr(tile, self.answers), n) for n, tile in enumerate(self.tiles)]
+        return np.concatenate([answers[self.pixel_mask(number)] for answers, number in pairs])
 
     def keep_at_most(self, max_pixels):
         """Of more pixels keep max_pixels, chosen at random so that every class stays."""
         if self.num_pixels > max_pixels:
-            self._sample_labels(max_pixels, every_class=True)
+            self._sample_labels(max_pixels, every_class=self.answers == "labels")
             self._plan_epoch()
 
     def _read_pixels(self, tiles, pixels, random):
@@ -416,10 +419,10 @@ class SentinelTimeSeriesDatasetForDownstreaming(_PixelDataset):
         else:
             dates = clear_dates(clear)
             dates = F.pad(dates, (0, self.longest - dates.shape[1]), value=-1)
-        labels, groups = np.empty(len(pixels), np.uint8), np.empty(len(pixels), np.int64)
+        labels, groups = np.empty(len(pixels), self.dtype), np.empty(len(pixels), np.int64)
         for tile, run in self._runs(tiles):
             row, column = np.divmod(pixels[run], tile.shape[2])
-            labels[run] = tile.labels[row, column]
+            labels[run] = getattr(tile, self.answers)[row, column]
             groups[run] = tile.block_ids(row, column, self.block_size, tiles[run])
         arrays = self._read_dates(tiles, pixels, dates)
         return *arrays, torch.from_numpy(labels), torch.from_numpy(groups)
@@ -430,3 +433,16 @@ class SentinelTimeSeriesDatasetForDownstreaming(_PixelDataset):
         bands, doys, labels, groups = arrays
         longest = int((doys > 0).sum(1).max()) if len(doys) else 0
         return bands[:, :longest], doys[:, :longest], labels, groups
+
+
+class SentinelTimeSeriesDatasetForRegression(SentinelTimeSeriesDatasetForDownstreaming):
+    """Pixels of one split with a quantity: as above, but with targets.npy in place of the labels.
+
+    Batches: x, doys, target (N,) float32, never NaN, and group. Pixels that take part are those
+    with a target. Attribute target: {"name", "unit"} of the quantity, the same in all tiles.
+    """
+
+    answers, dtype = "targets", np.float32
+
+    def _merge(self, sources):
+        self.target = merge_targets(sources)

@@ -1,4 +1,4 @@
-"""tile.json: what it may say of a tile, checked; and the classes of several tiles.
+"""tile.json: what it may say of a tile, checked; the classes and the quantity of several tiles.
 
 Shapes: H x W pixels, T dates, B bands.
 """
@@ -78,12 +78,20 @@ def is_class_table(value, shape=None):
     )
 
 
+def _is_target(value, shape=None):
+    """Whether a value describes the quantity of targets.npy: {"name": .., "unit": ..}."""
+    keys = isinstance(value, dict) and {"name", "unit"} <= set(value)
+    return keys and bool(value["name"]) and all(isinstance(value[key], str) for key in TARGET)
+
+
+TARGET = {"name": "quantity", "unit": ""}  # of targets.npy, where tile.json does not describe it
 TILE_JSON = {  # what is checked of tile.json, and the words of the error; other keys are free
     "bands": (_is_band_list, "a list of as many different names as there are bands"),
     "dates": (_is_date_list, "as many dates like 2021-06-05 as there are days"),
     "crs": (lambda value, shape: isinstance(value, str), "text like EPSG:32633"),
     "transform": (_is_transform, "six numbers a, b, c, d, e, f up to 1e9 that span an area"),
     "classes": (is_class_table, 'codes 1 to 255 with "name" and a "color" like #00aa00'),
+    "target": (_is_target, 'a "name" and a "unit", both texts, like "biomass" and "t/ha"'),
     "simulated": (lambda value, shape: isinstance(value, bool), "true or false"),
 }
 
@@ -147,3 +155,18 @@ def merge_classes(sources, refuse=True):
             "codes are taken to mean the same as in the others"
         )
     return merged
+
+
+def merge_targets(sources):
+    """The name and unit of the quantity of several tiles, {"name": .., "unit": ..}.
+
+    sources: (path, content) of each tile.json. Raises InputError that names two files which differ:
+    numbers of two units cannot be learned together.
+    """
+    found = [(path, {**TARGET, **info.get("target", {})}) for path, info in sources]
+    first_path, first = found[0]
+    for path, target in found:
+        if any(target[key] != first[key] for key in TARGET):
+            words = [f"target {one['name']!r} in {one['unit']!r}" for one in (target, first)]
+            raise InputError(f"{path}: found {words[0]}, wanted {words[1]} as in {first_path}")
+    return {key: first[key] for key in TARGET}

@@ -69,8 +69,9 @@ class Tile:
     and band_std (B,) float32, info (the content of tile.json), band_names (B names, or empty where
     tile.json has none), all as they lie in the files. order, read_names: places and names of the
     bands that `read_dates` reads, see `choose_bands`. bands (T, H, W, B) uint16, masks (T, H, W)
-    uint8, labels and splits (H, W) uint8 or None are memory maps, opened at each access, so that
-    memory and open files do not grow with the number of tiles. watch: of the files of observations,
+    uint8, labels and splits (H, W) uint8 or None, targets (H, W) float32 or None are memory maps,
+    opened at each access, so that memory and open files do not grow with the number of tiles.
+    answers: which of labels and targets it has. watch: of the files of observations,
     which a long run checks. statistics: False for a tile that has no band_mean and band_std yet.
     Raises InputError that names the file, what was found and what was wanted.
     """
@@ -85,7 +86,10 @@ class Tile:
         splits = self.splits
         if splits is not None and splits.max() > TEST:
             self._fail("splits.npy", f"value {splits.max()}", "0, 1, 2 or 3")
-        self.has_labels = self.labels is not None
+        self.answers = [name for name in ("labels", "targets") if getattr(self, name) is not None]
+        blocks = self.row_ranges(1 << 20) if "targets" in self.answers else ()
+        if any(np.isinf(self.targets[first:last]).any() for first, last in blocks):
+            self._fail("targets.npy", "an infinite value", "finite numbers, and NaN for none")
         self.info = read_tile_json(self.path / "tile.json", self.shape)
         self.band_names = self.read_names = self.info.get("bands", [])
         self.order = np.arange(self.shape[3])
@@ -124,6 +128,15 @@ class Tile:
     @property
     def labels(self):
         return self._load("labels.npy", self.shape[1:3], np.uint8, optional=True)
+
+    @property
+    def targets(self):
+        return self._load("targets.npy", self.shape[1:3], np.float32, optional=True)
+
+    def find_known(self, answers):
+        """Where one of `answers` is known, (H, W) bool: codes above 0, numbers but not NaN."""
+        values = getattr(self, answers)
+        return np.asarray(values) > 0 if answers == "labels" else ~np.isnan(values)
 
     @property
     def splits(self):
@@ -345,11 +358,11 @@ def tiles_folder(base_path, dataset_name):
     return Path(base_path) / "data" / dataset_name / "processed"
 
 
-def open_dataset(base_path, dataset_name, skip_bad_tiles=False, bands=None, labelled=False):
+def open_dataset(base_path, dataset_name, skip_bad_tiles=False, bands=None, answers=""):
     """The tiles of a data set, in order of name.
 
     bands: the Bands to read from each; where these have no names, or for None, those of the first
-    tile that names its own. labelled: only tiles with labels.
+    tile that names its own. answers: "labels" or "targets": only tiles that have them.
     Raises InputError where there is none, where one breaks the contract, or where one lacks a band.
     skip_bad_tiles: leave such a tile out, and say so.
     """
@@ -376,9 +389,10 @@ def open_dataset(base_path, dataset_name, skip_bad_tiles=False, bands=None, labe
     if len(tiles) < len(paths):
         notice(f"{folder}: {len(paths) - len(tiles)} of {len(paths)} tiles left out")
     notice_unnamed(tiles, bands)
-    tiles = [tile for tile in tiles if tile.has_labels or not labelled]
+    tiles = [tile for tile in tiles if not answers or answers in tile.answers]
     if not tiles:
-        raise InputError(f"{folder}: found no labels.npy, wanted at least one labelled tile")
+        wanted = "at least one labelled tile" if answers == "labels" else "a tile with a quantity"
+        raise InputError(f"{folder}: found no {answers}.npy, wanted {wanted}")
     return tiles
 
 

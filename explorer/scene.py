@@ -130,7 +130,7 @@ def map_layers(scene):
         layers["count"] = scene.thin(count).astype(np.uint16)
     elif scene.tile:
         layers["count"] = scene.thin(scene.tile.clear_counts())
-    if scene.tile and scene.tile.has_labels:
+    if scene.tile and "labels" in scene.tile.answers:
         layers["labels"] = scene.thin(scene.tile.labels)
     return layers
 

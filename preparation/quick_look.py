@@ -29,7 +29,7 @@ def plot_quick_look(folder):
     clear = np.stack([mask[::stride, ::stride] for mask in tile.masks])
     color = median_color(tile, stride)
     figure = new_figure(figsize=(12, 6))
-    maps = ["color", "clear", "labels"][: 3 if tile.has_labels else 2]
+    maps = ["color", "clear", "labels"][: 3 if "labels" in tile.answers else 2]
     axes = figure.subplot_mosaic([maps, ["dates"] * len(maps)], height_ratios=(3, 1))
     extent, unit = _extent(tile)
     title = "no true colour:\ntile.json names no B04, B03, B02"
@@ -42,7 +42,7 @@ def plot_quick_look(folder):
     axes["clear"].set_title("clear dates")
     bar = figure.colorbar(image, ax=axes["clear"], shrink=0.7, ticks=MaxNLocator(integer=True))
     bar.set_label(f"clear dates of {len(clear)}")
-    if tile.has_labels:
+    if "labels" in tile.answers:
         _plot_labels(axes["labels"], tile, stride, extent)
     _plot_dates(axes["dates"], tile, clear)
     for name in maps:
