@@ -1,4 +1,4 @@
-"""Networks on labelled pixels: representations, predicted classes, and the linear start of a head.
+"""Networks on labelled pixels: representations, predictions, and the linear start of a head.
 
 Shapes: N pixels, D dimensions of a representation, C classes.
 """
@@ -37,32 +37,45 @@ def walk(dataset, runtime=None):
 def predict(classifier, dataset, codes, runtime):
     """Labels and predicted class codes of a labelled data set, (N,) int64 each, numpy.
 
-    classifier: gives representations and logits (N, C); it is left in train mode. codes: (C,) of
-    its classes. All clear observations are read. Several processes share the pixels; each of them
-    gets the codes of all, those of the first process first.
+    codes: (C,) of its classes; else as `predict_values`.
     """
-    classifier.eval()
-    codes, pairs = torch.as_tensor(codes), []
-    for x, doys, labels, _ in walk(dataset, runtime):
-        _, logits = encode_series(classifier, x, doys, runtime)
-        pairs.append(torch.stack([labels.long(), codes[logits.argmax(1)].long()], 1))
-    classifier.train()
-    (pairs,) = runtime.to_device(torch.cat(pairs).float())  # `gather` adds floats
-    return gather(pairs).long().cpu().numpy().T
+    codes = torch.as_tensor(codes)
+    pairs = predict_values(classifier, dataset, lambda logits: codes[logits.argmax(1)], runtime)
+    return pairs[:2].astype(np.int64)
 
 
-def read_linear_start(backbone, dataset, codes, seed, runtime):
-    """`fit_linear_start` of the representations of a labelled data set; of more, of MAX_LABELS.
+def predict_values(network, dataset, decode, runtime):
+    """Labels, predicted values and blocks of a labelled data set, (3, N) float64, numpy.
 
-    codes: (C,) of the classes, ascending.
+    network: gives representations and outputs (N, C); it is left in train mode. decode: makes a
+    value (N,) of the outputs. Blocks have numbers from 0 on. All clear observations are read.
+    Several processes share the pixels; each of them gets all, those of the first process first.
     """
+    network.eval()
+    rows = []
+    for x, doys, labels, groups in walk(dataset, runtime):
+        _, outputs = encode_series(network, x, doys, runtime)
+        rows.append(torch.stack([labels.double(), decode(outputs).double(), *_halves(groups)], 1))
+    network.train()
+    (rows,) = runtime.to_device(torch.cat(rows))  # `gather` adds floats
+    labels, values, *halves = gather(rows).cpu().numpy().T
+    blocks = np.unique(np.stack(halves), axis=1, return_inverse=True)[1]
+    return np.stack([labels, values, blocks.ravel()])
+
+
+def _halves(groups):
+    """Ids of blocks (N,) int64 in two numbers that float64 holds exactly."""
+    return (groups >> 32).double(), (groups & 0xFFFFFFFF).double()
+
+
+def read_representations(backbone, dataset, runtime):
+    """Representations (N, D), labels (N,) and blocks (N,) of a data set; of at most MAX_LABELS."""
     dataset.keep_at_most(MAX_LABELS)
     parts = [
-        (encode_series(backbone, x, doys, runtime)[0], labels)
-        for x, doys, labels, _ in iterate_batches(dataset)
+        (encode_series(backbone, x, doys, runtime)[0], labels, groups)
+        for x, doys, labels, groups in iterate_batches(dataset)
     ]
-    y, labels = (torch.cat(arrays).numpy() for arrays in zip(*parts, strict=True))
-    return fit_linear_start(y, np.searchsorted(codes, labels), len(codes), seed)
+    return [torch.cat(arrays).numpy() for arrays in zip(*parts, strict=True)]
 
 
 def fit_linear_start(y, labels, num_classes, seed=0):

@@ -23,6 +23,8 @@ import torch
 # ---- files ---------------------------------------------------------------------------------------
 
 FORMAT_VERSION = 1  # of checkpoints
+KINDS = {"pretrained": "train", "classifier": "train_classification"}  # and who writes them
+KINDS |= {"regressor": "train_regression"}
 CONFIG_KEYS = {"sample_size", "min_valid", "block_size", "split_seed"}  # later scripts read them
 
 
@@ -46,7 +48,7 @@ CHECKPOINT_CONTENT = {  # what every checkpoint has, and the check of each
 
 
 def save_checkpoint(path, kind, **content):
-    """Write a checkpoint atomically. kind: "pretrained" or "classifier"."""
+    """Write a checkpoint atomically. kind: one of KINDS."""
     buffer = io.BytesIO()  # in memory first: its size is known when the disk is full
     torch.save({"format": FORMAT_VERSION, "kind": kind, **content}, buffer)
     with atomic_write(path) as part:
@@ -57,7 +59,7 @@ def save_checkpoint(path, kind, **content):
             raise write_error(path, error, len(buffer.getbuffer())) from None
 
 
-def load_checkpoint(path, kinds=("pretrained", "classifier")):
+def load_checkpoint(path, kinds=tuple(KINDS)):
     """Read a checkpoint of one of the kinds onto the CPU; raises InputError for anything else."""
     if not path:
         raise InputError(f"checkpoint_path: wanted a {' or '.join(kinds)} checkpoint, found none")
@@ -89,7 +91,7 @@ def load_checkpoint(path, kinds=("pretrained", "classifier")):
 OLD_CHECKPOINT_DEFAULTS = {"blend": 0.0, "day_cycles": 0}
 
 
-def inherit(config, keys, kinds=("pretrained", "classifier")):
+def inherit(config, keys, kinds=tuple(KINDS)):
     """Config with the keys of its checkpoint_path. Returns it and the checkpoint, or None for none.
 
     kinds: of checkpoints that it may be. Raises InputError for any other.
@@ -124,7 +126,7 @@ class Progress:
 class Run:
     """A training: what its loop works on, and what a checkpoint holds.
 
-    kind: of its checkpoints, "pretrained" or "classifier". model: its children are saved, as
+    kind: of its checkpoints, one of KINDS. model: its children are saved, as
     <name>_state. header: what later scripts need beside the weights.
     """
 
@@ -149,9 +151,8 @@ class Run:
         if was_bf16 not in (None, self.header["in_bf16"]):
             words = ("float32", "bfloat16") if self.header["in_bf16"] else ("bfloat16", "float32")
             notice(f"{self.output_dir}: begun in {words[0]}, resumes in {words[1]} (precision=)")
-        script = {"pretrained": "train", "classifier": "train_classification"}[self.kind]
         wandb_id = last["wandb_id"] if last else ""
-        self.log = start_log(self.config, script, self.output_dir, self.runtime, wandb_id)
+        self.log = start_log(self.config, KINDS[self.kind], self.output_dir, self.runtime, wandb_id)
         self.header["wandb_id"] = self.log.run_id or wandb_id
         if self.runtime.is_main:
             remove_parts(self.output_dir)
@@ -262,6 +263,8 @@ def remove_run(output_dir, kind):
         "metrics.jsonl",
         "confusion_matrix.png",
         "confusion_matrix_validation.png",
+        "predicted_actual.png",
+        "predicted_actual_validation.png",
     ):
         (output_dir / name).unlink(missing_ok=True)
     for path in checkpoints:

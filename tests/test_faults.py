@@ -48,6 +48,7 @@ import train_classification
 from data import SHARDS, SentinelTimeSeriesDataset, iterate_batches
 from evaluation import classifiers
 from evaluation.validation import find_folds
+from finetuning import loop
 from tiles import Tile
 
 
@@ -110,7 +111,7 @@ def test_fine_tuning_stops_in_the_middle_of_an_epoch_and_goes_on(
     config |= {"min_valid": 5, "block_size": 4, "batch_size": 16}
     scores = train_classification.main(config)
     stop_at = {7, 40, 41}
-    step = train_classification.training_step
+    step = loop.training_step
 
     def interrupted(run, *rest):
         if run.progress.step + 1 in stop_at:
@@ -120,7 +121,7 @@ def test_fine_tuning_stops_in_the_middle_of_an_epoch_and_goes_on(
 
     stopped = {**config, "output_dir": str(tmp_path / "stopped")}
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(train_classification, "training_step", interrupted)
+        patch.setattr(loop, "training_step", interrupted)
         for _ in range(3):
             with pytest.raises(Stopped) as error:
                 train_classification.main(stopped)
@@ -141,10 +142,8 @@ def test_two_processes_stop_in_the_middle_of_an_epoch(workplace, tmp_path, monke
     keywords |= {"base_path": str(workplace), "dataset_name": "toy", "batch_size": 2}
     keywords |= {"device": "cpu", "wandb_mode": "disabled", "output_dir": str(tmp_path / "out")}
     config = {**train_classification.run_config, "precision": "float32", **keywords}
-    step = train_classification.training_step  # here one takes as long as on large tiles
-    monkeypatch.setattr(
-        train_classification, "training_step", lambda *a: time.sleep(0.1) or step(*a)
-    )
+    step = loop.training_step  # here one takes as long as on large tiles
+    monkeypatch.setattr(loop, "training_step", lambda *a: time.sleep(0.1) or step(*a))
     job = fork_ranks(config, script=train_classification)
     deadline = time.monotonic() + 200
     while not (tmp_path / "out/last.pt").exists() and time.monotonic() < deadline:

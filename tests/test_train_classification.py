@@ -14,6 +14,7 @@ import infer
 import train_classification
 from backbones import BACKBONES, HEADS, Classifier, load_backbone
 from evaluation import networks
+from finetuning import loop
 from tiles import TEST, TRAIN, VALIDATION, Tile
 
 
@@ -21,13 +22,13 @@ def test_fine_tuning_starts_from_the_pretrained_weights(workplace, tmp_path, mon
     """Guards against pretrained weights that are silently not loaded (strict=False)."""
     content = load_checkpoint(workplace / "pretrained/best.pt")
     started = {}
-    fit = train_classification.fit
+    fit = loop.fit
 
     def spy(run, *rest):
         started.update({k: v.clone() for k, v in run.model.backbone.state_dict().items()})
         return fit(run, *rest)
 
-    monkeypatch.setattr(train_classification, "fit", spy)
+    monkeypatch.setattr(loop, "fit", spy)
     fine_tune(workplace, tmp_path / "start", epochs=1, label_count=40)
     assert started.keys() == content["backbone_state"].keys()
     assert all(started[key].equal(value) for key, value in content["backbone_state"].items())
@@ -188,13 +189,13 @@ def test_a_finished_run_is_not_overwritten(workplace):
 def test_the_result_of_few_labels_is_a_mean_of_start_and_end(workplace, tmp_path, monkeypatch):
     """Regression: fine-tuning 100 labels to the end was worse than not to train at all."""
     keywords, parts = {"label_count": 40, "epochs": 2}, {}
-    average, at_the_end = train_classification.average_with_start, {}
+    average, at_the_end = loop.average_with_start, {}
 
     def spy(run, start, train):
         at_the_end.update({key: v.clone() for key, v in run.model.state_dict().items()})
         average(run, start, train)
 
-    monkeypatch.setattr(train_classification, "average_with_start", spy)
+    monkeypatch.setattr(loop, "average_with_start", spy)
     for name, more in (("start", {"learning_rate": 1e-12, "weight_decay": 0}), ("mean", {})):
         fine_tune(workplace, tmp_path / name, **keywords | more)
         content = load_checkpoint(tmp_path / name / "best.pt", ("classifier",))
@@ -236,14 +237,14 @@ def test_a_rare_class_is_not_lost_by_the_cap_of_the_start(workplace, tmp_path, m
     bands[(slice(None), *rare)] = bands[(slice(None), *rare)][..., ::-1]  # like no other class
     save(tile, "labels", labels)
     save(tile, "bands", bands)
-    seen, fit = [], networks.fit_linear_start
+    seen, fit = [], train_classification.fit_linear_start
 
     def spy(y, labels, *rest):
         seen.append(labels)
         return fit(y, labels, *rest)
 
     monkeypatch.setattr(networks, "MAX_LABELS", 30)
-    monkeypatch.setattr(networks, "fit_linear_start", spy)
+    monkeypatch.setattr(train_classification, "fit_linear_start", spy)
     fine_tune(workplace, tmp_path / "out", base_path=base_path, freeze_backbone=True)
     assert len(seen[0]) == 30
     assert set(seen[0].tolist()) == {0, 1, 2}

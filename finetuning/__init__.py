@@ -1,0 +1,1 @@
+"""Fine-tuning: the loop that all its scripts share."""
