@@ -33,7 +33,7 @@ from preparation.tables import OPTIONAL, PARQUET, Columns, Table, column_names, 
 
 run_config = {
     # input
-    "checkpoint_path": "",  # of train.py or train_classification.py
+    "checkpoint_path": "",  # of train.py, train_classification.py or train_regression.py
     "data_path": "",  # a table (.csv, .parquet), or a cube (.zarr, .nc)
     "bands": "",  # names of the bands in the data, in the checkpoint's order; empty: its names
     "scale": 1.0,  # of the values, 10000 for reflectance of 0 to 1
@@ -88,12 +88,14 @@ def wanted_bands(config, encoder):
 def encode(encoder, reflectance, dates, clear, config):
     """What is written of each pixel: {name: array (.., ) or (.., D)}, as in the output."""
     keys = {"scale": config["scale"], "max_dates": config["dates"], "draws": config["draws"]}
-    embeddings, chances = encoder.encode(reflectance, dates, clear, **keys)
+    embeddings, answers = encoder.encode(reflectance, dates, clear, **keys)
     is_clear = has_data(reflectance) & (True if clear is None else clear == 1)
     found = {"embedding": embeddings, "valid_count": is_clear.sum(-1).astype(np.uint16)}
-    if chances is not None:
-        codes, names, _ = encoder.choose(chances)
-        found |= {"class_code": codes, "class_name": names, "confidence": chances.max(-1)}
+    if encoder.target:
+        found["value"] = answers
+    elif answers is not None:
+        codes, names, _ = encoder.choose(answers)
+        found |= {"class_code": codes, "class_name": names, "confidence": answers.max(-1)}
     return found
 
 
@@ -230,6 +232,9 @@ def embed_cube(path, output, encoder, config):
     if encoder.classes:
         arrays["class_code"] = ("uint8", 0, 0, legend_attributes(encoder.class_names))
         arrays["confidence"] = ("float32", 0, np.nan, {"long_name": "probability of the class"})
+    if encoder.target:
+        about = {"long_name": encoder.target["name"], "units": encoder.target["unit"]}
+        arrays["value"] = ("float32", 0, np.nan, about)
     pixels, encoded = cube.shape[0] * cube.shape[1], 0
     bar = ProgressBar(total=pixels, desc="embedding", unit=" pixels", unit_scale=True)
     with bar, cube_writer(output, cube, arrays) as write:

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-from running.checkpoints import load_checkpoint
+from running.checkpoints import KINDS, load_checkpoint
 from running.config import check
 from running.device import Runtime, start_runtime
 from running.errors import InputError, notice
@@ -53,7 +53,8 @@ class Encoder:
     """A checkpoint to encode with, in eval mode. Made by `Encoder.load`.
 
     module: classifier or backbone. classes: of a classifier that classifies, as in tile.json and in
-    the order of its head; else {}. min_valid: clear observations that a pixel needs.
+    the order of its head; else {}. target: of a regressor that estimates, the name, unit, mean and
+    std of its quantity in training; else {}. min_valid: clear observations that a pixel needs.
     """
 
     path: Path
@@ -61,33 +62,36 @@ class Encoder:
     sha256: str
     module: torch.nn.Module
     classes: dict
+    target: dict
     min_valid: int
     runtime: Runtime
 
     def __repr__(self):
         reads = ", ".join(self.bands) or f"{len(self.checkpoint['mean'])} bands"
-        return f"Encoder({self.path}: {reads}; {self.size} dimensions, {len(self.classes)} classes)"
+        gives = self.target.get("name", f"{len(self.classes)} classes")
+        return f"Encoder({self.path}: {reads}; {self.size} dimensions, {gives})"
 
     @classmethod
     def load(cls, path, device="auto", classify="auto", min_valid=0):
-        """The Encoder of a checkpoint of train.py or train_classification.py.
+        """The Encoder of a checkpoint of train.py, train_classification.py or train_regression.py.
 
         device: "auto" (a GPU where there is one), "cpu" or "cuda". classify: "auto" (where the
         checkpoint is fine-tuned), "true" (refuse others) or "false". min_valid: 0: as in training.
         Raises InputError for a checkpoint that cannot be used.
         """
         check({"device": device, "classify": classify, "min_valid": min_valid})
-        runtime, kinds = start_runtime(device), ("pretrained", "classifier")
+        runtime, kinds = start_runtime(device), tuple(KINDS)
         with Watch(Path(path).parent, [Path(path).name]):
             checkpoint = load_checkpoint(path, kinds[1:] if classify == "true" else kinds)
             sha256 = file_hash(path)
-        classifies = classify != "false" and checkpoint["kind"] == "classifier"
-        module = load_classifier(checkpoint) if classifies else load_backbone(checkpoint)
-        _check_header(path, checkpoint, checkpoint["head"]["num_classes"] if classifies else 0)
-        classes = checkpoint["classes"] if classifies else {}
+        has_head = classify != "false" and checkpoint["kind"] != "pretrained"
+        module = load_classifier(checkpoint) if has_head else load_backbone(checkpoint)
+        _check_header(path, checkpoint, checkpoint["head"]["num_classes"] if has_head else 0)
+        header = checkpoint if has_head else {}
+        classes, target = header.get("classes", {}), header.get("target", {})
         min_valid = min_valid or checkpoint["config"]["min_valid"]
         module = module.to(runtime.device)
-        return cls(Path(path), checkpoint, sha256, module, classes, min_valid, runtime)
+        return cls(Path(path), checkpoint, sha256, module, classes, target, min_valid, runtime)
 
     @property
     def bands(self):
@@ -107,7 +111,7 @@ class Encoder:
     @property
     def size(self):
         """D of its representations."""
-        return (self.module.backbone if self.classes else self.module).latent_dim
+        return getattr(self.module, "backbone", self.module).latent_dim
 
     def embed(self, reflectance, dates, masks=None, **keywords):
         """Embeddings (.., D) float32 of series; see `encode` for the arguments."""
@@ -125,6 +129,21 @@ class Encoder:
             )
         return self.choose(self.encode(reflectance, dates, masks, **keywords)[1])
 
+    def estimate(self, reflectance, dates, masks=None, **keywords):
+        """The quantity of series, (..) float32, in `target["unit"]`; as `classify` otherwise."""
+        if not self.target:
+            raise InputError(
+                f"{self.path}: found a checkpoint without a quantity, wanted one of "
+                "train_regression.py"
+            )
+        return self.encode(reflectance, dates, masks, **keywords)[1]
+
+    def decode(self, outputs):
+        """Of outputs of the head (N, C): probabilities (N, C), or of a regressor values (N,)."""
+        if not self.target:
+            return outputs.softmax(1)
+        return (outputs[:, 0].double() * self.target["std"] + self.target["mean"]).float()
+
     def choose(self, probabilities):
         """`Classes` of probabilities (.., C): the most probable class."""
         known = np.isfinite(probabilities).all(-1)
@@ -133,7 +152,7 @@ class Encoder:
         return Classes(codes[best], np.array(names)[best], probabilities)
 
     def encode(self, reflectance, dates, masks=None, *, bands=None, scale=1, max_dates=24, draws=0):
-        """Embeddings (.., D) and, of a fine-tuned checkpoint, probabilities (.., C); else None.
+        """Embeddings (.., D); and probabilities (.., C), or of a regressor values (..), or None.
 
         reflectance: (N, T, B), (H, W, T, B) or other axes before T. Times scale it is reflectance x
             10000; scale: 10000 for reflectance of 0 to 1. An observation with NaN in a band, or 0
@@ -153,7 +172,8 @@ class Encoder:
         clear = _fit(True if masks is None else _check_masks(masks), "masks", reflectance)
         shape = reflectance.shape[:-2]
         embeddings = np.full((*shape, self.size), np.nan, np.float32)
-        chances = np.full((*shape, len(self.classes)), np.nan, np.float32)
+        shape = shape if self.target else (*shape, len(self.classes))
+        answers = np.full(shape, np.nan, np.float32)
         for place in self._blocks(reflectance):
             values = reflectance[place][..., order].astype(np.float32) * np.float32(scale)
             is_clear = clear[place] & (days[place] > 0) & has_data(values)
@@ -162,14 +182,14 @@ class Encoder:
             rows, *found = self._encode_block(values, days[place], is_clear, dates_read, draws)
             target = tuple(index[rows] for index in place)
             embeddings[target] = found[0].numpy()
-            if self.classes:
-                chances[target] = found[1].softmax(1).numpy()
+            if self.classes or self.target:
+                answers[target] = self.decode(found[1]).numpy()
         if reflectance.size and not np.isfinite(embeddings).any():
             notice(
                 f"{self.path}: no series has {max(1, self.min_valid)} clear observations, so all "
                 "embeddings are NaN: look at masks (1 = clear) and dates"
             )
-        return embeddings, chances if self.classes else None
+        return embeddings, answers if self.classes or self.target else None
 
     def _blocks(self, reflectance):
         """Yield the indices of blocks of series of reflectance (.., T, B): tuples of (n,)."""
@@ -220,7 +240,8 @@ def _check_header(path, checkpoint, num_classes):
     num_classes: of its head, 0 where it does not classify.
     """
     bands, min_valid = checkpoint["backbone"]["num_bands"], checkpoint["config"]["min_valid"]
-    classes = checkpoint.get("classes") if num_classes else {}
+    classifies = num_classes and checkpoint["kind"] == "classifier"
+    classes = checkpoint.get("classes") if classifies else {}
     lengths = {len(checkpoint[key]) for key in ("mean", "std", "bands")} - {0}
     if lengths != {bands}:
         found, wanted = (
@@ -229,11 +250,20 @@ def _check_header(path, checkpoint, num_classes):
         )
     elif not 1 <= min_valid <= 65535:
         found, wanted = f"min_valid {min_valid}", "1 to 65535"
-    elif not is_class_table(classes) or len(classes) != num_classes:
+    elif classifies and not (is_class_table(classes) and len(classes) == num_classes):
         found, wanted = f"classes {classes!r:.200}", f"{num_classes}: {TILE_JSON['classes'][1]}"
+    elif num_classes and not (classifies or _is_scaled_target(checkpoint.get("target"))):
+        found, wanted = f"target {checkpoint.get('target')!r:.200}", "name, unit, mean and std"
     else:
         return
     raise InputError(f"{path}: found {found}, wanted {wanted}")
+
+
+def _is_scaled_target(value):
+    """Whether a value describes a quantity and how a regressor's outputs are scaled."""
+    numbers = isinstance(value, dict) and [value.get("mean"), value.get("std")]
+    scaled = numbers and all(type(n) is float and math.isfinite(n) for n in numbers)
+    return bool(scaled) and TILE_JSON["target"][0](value)
 
 
 # ---- arguments -----------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""Map tiles: representations, and land cover from a fine-tuned checkpoint.
+"""Map tiles: representations, and land cover or a quantity from a fine-tuned checkpoint.
 
     python infer.py checkpoint_path=checkpoints/simulated/best.pt \\
         tile_path=data/simulated/processed/MGRS-SIM1
@@ -33,17 +33,17 @@ import numpy as np
 from encoder import Encoder
 from maps.geotiff import write_geotiff, write_representation_tif
 from maps.land_cover import class_legend
-from maps.pictures import plot_class_map
+from maps.pictures import plot_class_map, plot_values
 from maps.products import empty_maps, made_products, map_arrays, remove_products
 from maps.reader import read_provenance
 from maps.writer import MapWriter, quantise, refuse_shared_folders
-from tile_json import find_years, is_georeferenced
+from tile_json import TARGET, describe_target, find_years, is_georeferenced
 from tiles import OBSERVATIONS, Tile, checkpoint_bands, notice_unnamed
 from utils import extract_representations
 
 run_config = {
     # input
-    "checkpoint_path": "",  # of train.py or train_classification.py
+    "checkpoint_path": "",  # of train.py, train_classification.py or train_regression.py
     "tile_path": "data/simulated/processed/MGRS-SIM1",  # a tile, or a folder of tiles MGRS-*
     "output_dir": "",  # empty: outputs/<tile>; of a folder of tiles <output_dir>/<tile>
     "overwrite": False,  # map tiles again that are done
@@ -130,6 +130,16 @@ def open_tiles(config, checkpoint, bad):
     return jobs
 
 
+def describe_run(config, model):
+    """What all maps of a call are made with, for infer.json."""
+    made_by = {key: config[key] for key in ("representation_format", "min_valid", "dates", "draws")}
+    made_by["classify"] = bool(model.classes)
+    # maps that were made with these are done without them too
+    made_by |= {"estimate": True} if model.target else {}
+    made_by |= {"representation_tif": True} if config["representation_tif"] else {}
+    return made_by | {"checkpoint_sha256": model.sha256}
+
+
 def describe_source(tile):
     """Which tile is mapped, for infer.json: its real path, its place, sizes and times of files."""
     path = os.path.realpath(tile.path)
@@ -183,9 +193,11 @@ def map_blocks(tile, model, config, runtime, made_by, first_row):
         maps["valid_count"][:] = counts[first:last]
         maps["representation_map"][row, column] = y.numpy()
         if model.classes:
-            probability, predicted = logits.softmax(1).max(1)
+            probability, predicted = model.decode(logits).max(1)
             maps["classification_map"][row, column] = model.codes[predicted.numpy()]
             maps["confidence"][row, column] = probability.numpy()
+        if model.target:
+            maps["regression_map"][row, column] = model.decode(logits).numpy()
         if made_by["representation_format"] == "int8":
             values, scales = quantise(maps["representation_map"])
             maps |= {"representation_map": values, "representation_map_scales": scales}
@@ -229,7 +241,7 @@ def map_tile(tile, output_dir, model, config, runtime, made_by, stop):
             tile.watch.check()
             bar.update(rows[1] - bar.n)
             raise_if_stopped(stop, f"{tile.name} after row {rows[1]} of {height}")
-    finish(writer, tile, class_legend(model.classes, model.classes), output_dir, made_by)
+    finish(writer, tile, model, output_dir, made_by)
 
 
 def raise_if_stopped(stop, where):
@@ -237,7 +249,7 @@ def raise_if_stopped(stop, where):
         raise Stopped(f"stopped {where}; the same command resumes", stop.status)
 
 
-def finish(writer, tile, legend, output_dir, made_by):
+def finish(writer, tile, model, output_dir, made_by):
     """Replace earlier maps by the new ones.
 
     infer.json is removed first and written last, so that a kill never leaves a mix of both that
@@ -247,24 +259,31 @@ def finish(writer, tile, legend, output_dir, made_by):
     published = [f"{name}.npy" for name in writer.arrays if writer.is_published(name)]
     remove_products(output_dir, kept=published)
     writer.free_room()
-    write_pictures(writer, tile, legend, output_dir, made_by)
+    legend = class_legend(model.classes, model.classes)
+    target = {key: model.target[key] for key in TARGET if model.target}
+    write_pictures(writer, tile, legend, target, output_dir, made_by)
     writer.publish()
     about = {"tile": tile.title, "years": find_years(tile.info), "classes": legend}
+    about |= {"target": target} if target else {}
     write_json(output_dir / "infer.json", made_by | about)
     remove_parts(output_dir)
 
 
-def write_pictures(writer, tile, legend, output_dir, made_by):
-    """PNG of the class map, and GeoTIFFs where the tile is georeferenced."""
+def write_pictures(writer, tile, legend, target, output_dir, made_by):
+    """PNG of the class map or the quantity, and GeoTIFFs where the tile is georeferenced."""
     if legend:
         class_map = writer.read("classification_map")
         path = output_dir / "classification_map.png"
         plot_class_map(class_map, legend, path, tile.title, tile.info)
+    if target:
+        path, label = output_dir / "regression_map.png", describe_target(target)
+        plot_values(writer.read("regression_map"), label, path, tile.title, tile.info)
     for one in made_products(made_by) if is_georeferenced(tile.info) else ():
         if one.geotiff:
-            path, codes = output_dir / f"{one.name}.tif", one.name == "classification_map"
-            names = legend if codes else None
-            write_geotiff(path, writer.read(one.name), tile.info, one.no_data, names)
+            path, values = output_dir / f"{one.name}.tif", writer.read(one.name)
+            names = legend if one.name == "classification_map" else None
+            about = target if one.name == "regression_map" else None
+            write_geotiff(path, values, tile.info, one.no_data, names, about=about)
     if made_by.get("representation_tif"):
         is_int8 = made_by["representation_format"] == "int8"
         write_representation_tif(output_dir, writer.read, is_int8, tile.info)
@@ -279,11 +298,7 @@ def main(config):
     # checkpoint
     keys = ("checkpoint_path", "device", "classify", "min_valid")
     model = Encoder.load(*(config[key] for key in keys))
-    made_by = {key: config[key] for key in ("representation_format", "min_valid", "dates", "draws")}
-    made_by["classify"] = bool(model.classes)
-    if config["representation_tif"]:  # maps that were made with it are done without it too
-        made_by["representation_tif"] = True
-    made_by["checkpoint_sha256"] = model.sha256
+    made_by = describe_run(config, model)
 
     # tiles, divided among the processes: all are looked at before the first is mapped
     bad, jobs = [], []
@@ -314,19 +329,19 @@ def main(config):
                     print(f"{output_dir}: done already (overwrite=true maps it again)")
                     continue
                 map_tile(tile, output_dir, model, config, runtime, source, stop)
-            log_map(log, number, tile, output_dir, made_by["classify"])
+            log_map(log, number, tile, output_dir)
     if bad:
         print(f"{len(bad)} bad tiles skipped")
     return [output_dir for _, output_dir in jobs]
 
 
-def log_map(log, number, tile, output_dir, classify):
+def log_map(log, number, tile, output_dir):
     """Print and log the files in the folder of a tile that was mapped."""
     valid = np.load(output_dir / "valid_count.npy", mmap_mode="r", allow_pickle=False)
     log.line({"step": number, "median_valid_count": float(np.median(valid))})
     print(f"{output_dir}: {', '.join(sorted(path.name for path in output_dir.glob('*.*')))}")
-    if classify:
-        log.images({f"classification_map/{tile.name}": output_dir / "classification_map.png"})
+    pictures = [output_dir / f"{name}.png" for name in ("classification_map", "regression_map")]
+    log.images({f"{path.stem}/{tile.name}": path for path in pictures if path.exists()})
 
 
 if __name__ == "__main__":

@@ -170,3 +170,8 @@ def merge_targets(sources):
             words = [f"target {one['name']!r} in {one['unit']!r}" for one in (target, first)]
             raise InputError(f"{path}: found {words[0]}, wanted {words[1]} as in {first_path}")
     return {key: first[key] for key in TARGET}
+
+
+def describe_target(target):
+    """A quantity in words, as "biomass [t/ha]". target: with name and unit."""
+    return f"{target['name']} [{target['unit']}]" if target["unit"] else target["name"]

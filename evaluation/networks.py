@@ -12,6 +12,7 @@ from sklearn.dummy import DummyClassifier
 
 from data import iterate_batches
 from evaluation.classifiers import fit_classifier
+from evaluation.quantities import fit_ridge
 from utils import encode_series
 
 MAX_LABELS = 10_000  # that a head's start is fitted to: more hardly change it, and take long
@@ -99,3 +100,13 @@ def fit_linear_start(y, labels, num_classes, seed=0):
         weight[model.classes_] = weights * np.sqrt(var + BATCHNORM_EPS)
         bias[model.classes_] = biases
     return [torch.from_numpy(np.float32(part)) for part in (mean, var, weight, bias)]
+
+
+def fit_ridge_start(y, targets, blocks):
+    """What a head's `start_from` takes, from representations y (N, D): `fit_ridge` of one output.
+
+    targets: (N,), of mean 0 and deviation 1; blocks: (N,). Returns as `fit_linear_start`.
+    """
+    weight, bias, mean, var = fit_ridge(y, targets, blocks)
+    weight = weight * np.sqrt((var + BATCHNORM_EPS) / np.maximum(var, 1e-12))
+    return [torch.from_numpy(np.float32(part)) for part in (mean, var, weight[None], [bias])]

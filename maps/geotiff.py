@@ -23,12 +23,13 @@ COG_OPTIONS = {
 }
 
 
-def write_geotiff(path, array, georeference, nodata, legend=None, band_names=None):
+def write_geotiff(path, array, georeference, nodata, legend=None, band_names=None, about=None):
     """Write a tiled, compressed GeoTIFF; with band names, a cloud-optimised one with overviews.
 
     array: (H, W) or (H, W, bands), or what gives shape, dtype and slices of rows as an array does.
     georeference: dict with "crs" and "transform" (a, b, c, d, e, f), as in tile.json. legend: of
     class codes; becomes the colour table, and the class names in the .aux.xml beside the file.
+    about: {"name", "unit"} of a quantity; they become the band's description and unit, and tags.
     """
     shape = (*array.shape, 1)[:3]
     profile = _profile(array.dtype, shape, georeference, nodata)
@@ -47,6 +48,9 @@ def write_geotiff(path, array, georeference, nodata, legend=None, band_names=Non
                     block = array[first : first + ROWS].reshape(-1, *shape[1:])
                     window = Window(0, first, shape[1], len(block))
                     file.write(np.moveaxis(block, -1, 0), window=window)
+                if about:
+                    file.descriptions, file.units = (about["name"],), (about["unit"],)
+                    file.update_tags(quantity=about["name"], unit=about["unit"])
                 if legend:
                     file.write_colormap(1, _color_table(legend))
             if band_names:

@@ -10,7 +10,9 @@ from typing import NamedTuple
 from running.files import atomic_write
 
 import numpy as np
-from matplotlib.colors import to_rgba
+from matplotlib import colormaps
+from matplotlib.cm import ScalarMappable
+from matplotlib.colors import Normalize, to_rgba
 from matplotlib.patches import Patch, Rectangle
 from matplotlib.ticker import MaxNLocator
 from rasterio.crs import CRS
@@ -23,8 +25,11 @@ DPI = 100
 MIN_SIDE, MAX_SIDE = 512, 2000  # pixels of a picture along the edges of a map
 # pixels around the maps of a picture; the footer has the ticks, the scale bar and the notes
 LEFT, TOP, GAP, RIGHT, FOOTER = 90, 60, 30, 20, 110
+BAR_WIDTH = 110  # pixels of a colour bar with its numbers
+COLORS = "viridis"  # of a quantity; safe for the colour-blind
 LEGEND_WIDTH = 36  # characters of a line of the legend
 RIGHT_COLOR, WRONG_COLOR = "#dcdcdc", "#000000"  # no class has them
+NO_VALUE = "white: no value"
 NO_PLACE = "tile.json names no place (crs, transform): no scale, and neighbours may lie far apart"
 
 
@@ -107,18 +112,34 @@ def _distance(longitude, latitude):
 # ---- layout --------------------------------------------------------------------------------------
 
 
-def draw_maps(panels, shape, info, title, legend=(), notes="", figure=None):
+class Bar(NamedTuple):
+    """A colour bar: values between low and high get the colours of COLORS."""
+
+    low: float
+    high: float
+    label: str
+
+    def color(self, values):
+        """RGBA (h, w, 4) uint8 of values (h, w); NaN is transparent."""
+        share = (values - self.low) / max(self.high - self.low, np.finfo(np.float32).tiny)
+        rgba = colormaps[COLORS](np.nan_to_num(share), bytes=True)
+        rgba[np.isnan(values)] = 0
+        return rgba
+
+
+def draw_maps(panels, shape, info, title, legend=(), notes="", figure=None, bar=None):
     """Draw maps (H, W) of one place side by side, small ones enlarged without smoothing.
 
     panels: {title: (h, w, 4) uint8 of `Frame.thin`}; alpha 0 is no data, and white. info: of a
     tile.json or infer.json, for place and year where it has them. legend: (colour, text) of its
-    entries. figure: to draw on, of DPI; None for a new one, which is returned.
+    entries. figure: to draw on, of DPI; None for a new one, which is returned. bar: a Bar, in place
+    of a legend.
     """
     frame, place = find_frame(shape), find_place(info, shape)
     title = ", ".join(filter(None, (title, find_years(info))))
     figure = figure or new_figure(dpi=DPI, layout="none")
     width = max(frame.left(len(panels)) - GAP, LEFT + MIN_SIDE) + RIGHT  # the title needs room
-    box = _draw_legend(figure, legend, width)
+    box = Rectangle((0, 0), BAR_WIDTH, 0).get_bbox() if bar else _draw_legend(figure, legend, width)
     height = max(TOP + frame.height + FOOTER, TOP + box.height)
     pixels = np.array([width + box.width, height])
     figure.set_size_inches(*pixels / DPI)
@@ -128,6 +149,11 @@ def draw_maps(panels, shape, info, title, legend=(), notes="", figure=None):
         corner = frame.left(number), height - TOP - frame.height
         axes = figure.add_axes([*(corner / pixels), *((frame.width, frame.height) / pixels)])
         _draw_panel(axes, rgba, place, name if len(panels) > 1 else "", is_first=number == 0)
+    if bar:
+        corner, size = (width, height - TOP - frame.height), (20, frame.height)
+        axes = figure.add_axes([*(corner / pixels), *(size / pixels)])
+        scale = ScalarMappable(Normalize(bar.low, bar.high), COLORS)
+        figure.colorbar(scale, cax=axes, label=bar.label, extend="both")
     figure.text(LEFT / pixels[0], 1 - 8 / height, title, va="top", fontsize=12)
     axes = figure.add_axes([0, 0, 1, (height - TOP - frame.height) / height])
     axes.set(xlim=(0, pixels[0]), ylim=(height - TOP - frame.height, 0))  # in pixels
@@ -239,3 +265,18 @@ def plot_false_color(rgba, shape, path, title, info):
     """Plot false colour (h, w, 4) of a map (H, W) to a PNG; info: as for `draw_maps`."""
     notes = "similar colours: similar embeddings (three principal components); white: no data"
     save_picture(draw_maps({"": rgba}, shape, info, title, notes=notes), path)
+
+
+def find_bar(values, label):
+    """The Bar of a map of a quantity: from its percentile 2 to its percentile 98."""
+    known = values[np.isfinite(values)]
+    low, high = np.percentile(known, (2, 98)) if len(known) else (0, 1)
+    return Bar(float(low), float(high), label)
+
+
+def plot_values(values, label, path, title, info):
+    """Plot a map of a quantity (H, W) with a colour bar to a PNG; info: as for `draw_maps`."""
+    thin = find_frame(values.shape).thin(values)
+    bar = find_bar(thin, label)
+    figure = draw_maps({"": bar.color(thin)}, values.shape, info, title, notes=NO_VALUE, bar=bar)
+    save_picture(figure, path)

@@ -36,9 +36,11 @@ PRODUCTS = [
     ),
     Product("classification_map", "uint8", 0, when=("classify", True)),
     Product("confidence", "float32", np.nan, when=("classify", True)),
+    Product("regression_map", "float32", np.nan, when=("estimate", True)),
 ]
 OTHER_FILES = [  # that infer.py and the readers of maps write beside them
     "classification_map.png",
+    "regression_map.png",
     "false_color.png",
     "false_color.tif",
     "inference_map.png",
@@ -49,8 +51,8 @@ OTHER_FILES = [  # that infer.py and the readers of maps write beside them
 
 
 def made_products(made_by):
-    """The products of a run. made_by: as in infer.json, with representation_format, classify."""
-    return [one for one in PRODUCTS if not one.when or made_by[one.when[0]] == one.when[1]]
+    """The products of a run. made_by: as in infer.json, with representation_format and so on."""
+    return [one for one in PRODUCTS if not one.when or made_by.get(one.when[0]) == one.when[1]]
 
 
 def map_arrays(shape, made_by, size):
