@@ -54,6 +54,7 @@ COVERS = {
 FIELD_SHARES = {"broadleaf wood": 3, "needle wood": 2, "heath": 3, "pasture": 2, "mown meadow": 2}
 FIELD_SHARES |= {"clover": 2, "winter cereal": 2, "maize": 2, "rapeseed": 1, "fallow": 3}
 FIELD_SHARES |= {"wet meadow": 3}
+PEAK_BIOMASS, BIOMASS_NOISE = 25, 1.0  # t/ha, of a year of full green; deviation of a measurement
 # first day, last day, and factors on bands: where some covers differ from the others
 EVENTS = {
     "mown meadow": (160, 185, {"B08": 0.7, "B8A": 0.7, "B07": 0.7, "B04": 1.5}),
@@ -109,6 +110,18 @@ def greenness(pixels, doy):
     rising = 1 / (1 + np.exp(-(doy - rise - late[0]) / 9))
     falling = 1 / (1 + np.exp((doy - fall - late[1]) / 9))
     return np.clip((low + (high - low) * rising * falling) * pixels["strength"], 0, 1)
+
+
+def simulate_biomass(pixels, rng):
+    """Biomass of the year in t/ha, (H, W) float32: measured with noise, and the truth.
+
+    In proportion to the mean greenness of the year; NaN in the river and the town.
+    """
+    truth = PEAK_BIOMASS * np.mean([greenness(pixels, doy) for doy in range(5, 366, 10)], axis=0)
+    grows = ~np.isin(pixels["cover"], [list(COVERS).index(name) for name in ("river", "town")])
+    truth = np.where(grows, truth, np.nan)
+    measured = truth + rng.normal(0, BIOMASS_NOISE, truth.shape)
+    return measured.astype(np.float32), truth.astype(np.float32)
 
 
 def add_events(surface, pixels, doy):
@@ -176,6 +189,9 @@ def write_tile(folder, number, config):
     np.save(folder / "band_std.npy", std)
     codes = np.array([kind[0] for kind in COVERS.values()], np.uint8)
     np.save(folder / "labels.npy", codes[pixels["cover"]])
+    biomass = simulate_biomass(pixels, np.random.default_rng([config["seed"], number, 1]))
+    for name, values in zip(("targets", "targets_truth"), biomass, strict=True):
+        np.save(folder / f"{name}.npy", values)
     info = {
         "simulated": True,
         "bands": BANDS,
@@ -183,6 +199,7 @@ def write_tile(folder, number, config):
         "crs": "EPSG:32633",
         "transform": [10, 0, 500000 + 10 * size * number, 0, -10, 5400000],
         "classes": {str(code): WORLDCOVER[code] for code in sorted(set(codes.tolist()))},
+        "target": {"name": "biomass", "unit": "t/ha"},
         "boa_offset_applied": True,
     }
     (folder / "tile.json").write_text(json.dumps(info, indent=1))
