@@ -1,4 +1,4 @@
-"""Make tiles from real Sentinel-2: bands, masks, days, statistics, labels, splits, a picture.
+"""Make tiles from real Sentinel-2: bands, masks, days, statistics, labels or a quantity, splits.
 
     python prepare_tiles.py mgrs_tile=33UUP year=2021 bbox=12.3,48.6,12.5,48.7 \\
         dataset_name=bavaria_2021 labels=worldcover splits=blocks
@@ -27,6 +27,7 @@ from preparation.pixels import set_up_reading
 from preparation.place import parse_tile
 from preparation.plan import check_same, choose_items, make_plans, parse_request
 from preparation.quick_look import plot_quick_look
+from preparation.targets import open_targets, write_targets
 from tile_json import read_tile_json
 from tiles import tiles_folder
 
@@ -59,6 +60,11 @@ run_config = {
     "ESA_WorldCover_10m_2021_v200_{place}_Map.tif",  # {place}: N48E012; 2020: v100/2020, 2020_v100
     "class_column": "",  # of a vector file: names or codes 1 to 255
     "classes_path": "",  # JSON {"10": {"name": .., "color": ..}}; empty: made from the labels
+    "targets": "",  # a quantity: a raster, or a file or table as above; means within a pixel
+    "targets_layer": "",  # of a file with several layers; empty: the only one
+    "target_column": "",  # of a file that is no raster: numbers
+    "target_name": "",  # like biomass; empty: the column, or the name of the raster
+    "target_unit": "",  # like t/ha
     "splits": "",  # polygons, blocks, or a column of train, validation, test; empty: none
     "split_block": 1600.0,  # metres: width of the square blocks of one split, in EPSG:6933
     "seed": 0,  # of the random splits
@@ -131,7 +137,7 @@ def warn(folder):
 def main(config):
     """Make the tiles, or add to those there are. Returns their folders."""
     config, request = check_config(config)
-    labels = open_labels(config)
+    labels, targets = open_labels(config), open_targets(config)
 
     # bands, masks, days and statistics
     processed = tiles_folder(config["base_path"], config["dataset_name"])
@@ -149,6 +155,8 @@ def main(config):
         for folder, has_labels in zip(folders, written, strict=True):
             if not has_labels:
                 forget_labels(folder)
+    if targets and not any([write_targets(folder, targets, config) for folder in folders]):
+        raise InputError(f"targets={config['targets']}: found no target inside any tile")
     for folder in folders:
         plot_quick_look(folder)
         warn(folder)

@@ -1,8 +1,9 @@
-"""Show a saved land-cover map: class areas, agreement with labels, a picture of map and errors.
+"""Show a saved map of land cover or of a quantity: areas, agreement, a picture of map and errors.
 
     python read_inference_map.py map_path=outputs/MGRS-SIM1/classification_map.npy
     python read_inference_map.py map_path=outputs/MGRS-SIM1/classification_map.npy show=true \\
         labels_path=data/simulated/processed/MGRS-SIM1/labels.npy
+    python read_inference_map.py map_path=outputs/MGRS-SIM1/regression_map.npy
 """
 
 from functools import partial
@@ -17,25 +18,34 @@ from running.script import refuse_torchrun, run_script
 
 import numpy as np
 
+from evaluation.quantities import (
+    MAX_POINTS,
+    plot_predicted,
+    print_quantity_scores,
+    sum_errors,
+    summarise,
+)
 from evaluation.scores import plot_confusion, print_scores, score_classes
 from maps.land_cover import class_areas, class_legend, count_classes
 from maps.pictures import (
     DPI,
+    NO_VALUE,
     RIGHT_COLOR,
     WRONG_COLOR,
     color_classes,
     draw_maps,
+    find_bar,
     find_frame,
     legend_entries,
     mark_errors,
     save_picture,
 )
 from maps.reader import find_labels, read_codes, read_map, read_provenance, row_blocks
-from tile_json import merge_classes
+from tile_json import describe_target, merge_classes, merge_targets
 
 run_config = {
-    "map_path": "outputs/MGRS-SIM1/classification_map.npy",  # of infer.py
-    "labels_path": "",  # empty: labels.npy of the tile that infer.json names, where it has one
+    "map_path": "outputs/MGRS-SIM1/classification_map.npy",  # or regression_map.npy, of infer.py
+    "labels_path": "",  # empty: labels.npy (targets.npy) of the tile that infer.json names, if any
     "output_dir": "",  # empty: beside the map
     "show": False,  # open a window
     "wandb_mode": "auto",  # auto (online where logged in), online, offline or disabled
@@ -126,11 +136,85 @@ def show_window(draw):
     plt.close(figure)
 
 
+# ---- a quantity ----------------------------------------------------------------------------------
+
+
+def compare_values(values, targets):
+    """Scores of a map of a quantity against targets (H, W), and some of the pairs, (2, n)."""
+    sums, step, some = np.zeros(6), max(1, values.size // MAX_POINTS), []
+    for first, predicted in row_blocks(values):
+        actual = np.asarray(targets[first : first + len(predicted)])
+        both = np.isfinite(actual) & np.isfinite(predicted)
+        sums += sum_errors(actual[both], predicted[both]).sum(0)
+        some.append(np.stack([actual[both], predicted[both]])[:, ::step])
+    return summarise(sums), np.concatenate(some, 1)
+
+
+def draw_values(values, targets, target, info, title, figure=None):
+    """The map of a quantity and, where there are, the targets beside it. figure: as `draw_maps`."""
+    frame, panels = find_frame(values.shape), {"map": values}
+    if targets is not None:
+        panels = {"targets": targets, **panels}
+    panels = {name: frame.thin(panel) for name, panel in panels.items()}
+    bar = find_bar(np.concatenate([*panels.values()]), describe_target(target))
+    panels = {name: bar.color(panel) for name, panel in panels.items()}
+    more = {"notes": NO_VALUE, "figure": figure, "bar": bar}
+    return draw_maps(panels, values.shape, info, title, **more)
+
+
+def show_values(path, config):
+    """Show a map of a quantity. Returns a dict: values, and agreement where there are targets."""
+    values, info = read_map(path, kind="f"), read_provenance(path)
+    target, title = info["target"], info.get("tile", path.parent.name)
+    labels_path, tile_info = find_labels(config["labels_path"], info, "targets.npy")
+    if "target" in tile_info:  # of another quantity or unit?
+        beside = Path(labels_path).parent / "tile.json", tile_info
+        merge_targets([(path.with_name("infer.json"), info), beside])
+    targets = read_map(labels_path, values.shape, kind="f") if labels_path else None
+    output_dir = make_output_dir(config["output_dir"] or path.parent)
+    log = start_log(config, "read_inference_map", output_dir, start_runtime("cpu"))
+    pictures = {"inference_map": output_dir / "inference_map.png"}
+    (output_dir / "agreement.png").unlink(missing_ok=True)  # of an earlier call, with other targets
+    counts = sum(int(np.isfinite(block).sum()) for _, block in row_blocks(values))
+    result = {"values": {**target, "pixels": counts, "no_value": values.size - counts}}
+    print(f"{describe_target(target)}: {counts} of {values.size} pixels have a value")
+    if labels_path:
+        result["agreement"], pairs = compare_values(values, targets)
+        if not result["agreement"]["pixels"]:
+            raise InputError(f"{labels_path}: found no pixel with a target that the map covers")
+        print(f"agreement with {labels_path}, training pixels included:")
+        print_quantity_scores(result["agreement"], target)
+        pictures["agreement"] = output_dir / "agreement.png"
+        about = f"{title}: map against targets"
+        plot_predicted(*pairs, result["agreement"], target, pictures["agreement"], about)
+    draw = partial(draw_values, values, targets, target, info, title)
+    shows = "targets and map" if labels_path else "the map"
+    return finish(result, draw, pictures, shows, config, log)
+
+
+# ---- either --------------------------------------------------------------------------------------
+
+
+def finish(result, draw, pictures, shows, config, log):
+    """Write the picture and the numbers, and log them. shows: words for what is in the picture."""
+    picture = pictures["inference_map"]
+    save_picture(draw(), picture)
+    write_json(picture.with_name("inference_map.json"), result)
+    log.images(pictures)
+    log.finish()
+    print(f"{picture}: {shows}")
+    if config["show"]:
+        show_window(draw)
+    return result
+
+
 def main(config):
-    """Show the map. Returns a dict: areas, and agreement where there are labels."""
+    """Show the map. Returns a dict: areas, or values, and agreement where there are labels."""
     refuse_torchrun()
     config = check(config)
     path = Path(config["map_path"])
+    if "target" in read_provenance(path) and read_map(path, kind="iuf").dtype.kind == "f":
+        return show_values(path, config)
     class_map, info, legend, labels_path, pairs = read_both(path, config)
     output_dir = make_output_dir(config["output_dir"] or path.parent)
     runtime = start_runtime("cpu")
@@ -139,8 +223,7 @@ def main(config):
     # areas
     result = {"areas": class_areas(class_map, legend, info)}
     title = info.get("tile", path.parent.name)
-    picture = output_dir / "inference_map.png"
-    pictures = {"inference_map": picture}
+    pictures = {"inference_map": output_dir / "inference_map.png"}
     print_areas(result["areas"])
     print(f"no data: {pairs[:, 0].sum()} of {class_map.size} pixels")
 
@@ -157,15 +240,8 @@ def main(config):
         matrix = np.array(result["agreement"]["confusion_matrix"])
         plot_confusion(matrix, legend, pictures["agreement"], f"{title}: map against labels")
     draw = partial(draw_inference, class_map, labels_path, legend, info, title, result)
-    save_picture(draw(), picture)
-    write_json(output_dir / "inference_map.json", result)
-    log.images(pictures)
-    log.finish()
     beside = "labels, map and errors" if labels_path else "the map"
-    print(f"{picture}: {beside}, with the area of each class")
-    if config["show"]:
-        show_window(draw)
-    return result
+    return finish(result, draw, pictures, f"{beside}, with the area of each class", config, log)
 
 
 if __name__ == "__main__":

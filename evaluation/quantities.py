@@ -27,9 +27,8 @@ def score_quantity(actual, predicted, blocks=None, seed=0):
     pixels, and "intervals": {score: [low, high]}, the middle 95 % over resampled blocks: pixels of
     one block resemble each other, so that an interval over pixels would be too narrow.
     """
-    sums = _sums(np.asarray(actual, float), np.asarray(predicted, float))
-    scores = {"pixels": len(actual)}
-    scores |= {key: _plain(value) for key, value in _scores(sums.sum(0)).items()}
+    sums = sum_errors(actual, predicted)
+    scores = summarise(sums.sum(0))
     if blocks is None:
         return scores
     names, place = np.unique(blocks, return_inverse=True)
@@ -47,20 +46,27 @@ def score_quantity(actual, predicted, blocks=None, seed=0):
     return scores
 
 
-def _sums(actual, predicted):
-    """What each pixel adds to the scores, (N, 6)."""
-    error, actual = predicted - actual, actual - actual.mean()
+def sum_errors(actual, predicted):
+    """What each pixel adds to the sums that `summarise` takes, (N, 6) float64."""
+    actual, predicted = np.asarray(actual, float), np.asarray(predicted, float)
+    error = predicted - actual
     return np.stack([np.ones_like(error), error, abs(error), error**2, actual, actual**2], 1)
 
 
+def summarise(sums):
+    """The scores of `score_quantity` without intervals; sums: (6,) of `sum_errors`."""
+    scores = {key: _plain(value) for key, value in _scores(sums).items()}
+    return {"pixels": int(sums[0]), **scores}
+
+
 def _scores(sums):
-    """{score: value} of sums (.., 6) of `_sums`."""
+    """{score: value} of sums (.., 6)."""
     count, error, absolute, squared, actual, actual_squared = np.moveaxis(sums, -1, 0)
-    deviations = actual_squared - actual**2 / count
-    with np.errstate(divide="ignore", invalid="ignore"):
-        r2 = np.where(deviations > 0, 1 - squared / deviations, np.nan)
-    rmse = np.sqrt(squared / count)
-    return {"rmse": rmse, "mae": absolute / count, "r2": r2, "bias": error / count}
+    with np.errstate(divide="ignore", invalid="ignore"):  # of no pixels, and of equal targets
+        deviations = actual_squared - actual**2 / count
+        r2 = np.where(deviations > 1e-12 * actual_squared, 1 - squared / deviations, np.nan)
+        rmse = np.sqrt(squared / count)
+        return {"rmse": rmse, "mae": absolute / count, "r2": r2, "bias": error / count}
 
 
 def _plain(value):

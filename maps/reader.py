@@ -174,14 +174,15 @@ def read_provenance(map_path):
     return info
 
 
-def find_labels(labels_path, info):
+def find_labels(labels_path, info, name="labels.npy"):
     """Where labels lie, and the content of the tile.json beside them: (path or "", {..}).
 
-    labels_path: empty for labels.npy of the tile that infer.json, `info`, names, where it has one.
+    labels_path: empty for those of the tile that infer.json, `info`, names, where it has some.
+    name: of their file there.
     Raises InputError for labels of another place.
     """
     if not labels_path:
-        path = Path(info.get("tile_path", "")) / "labels.npy"
+        path = Path(info.get("tile_path", "")) / name
         if not info.get("tile_path") or not path.exists():
             return "", {}
         files = info.get("tile_files", {})

@@ -33,16 +33,10 @@ def read_features(config, classes):
     {code: {"name": .., "color": ..}}. Raises InputError for what does not fit.
     """
     path, column, splits = config["labels"], config["class_column"], config["splits"]
-    features = _read_file(path, config["labels_layer"])
-    if features.crs is None:
-        raise InputError(f"labels={path}: found no coordinate system, wanted one in the file")
-    columns = [name for name in features.columns if name != features.geometry.name]
     wanted = {"class_column": column}
     if splits not in ("", "polygons", "blocks"):
         wanted["splits"] = splits
-    for key, name in wanted.items():
-        if name not in columns:
-            raise InputError(f"{key}={name}: wanted a column of {path}: {', '.join(columns)}")
+    features = read_file("labels", path, config["labels_layer"], wanted)
     values = clean_classes(features[column], path)
     has_class = values.notna()
     has_place = features.geometry.notna() & ~features.geometry.is_empty
@@ -58,7 +52,7 @@ def read_features(config, classes):
     if splits == "polygons":
         chosen["split"] = choose_splits(chosen, config["seed"])
     elif "splits" in wanted:
-        chosen["split"] = _read_splits(features[splits][whole], splits)
+        chosen["split"] = read_splits(features[splits][whole], splits)
     return chosen, classes
 
 
@@ -70,31 +64,48 @@ def is_vector_name(path):
     return Path(path).suffix.lower() in TABLES + PARQUET
 
 
-def _read_file(path, layer):
-    """A GeoDataFrame of all features of a file; warnings of the libraries become one line each."""
+def read_file(key, path, layer, wanted):
+    """A GeoDataFrame of all features of a file; warnings of the libraries become one line each.
+
+    key: that names the file, for messages, as is {key}_layer. wanted: {key: column that must be
+    there}. Raises InputError for another file, and for one without a coordinate system.
+    """
+    features = _read_any(key, path, layer)
+    if features.crs is None:
+        raise InputError(f"{key}={path}: found no coordinate system, wanted one in the file")
+    columns = [name for name in features.columns if name != features.geometry.name]
+    for column_key, name in wanted.items():
+        if name not in columns:
+            found = ", ".join(columns)
+            raise InputError(f"{column_key}={name}: wanted a column of {path}: {found}")
+    return features
+
+
+def _read_any(key, path, layer):
     geopandas, suffix = need("geopandas"), Path(path).suffix.lower()
     options = {"AUTODETECT_TYPE": "YES", "AUTODETECT_SIZE_LIMIT": "0"} if suffix in TABLES else {}
     try:
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
             if suffix in PARQUET:
-                features = _read_parquet(path, layer)
+                features = _read_parquet(key, path, layer)
             else:
-                layer = _choose_layer(path, layer)
+                layer = _choose_layer(key, path, layer)
                 features = geopandas.read_file(path, layer=layer, **options)
     except InputError:
         raise
     except (RuntimeError, OSError, ValueError) as error:  # pyogrio's errors are RuntimeErrors
         reason = str(error).splitlines()[0]
-        raise InputError(f"labels={path}: found no readable file ({reason})") from None
+        raise InputError(f"{key}={path}: found no readable file ({reason})") from None
     for line in sorted({str(one.message).splitlines()[0] for one in caught}):
         print(f"{path}: {line}")
-    return features if isinstance(features, geopandas.GeoDataFrame) else _points(features, path)
+    is_spatial = isinstance(features, geopandas.GeoDataFrame)
+    return features if is_spatial else _points(key, features, path)
 
 
-def _read_parquet(path, layer):
+def _read_parquet(key, path, layer):
     if layer:
-        raise InputError(f"labels_layer={layer}: found a Parquet file, which has no layers")
+        raise InputError(f"{key}_layer={layer}: found a Parquet file, which has no layers")
     need("pyarrow")
     try:
         return need("geopandas").read_parquet(path)
@@ -102,29 +113,29 @@ def _read_parquet(path, layer):
         return need("pandas").read_parquet(path)
 
 
-def _choose_layer(path, wanted):
+def _choose_layer(key, path, wanted):
     """The name of the layer to read: the only one, or the only one that has geometries."""
     layers = {name: kind for name, kind in need("pyogrio").list_layers(path)}
     names = [name for name, kind in layers.items() if kind is not None] or list(layers)
     if wanted and wanted not in layers:
-        raise InputError(f"labels_layer={wanted}: wanted a layer of {path}: {', '.join(layers)}")
+        raise InputError(f"{key}_layer={wanted}: wanted a layer of {path}: {', '.join(layers)}")
     if wanted:
         return wanted
     if len(names) != 1:
         found = f"the layers {', '.join(names)}" if names else "no layer"
-        raise InputError(f"labels={path}: found {found}, wanted labels_layer= one of them")
+        raise InputError(f"{key}={path}: found {found}, wanted {key}_layer= one of them")
     if len(layers) > 1:
         print(f"{path}: reading the layer {names[0]}, the only one with geometries")
     return names[0]
 
 
-def _points(table, path):
+def _points(key, table, path):
     """Points of a table without geometries, from its columns of longitudes and latitudes."""
     columns = {str(name).strip().lower(): name for name in table.columns}
     pairs = [pair for pair in LON_LAT if set(pair) <= set(columns)]
     if len(pairs) != 1:
         raise InputError(
-            f"labels={path}: found no geometries and the columns {', '.join(columns.values())}; "
+            f"{key}={path}: found no geometries and the columns {', '.join(columns.values())}; "
             "wanted geometries, or points in columns lon and lat (degrees, WGS84)"
         )
     numbers = []
@@ -134,7 +145,7 @@ def _points(table, path):
         wrong = texts[(degrees.isna() & texts.notna()) | (degrees.abs() > limit)]
         if len(wrong):
             line = f"found {name} {wrong.iloc[0]}, wanted degrees, -{limit} to {limit}"
-            raise InputError(f"labels={path}: {line}")
+            raise InputError(f"{key}={path}: {line}")
         numbers.append(degrees)
     geopandas = need("geopandas")
     points = geopandas.points_from_xy(*numbers, crs="EPSG:4326")
@@ -192,7 +203,7 @@ def number_classes(values, classes, path):
     return values.map(known).to_numpy(np.uint8), classes
 
 
-def _read_splits(values, column):
+def read_splits(values, column):
     """Splits (N,) uint8 of a column of train, validation and test, or 1, 2 and 3; empty: 0."""
     texts = [
         "" if is_missing else str(value).strip().lower().removesuffix(".0")

@@ -54,7 +54,7 @@ def open_labels(config):
     origin, layer, splits = config["labels"], config["labels_layer"], config["splits"]
     if not origin:
         for key in ("labels_layer", "splits"):
-            if config[key]:
+            if config[key] and not (key == "splits" and config["targets"]):
                 raise InputError(f"{key}={config[key]}: found no labels, wanted labels=..")
         return None
     classes = _read_classes(config["classes_path"])
@@ -146,7 +146,7 @@ def block_splits(x, y, crs, size, seed):
     return split_blocks(column, row, seed)
 
 
-def _map_splits(transform, shape, crs, config):
+def map_splits(transform, shape, crs, config):
     """`block_splits` of each pixel's middle, (H, W) uint8, some rows at a time."""
     splits, step = np.empty(shape, np.uint8), max(1, BLOCK_PIXELS // shape[1])
     columns = np.arange(shape[1]) + 0.5
@@ -180,7 +180,7 @@ def write_labels(folder, labels, config):
     else:
         codes = warp_rasters(labels.origin, transform, shape, info["crs"])
         if config["splits"]:
-            splits = _map_splits(transform, shape, info["crs"], config) * (codes > 0)
+            splits = map_splits(transform, shape, info["crs"], config) * (codes > 0)
     present = [int(code) for code in np.unique(codes) if code]
     if not present:
         print(f"{folder}: no label of {labels.origin} lies inside")
