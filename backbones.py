@@ -184,8 +184,9 @@ def attention_pool(score, x, padding_mask=None):
 #   date_dim, date_features(x, doys[, padding_mask]) -> (N, S, date_dim)
 #   pool(features[, padding_mask]) -> (N, D)
 # Register it here. A new key is named in BACKBONE_KEYS, which every constructor then takes. It has
-# a default in the run_config of train.py and train_classification.py, a range in running/config.py
-# and, in OLD_CHECKPOINT_DEFAULTS of running/checkpoints.py, the value of earlier checkpoints.
+# a default in the run_config of train.py and of the scripts that fine-tune, a range in
+# running/config.py and, in OLD_CHECKPOINT_DEFAULTS of running/checkpoints.py, the value of earlier
+# checkpoints.
 BACKBONES = {"mlp": SimpleMLP, "cnn": SimpleCNN, "transformer": TransformerEncoder}
 BACKBONE_KEYS = ("sample_size", "latent_dim", "width", "depth", "day_cycles")
 

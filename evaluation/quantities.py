@@ -122,5 +122,5 @@ def fit_ridge(x, targets, blocks):
     scaled = (x - mean) / np.sqrt(np.maximum(var, 1e-12))
     folds = list(GroupKFold(number).split(x, groups=blocks)) if number > 1 else None
     with threadpool_limits(1):
-        model = RidgeCV(ALPHAS, cv=folds).fit(scaled, targets)
+        model = RidgeCV(ALPHAS, cv=folds, scoring="neg_mean_squared_error").fit(scaled, targets)
     return model.coef_, float(model.intercept_), mean, var

@@ -32,6 +32,7 @@ from map_helpers import map_in
 
 import train
 import train_classification
+import train_regression
 from backbones import BACKBONES, TransformerEncoder, load_backbone
 from tiles import Tile
 from train import main, run_config
@@ -96,10 +97,11 @@ def test_the_defaults_are_the_recipe_of_the_study():
     assert {"mix_up", "blend", "prediction", "sample_size", "learning_rate"} < compared
     assert {key: run_config[key] for key in compared} == {key: recipe[key] for key in compared}
     # a network from scratch is the one that the encoder is compared with
-    architecture = set(train.INHERITED) & train_classification.run_config.keys() - {"sample_size"}
-    assert architecture >= {"width", "day_cycles"}
-    for key in architecture:
-        assert train_classification.run_config[key] == run_config[key]
+    for script in (train_classification, train_regression):
+        architecture = set(train.INHERITED) & script.run_config.keys() - {"sample_size"}
+        assert architecture >= {"width", "day_cycles"}
+        for key in architecture:
+            assert script.run_config[key] == run_config[key]
 
 
 def note_argument(place, seen, function, *arguments):
