@@ -80,9 +80,10 @@ class Encoder:
         Raises InputError for a checkpoint that cannot be used.
         """
         check({"device": device, "classify": classify, "min_valid": min_valid})
-        runtime, kinds = start_runtime(device), tuple(KINDS)
+        runtime = start_runtime(device)
+        kinds = ("classifier",) if classify == "true" else tuple(KINDS)
         with Watch(Path(path).parent, [Path(path).name]):
-            checkpoint = load_checkpoint(path, kinds[1:] if classify == "true" else kinds)
+            checkpoint = load_checkpoint(path, kinds)
             sha256 = file_hash(path)
         has_head = classify != "false" and checkpoint["kind"] != "pretrained"
         module = load_classifier(checkpoint) if has_head else load_backbone(checkpoint)

@@ -159,7 +159,7 @@ def fit_components(sample, config):
 def pack_scene(scene, projection, basis, config, blobs, allowed):
     """Add the arrays of a scene to the blobs. Returns its facts for the page."""
     values, scales, color = embed(scene, *projection, basis)
-    layers = map_layers(scene)
+    layers, quantity = map_layers(scene)
     facts = {
         "name": scene.name,
         "title": scene.title,
@@ -170,6 +170,7 @@ def pack_scene(scene, projection, basis, config, blobs, allowed):
         "stride": scene.stride,
         "place": describe_place(scene.tile.info if scene.tile else scene.info, scene.shape[:2]),
         **legends_of(scene, layers),
+        **({"quantity": quantity} if quantity else {}),
         "tileInfo": scene.tile.info if scene.tile else {},
         "embedding": blobs.add(values),
         "scales": blobs.add(scales),

@@ -16,10 +16,12 @@ export const OVERLAYS = {
   classes: "Class map",
   confidence: "Its confidence",
   labels: "Tile's labels",
+  quantity: "Quantity",
 };
 const LAYER_RAMPS = {
   similarity: "inferno",
   count: "viridis",
+  quantity: "viridis",
   confidence: "cividis",
   mapConfidence: "cividis",
 };
@@ -29,7 +31,14 @@ export const FULL_NAMES = {
   mapConfidence: "Confidence of your map",
   classes: "Class map of infer.py",
   confidence: "Confidence of the class map of infer.py",
+  quantity: "Map of a quantity of infer.py",
 };
+
+// A value of the map of a quantity, of its step 1 .. 65535, with few digits.
+export function quantityAt({ quantity }, step) {
+  const value = quantity.low + ((quantity.high - quantity.low) * (step - 1)) / 65534;
+  return String(Number(value.toPrecision(4)));
+}
 
 // Whether a layer can be shown, with what the page has found so far.
 export function isThere(scene, key, found) {
@@ -111,6 +120,10 @@ export function paintLayer(scene, key, found, scales, from = 0) {
     paintNumbers(out, scene.layers.count, 0, maxOf(scene.layers.count), colors, () => false);
   if (key === "classes" || key === "labels")
     paintCodes(out, scene.layers[key], classesOf(scene, key));
+  if (key === "quantity") {
+    const none = (step) => step === 0;
+    paintNumbers(out, scene.layers.quantity, ...scene.quantity.colors, colors, none);
+  }
   const sure = (values) => paintNumbers(out, values, 2.55 * from, 255, colors, empty);
   if (key === "confidence") sure(scene.layers.confidence);
   if (key === "similarity") {
@@ -146,6 +159,10 @@ export function legendOf(scene, key, found, from = 0) {
   }
   if (key === "count") {
     return bar("Clear observations", { low: "0", high: String(maxOf(scene.layers.count)) });
+  }
+  if (key === "quantity") {
+    const [low, high] = scene.quantity.colors.map((step) => quantityAt(scene, step));
+    return bar(scene.quantity.label, { low: `≤ ${low}`, high: `≥ ${high}` });
   }
   if (key === "confidence") return bar("Probability of the class, infer.py", percent);
   if (key === "mapConfidence") {

@@ -2,7 +2,7 @@
 import { LINES, bandColor } from "./plot.js";
 import { describeArea, describePlace, geographic, mapCoordinates, middle } from "./geo.js";
 import { BACKGROUNDS, FULL_NAMES, OVERLAYS, WHY_NOT } from "./layers.js";
-import { classesOf, isThere, legendOf, partOf } from "./layers.js";
+import { classesOf, isThere, legendOf, partOf, quantityAt } from "./layers.js";
 
 export const byId = (id) => document.getElementById(id);
 
@@ -33,7 +33,11 @@ const percent = (share, digits = 0) => `${(100 * share).toFixed(digits)} %`;
 // ---- layers -------------------------------------------------------------------------------------
 
 function fillChoice(box, names, chosen, scene, found, choose) {
-  const rows = Object.entries(names).map(([key, name]) => {
+  // few maps have a quantity, so that nothing is said where there is none
+  const shown = Object.entries(names).filter(
+    ([key]) => key !== "quantity" || isThere(scene, key, found),
+  );
+  const rows = shown.map(([key, name]) => {
     const there = isThere(scene, key, found);
     const input = make("input", {
       type: "radio",
@@ -109,7 +113,7 @@ export function pixelFacts(app, { row, column }) {
   const rows = [["Row, column", `${row * scene.stride}, ${column * scene.stride}`]];
   if (map) rows.push([shortName(scene.place.crs), `${map[0].toFixed(1)}, ${map[1].toFixed(1)}`]);
   if (place) rows.push(["WGS 84", describePlace(place)]);
-  const { classes, confidence, labels, count } = scene.layers;
+  const { classes, confidence, quantity, labels, count } = scene.layers;
   const classRow = (what, key, code, sure = "") => {
     const one = classesOf(scene, key)[code];
     rows.push([what, (code ? (one?.name ?? `class ${code}`) : "none") + sure, one?.color]);
@@ -118,6 +122,7 @@ export function pixelFacts(app, { row, column }) {
     const sure = confidence && classes[i] ? ` (${percent(confidence[i] / 255)})` : "";
     classRow("Class map", "classes", classes[i], sure);
   }
+  if (quantity?.[i]) rows.push([scene.quantity.label, quantityAt(scene, quantity[i])]);
   if (labels) classRow("Tile's label", "labels", labels[i]);
   if (found.prediction) {
     const own = app.labels.classOf(found.prediction.codes[found.prediction.classes[number]]);

@@ -19,7 +19,14 @@ from maps.false_color import apply_basis
 from maps.land_cover import class_legend, row_hectares
 from maps.reader import RepresentationMap, check_same_place, read_codes, read_map
 from maps.writer import quantise
-from tile_json import band_key, find_bands, find_years, is_georeferenced
+from tile_json import (
+    TARGET,
+    band_key,
+    describe_target,
+    find_bands,
+    find_years,
+    is_georeferenced,
+)
 from tiles import Tile
 from utils import median_color
 
@@ -27,7 +34,7 @@ BANDS = ("B02", "B03", "B04", "B08", "B11", "B12")  # blue, green, red, NIR, two
 HECTARE_SPREAD = 0.1  # relative difference of rows; where it is larger, the page counts pixels
 BLOCK_BYTES = 1 << 26  # of a tile in memory at a time
 # what the page holds of a map beside its representations, and of its tile
-MAP_FILES = ("classification_map.npy", "confidence.npy", "valid_count.npy")
+MAP_FILES = ("classification_map.npy", "confidence.npy", "regression_map.npy", "valid_count.npy")
 TILE_FILES = ("bands.npy", "masks.npy", "doys.npy", "labels.npy", "tile.json")
 
 
@@ -117,14 +124,19 @@ def embed(scene, mean, components, basis):
 
 
 def map_layers(scene):
-    """Maps that infer.py wrote beside the representations, and the tile's: {name: (H, W) array}."""
-    folder, shape, layers = scene.path.parent, scene.shape[:2], {}
+    """Maps that infer.py wrote beside the representations, and the tile's: {name: (H, W) array}.
+
+    Also what `number_values` says of the map of a quantity, {} where there is none.
+    """
+    folder, shape, layers, quantity = scene.path.parent, scene.shape[:2], {}, {}
     if (folder / "classification_map.npy").exists():
         classes = read_codes(folder / "classification_map.npy", shape)
         layers["classes"] = scene.thin(classes).astype(np.uint8)
     if (folder / "confidence.npy").exists():
         confidence = scene.thin(read_map(folder / "confidence.npy", shape, kind="f"))
         layers["confidence"] = (np.nan_to_num(confidence).clip(0, 1) * 255).round().astype(np.uint8)
+    if (folder / "regression_map.npy").exists():
+        layers["quantity"], quantity = number_values(scene)
     if (folder / "valid_count.npy").exists():
         count = read_codes(folder / "valid_count.npy", shape, max_code=65535)
         layers["count"] = scene.thin(count).astype(np.uint16)
@@ -132,7 +144,24 @@ def map_layers(scene):
         layers["count"] = scene.thin(scene.tile.clear_counts())
     if scene.tile and "labels" in scene.tile.answers:
         layers["labels"] = scene.thin(scene.tile.labels)
-    return layers
+    return layers, quantity
+
+
+def number_values(scene):
+    """The map of a quantity in steps of 1 / 65534 of its range: (H, W) uint16, 0 where it has none.
+
+    Also facts for the page: name and unit, the values low and high of the steps 1 and 65535, and
+    the steps between which the colours lie, the percentiles 2 and 98.
+    """
+    file = scene.path.parent / "regression_map.npy"
+    values = scene.thin(read_map(file, scene.shape[:2], kind="f"))
+    known = np.isfinite(values)
+    low, high = (float(values[known].min()), float(values[known].max())) if known.any() else (0, 0)
+    steps = np.zeros(values.shape, np.uint16)
+    steps[known] = 1 + ((values[known] - low) / ((high - low) or 1) * 65534).round()
+    colors = np.percentile(steps[known], (2, 98)).tolist() if known.any() else [1, 1]
+    target = {**TARGET, **scene.info.get("target", {})}
+    return steps, {"label": describe_target(target), "low": low, "high": high, "colors": colors}
 
 
 def row_ranges(scene, step):

@@ -379,6 +379,25 @@ def test_pixels_without_data_say_so(opened, tmp_path):
     assert label_count(page) == 1
 
 
+def test_the_map_of_a_quantity_has_its_values_and_unit(opened, tmp_path):
+    values = np.linspace(-5, 300, 600, dtype=np.float32).reshape(20, 30)
+    values[:2] = np.nan
+    target = {"name": "height", "unit": "m"}
+    path = save_map(tmp_path, random_map(), target=target)
+    np.save(tmp_path / "regression_map.npy", values)
+    page = opened(make_page(representation_path=path))
+    page.js("explore.setOverlay('quantity')")
+    low, high = np.nanpercentile(values, (2, 98))
+    ends = page.page.inner_text("#legend .ends").replace("\n", " ").split()
+    assert [float(ends[1]), float(ends[3])] == pytest.approx([low, high], rel=1e-2)
+    assert "height [m]" in page.page.inner_text("#legend")
+    page.look(10, 7)
+    shown = page.page.inner_text("#pixelFacts").splitlines()
+    assert float(shown[shown.index("height [m]") + 1]) == pytest.approx(values[10, 7], rel=1e-3)
+    page.look(1, 7)
+    assert "height" not in page.page.inner_text("#pixelFacts")
+
+
 @pytest.mark.parametrize(
     "name", ["flanders_2018/processed/MGRS-31UDS", "arkansas_2021/processed/MGRS-ARDJ"]
 )
