@@ -220,6 +220,7 @@ def _check_header(path, checkpoint, num_classes):
     num_classes: of its head, 0 where it does not classify.
     """
     bands, min_valid = checkpoint["backbone"]["num_bands"], checkpoint["config"]["min_valid"]
+    days = checkpoint.get("days", [])  # older checkpoints have none
     classes = checkpoint.get("classes") if num_classes else {}
     lengths = {len(checkpoint[key]) for key in ("mean", "std", "bands")} - {0}
     if lengths != {bands}:
@@ -229,6 +230,8 @@ def _check_header(path, checkpoint, num_classes):
         )
     elif not 1 <= min_valid <= 65535:
         found, wanted = f"min_valid {min_valid}", "1 to 65535"
+    elif not (isinstance(days, list) and all(type(day) is int and 0 < day < 367 for day in days)):
+        found, wanted = f"days {days!r:.200}", "a list of days of year 1 to 366"
     elif not is_class_table(classes) or len(classes) != num_classes:
         found, wanted = f"classes {classes!r:.200}", f"{num_classes}: {TILE_JSON['classes'][1]}"
     else:

@@ -107,13 +107,13 @@ def skipping(config, bad, say=print):
         say(f"skipped: {error}")
 
 
-def open_tiles(config, checkpoint, bad):
+def open_tiles(config, model, bad):
     """All tiles that can be opened, and their output folders: [(tile, folder)].
 
     Raises InputError where there is none.
     """
     folders, jobs = find_tiles(config["tile_path"]), []
-    bands = checkpoint_bands(checkpoint, config["checkpoint_path"])
+    bands = checkpoint_bands(model.checkpoint, config["checkpoint_path"])
     for folder, output_dir in zip(folders, output_folders(config, folders), strict=True):
         with skipping(config, bad, notice):
             tile = Tile(folder)
@@ -126,8 +126,67 @@ def open_tiles(config, checkpoint, bad):
             jobs.append((tile, output_dir))
     if not jobs:
         raise InputError(f"{config['tile_path']}: found {len(bad)} bad tiles and no good one")
-    notice_unnamed([tile for tile, _ in jobs], bands)
+    tiles = [tile for tile, _ in jobs]
+    notice_unnamed(tiles, bands)
+    notice_doubts(tiles, model)
     return jobs
+
+
+# how far a tile may be from the training's tiles before its maps are called doubtful
+FAR_MEAN = 0.5  # between means of a band, in the training's deviations
+FAR_SPREAD = 2  # between deviations of a band, as a ratio
+FAR_DAYS = 30  # between a day of year and the nearest one
+
+
+def notice_doubts(tiles, model):
+    """Say where tiles are unlike those that the checkpoint was trained on: another year, say.
+
+    Compares means and deviations of bands, days of year, and class names where both have them.
+    """
+    for describe in (unlike_bands, unlike_days, unlike_classes):
+        found = [(tile, text) for tile in tiles if (text := describe(tile, model))]
+        if found:
+            tile, text = found[0]
+            notice(f"{tile.path}: doubtful, {text} (so in {len(found)} of {len(tiles)} tiles)")
+
+
+def unlike_bands(tile, model):
+    """The bands of a tile whose statistics are far from the training's, in words; "" for none."""
+    mean, std = (model.checkpoint[key].numpy() for key in ("mean", "std"))
+    shift = (tile.band_mean[tile.order] - mean) / std
+    spread = np.maximum(tile.band_std[tile.order], 1e-6) / std
+    far = (np.abs(shift) > FAR_MEAN) | (np.abs(np.log(spread)) > np.log(FAR_SPREAD))
+    names = tile.read_names or [f"band {number}" for number in range(len(mean))]
+    words = [f"{names[i]} {shift[i]:+.1f} ({spread[i]:.1f})" for i in np.flatnonzero(far)]
+    listed = ", ".join(words)
+    return words and f"means of bands, in the training's deviations (and ratio of both): {listed}"
+
+
+def unlike_days(tile, model):
+    """Days of year that only a tile or only the training has, in words; "" for none."""
+    here, there = tile.doys.astype(int), np.array(model.checkpoint.get("days", []), int)
+    if not len(there):  # an older checkpoint
+        return ""
+    apart = np.abs(here[:, None] - there)
+    apart = np.minimum(apart, 365 - apart)  # the year is a circle
+    lacks, has = there[apart.min(0) > FAR_DAYS], here[apart.min(1) > FAR_DAYS]
+    words = []
+    if len(lacks):
+        words.append(f"no dates near days {lacks.min()} to {lacks.max()}, which the training had")
+    if len(has):
+        words.append(f"dates on days {has.min()} to {has.max()}, which the training had none near")
+    return " and ".join(words)
+
+
+def unlike_classes(tile, model):
+    """Classes of a tile that the checkpoint does not know, in words; "" for none."""
+    here, there = (
+        {entry["name"]: code for code, entry in classes.items()}
+        for classes in (tile.info.get("classes", {}), model.classes)
+    )
+    lacks = [name for name in here if name not in there] if there else []
+    rest = ", ".join(name for name in there if name not in here) or "none"
+    return lacks and f"unknown classes {', '.join(lacks)}; known ones that it lacks: {rest}"
 
 
 def describe_source(tile):
@@ -287,7 +346,7 @@ def main(config):
 
     # tiles, divided among the processes: all are looked at before the first is mapped
     bad, jobs = [], []
-    opened = open_tiles(config, model.checkpoint, bad)
+    opened = open_tiles(config, model, bad)
     for tile, output_dir in opened[runtime.rank :: runtime.world_size]:
         raise_if_stopped(stop, f"before {tile.name}")
         done = is_done(output_dir, made_by | describe_source(tile), config["overwrite"])

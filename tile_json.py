@@ -147,3 +147,24 @@ def merge_classes(sources, refuse=True):
             "codes are taken to mean the same as in the others"
         )
     return merged
+
+
+def match_classes(classes, others):
+    """By name, which code of `classes` each code 0..255 of `others` is: a list of 256 codes.
+
+    classes, others: as in tile.json. A name that `classes` lacks gets a code that neither has.
+    Where one of them has no names, codes are taken to mean the same.
+    """
+    table = list(range(256))
+    if classes and others:
+        ours = {_fold(entry): int(code) for code, entry in reversed(classes.items())}
+        free = (code for code in range(1, 256) if not {str(code)} & {*classes, *others})
+        for code, entry in others.items():
+            known = ours.get(_fold(entry))
+            table[int(code)] = next(free, 0) if known is None else known
+    return table
+
+
+def _fold(entry):
+    """The name of a class, however it is spaced and capitalised."""
+    return " ".join(entry["name"].casefold().split())

@@ -419,6 +419,11 @@ def find_band_names(tiles):
     return next((tile.read_names for tile in tiles if tile.read_names), [])
 
 
+def find_days(tiles):
+    """Days of year on which a tile has a date, ascending, as a list."""
+    return sorted({int(day) for tile in tiles for day in tile.doys})
+
+
 def pool_statistics(tiles, weights):
     """Mean and deviation of each band that is read, over the clear observations of all tiles.
 

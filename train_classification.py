@@ -44,7 +44,7 @@ from evaluation.networks import predict, read_linear_start
 from evaluation.scores import plot_confusion, score_classes, write_report
 from evaluation.seen_pixels import notice_seen_pixels, record_splits
 from maps.land_cover import class_legend
-from tiles import checkpoint_bands, notice_splits
+from tiles import checkpoint_bands, find_days, notice_splits
 from transforms import drop_dates
 from utils import learning_rate
 
@@ -391,6 +391,7 @@ def make_header(config, checkpoint, arguments, splits, legend):
         "bands": train.band_names,
         "mean": train.mean,
         "std": train.std,
+        "days": find_days(train.tiles),
         "classes": classes,
         "splits": record_splits(train, checkpoint),
         "data": data,

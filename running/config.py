@@ -70,6 +70,8 @@ RANGES = {
     "draws": (0, 1000),
     "dates": (0, MAX_INT),
     "date_share": (0, 1),
+    "false_alarms": (1e-6, 0.5),
+    "min_confidence": (0, 1),
     "scale": (1e-9, 1e9),
     # model
     "latent_dim": (3, 65536),
