@@ -23,18 +23,17 @@ from scipy.stats import norm
 
 from maps.change import (
     CHANGE_LEGEND,
-    CHANGED,
     Years,
+    describe_areas,
     find_change,
     find_truth,
     fit_change,
-    list_transitions,
     measure_areas,
     score_change,
 )
 from maps.false_color import apply_basis, fit_basis, sample_representations
 from maps.geotiff import write_geotiff
-from maps.pictures import color_classes, draw_maps, find_frame, legend_entries, save_picture
+from maps.pictures import color_classes, draw_maps, find_frame, save_picture
 from maps.writer import MapWriter
 from tile_json import is_georeferenced
 
@@ -93,44 +92,53 @@ def draw_change(years, codes, basis, areas):
     frame = find_frame(shape)
     thin = np.concatenate([pair for _, pair in years.blocks(frame.step)])
     panels = {
-        f"{name}: similar colours, similar embeddings": apply_basis(basis, part)
+        name: apply_basis(basis, part)
         for name, part in zip(years.names, np.split(thin, 2, -1), strict=True)
     }
     panels["change"] = color_classes(frame.thin(codes), CHANGE_LEGEND)
     sums = areas.states.sum(0)
-    entries = [
-        (color, text.partition(" ")[2] if color != "white" else text)  # without the code
-        for color, text in legend_entries(
-            CHANGE_LEGEND, sums > 0, {code: f"{sums[code]:.6g} {areas.unit}" for code in range(4)}
-        )
-    ]
+    sizes = {code: f"{sums[code]:.2f} {areas.unit}" for code in CHANGE_LEGEND}
+    entries = [(e["color"], f"{e['name']}: {sizes[code]}") for code, e in CHANGE_LEGEND.items()]
+    entries += [("white", "no data in one of the years")] * bool(sums[0])
     title = f"{years.before.title}: {years.names[0]} and {years.names[1]}"
-    return draw_maps(panels, shape, years.info, title, entries)
+    notes = "similar colours: similar embeddings, in both years"
+    return draw_maps(panels, shape, years.info, title, entries, notes)
 
 
 def print_result(result, years, config):
     """Print what changed, and how well the truth was found where it is known."""
     unit, (low, high) = result["unit"], result["interval"]
+    changed, compared = result["changed"], result["compared"]
     print(
-        f"{years.before.title}, {years.names[0]} to {years.names[1]}: {result['changed']:.2f} of "
-        f"{result['compared']:.2f} {unit} changed ({low:.2f} to {high:.2f}), "
-        f"{result['changed'] / max(result['compared'], 1e-9):.1%}; of what is unchanged, about "
-        f"{config['false_alarms']:.3g} was called so by chance"
+        f"{years.before.title}, {years.names[0]} to {years.names[1]}: {changed:.2f} of "
+        f"{compared:.2f} {unit} changed ({low:.2f} to {high:.2f}), {changed / compared:.1%}; about "
+        f"{config['false_alarms']:.3g} of what is unchanged was called so by chance"
     )
-    if result["transitions"]:
-        print(f"classes of what changed, in {unit} (95 % interval), and the part that is certain:")
-    for row in result["transitions"][:SHOWN]:
-        first, second = row["names"]
-        (low, high), words = row["interval"], f"{first} to {second}"
-        words = f"within {first}" if first == second else words
-        size = f"{row['area']:9.2f} ({low:.2f} to {high:.2f})"
-        print(f"  {words:44.44s} {size:28s} {row['certain']:9.2f}")
-    if len(result["transitions"]) > SHOWN:
-        print(f"  and {len(result['transitions']) - SHOWN} more in change.json")
+    if years.legend:
+        print_transitions(result)
     print(NO_AREAS)
     if scores := result.get("scores"):
         shares = (f"{k.replace('_', ' ')} {v:.1%}" for k, v in scores.items() if v is not None)
         print(f"{', '.join(shares)}: against {result['truth']}")
+
+
+def print_transitions(result):
+    """Print the largest changes from one class to another."""
+    matrix = {name: np.array(values) for name, values in result["matrix"].items()}
+    area, names = matrix["area"] * ~np.eye(len(result["classes"]), dtype=bool), result["classes"]
+    names, order = list(names.values()), area.argsort(axis=None)[::-1]
+    print(
+        f"from class to class, in {result['unit']} (95 % interval), and the part that is certain:"
+    )
+    for i, j in zip(*np.unravel_index(order[:SHOWN], area.shape), strict=True):
+        if area[i, j] > 0:
+            low, high, certain = (matrix[name][i, j] for name in ("low", "high", "certain"))
+            size = f"{area[i, j]:9.2f} ({low:.2f} to {high:.2f})"
+            print(f"  {f'{names[i]} to {names[j]}':44.44s} {size:28s} {certain:9.2f}")
+    print(
+        f"  other classes {area.flat[order[SHOWN:]].sum():.2f}; within a class "
+        f"{result['changed'] - area.sum():.2f}"
+    )
 
 
 def main(config):
@@ -155,14 +163,7 @@ def main(config):
         writer = write_maps(years, no_change, config, output_dir)
         codes = writer.read("changed")
         areas = measure_areas(codes, years)
-        compared, changed = areas.states[:, 1:], areas.states[:, CHANGED:].sum(1)
-        result = {
-            "unit": areas.unit,
-            "compared": float(compared.sum()),
-            "changed": float(changed.sum()),
-            "interval": areas.interval(changed, config["seed"]).tolist(),
-            "transitions": list_transitions(areas, years.legend, config["seed"]),
-        }
+        result = describe_areas(areas, years.legend, config["seed"])
         if truth:
             result |= {"truth": truth_name, "scores": score_change(codes, truth)}
 
@@ -180,7 +181,7 @@ def main(config):
 
     # report
     print_result(result, years, config)
-    numbers = {"changed_share": result["changed"] / max(result["compared"], 1e-9)}
+    numbers = {"changed_share": result["changed"] / result["compared"]}
     log.line({"step": 0, **numbers, **result.get("scores", {})})
     log.images({"change": picture})
     log.finish()

@@ -12,6 +12,7 @@ from running.errors import InputError, notice
 from running.files import Watch, describe_files
 
 import numpy as np
+from scipy.special import boxcox
 from scipy.stats import norm
 
 from maps.land_cover import class_legend, count_classes, row_hectares
@@ -35,6 +36,7 @@ CHANGE_LEGEND = {
 CLASS_FILES = ("classification_map.npy", "confidence.npy")
 KEPT = 0.8  # share of the pixels, those with the least change, that no change is learnt from
 ROUNDS = 3  # of choosing them
+POWERS = np.linspace(0, 1 / 3, 11)  # from the logarithm to the root that makes chi-squared normal
 BLOCKS = 10  # of a map along its longer side, for intervals ..
 MIN_BLOCK = 16  # .. but none smaller than this, in pixels: a field should not fill several
 BOOTSTRAPS = 1000
@@ -119,11 +121,13 @@ class NoChange(NamedTuple):
     """How representations differ between two years where nothing has changed.
 
     center (D,): mean difference. whitening (D, D): makes the differences alike in all directions.
-    median, deviation: of the logarithm of their squared length.
+    power: with which Box and Cox's transform of their squared length is normal; median, deviation:
+    of that.
     """
 
     center: np.ndarray
     whitening: np.ndarray
+    power: float
     median: float
     deviation: float
 
@@ -134,17 +138,21 @@ class NoChange(NamedTuple):
         pixels is above x. NaN where one of the years has no data.
         """
         before, after = np.split(pair, 2, -1)
-        moved = (after - before - self.center) @ self.whitening
-        length = np.maximum(np.square(moved).sum(-1), np.finfo(np.float32).tiny)
-        return ((np.log(length) - self.median) / self.deviation).astype(np.float32)
+        length = squared_length(after - before - self.center, self.whitening)
+        return ((boxcox(length, self.power) - self.median) / self.deviation).astype(np.float32)
+
+
+def squared_length(difference, whitening):
+    """Squared lengths (..) of differences (.., D), whitened; above 0."""
+    return np.maximum(np.square(difference @ whitening).sum(-1), np.finfo(np.float32).tiny)
 
 
 def fit_change(sample, path):
     """The NoChange of a sample (N, 2 D) of pixels with data in both years.
 
-    Most pixels are taken to be unchanged: mean and covariance are those of the share KEPT that
-    moved least, found in ROUNDS, and the logarithm of the distance is taken to be normal, with the
-    median and the median absolute deviation of all. The covariance is shrunk half way to a sphere.
+    Most pixels are taken to be unchanged: mean and covariance, which is shrunk half way to a
+    sphere, are those of the share KEPT that moved least, found in ROUNDS. Median and deviation are
+    robust: of all, but from quartiles and the median absolute deviation.
     path: of a map, for the InputError where nothing differs.
     """
     before, after = np.split(sample.astype(np.float64), 2, -1)
@@ -152,20 +160,25 @@ def fit_change(sample, path):
     kept = np.ones(len(sample), bool)
     for _ in range(ROUNDS):
         center = difference[kept].mean(0)
-        covariance = np.atleast_2d(np.cov(difference[kept].T))
+        covariance = np.cov(difference[kept].T)
         sphere = np.trace(covariance) / len(covariance)
         if not sphere > 0:
-            raise InputError(f"{path}: found the representations of the other map, wanted a year")
-        whitening = np.linalg.inv(
-            np.linalg.cholesky(covariance + sphere * np.eye(len(covariance)))
-        ).T
-        length = np.square((difference - center) @ whitening).sum(1)
+            raise InputError(f"{path}: found what the other map has, wanted another year")
+        covariance += sphere * np.eye(len(covariance))
+        whitening = np.linalg.inv(np.linalg.cholesky(covariance)).T
+        length = squared_length(difference - center, whitening)
         kept = length <= np.quantile(length, KEPT)
-    log_length = np.log(np.maximum(length, np.finfo(np.float32).tiny))
-    median = np.median(log_length)
-    deviation = np.median(np.abs(log_length - median)) / norm.ppf(0.75)
-    center, whitening = center.astype(np.float32), whitening.astype(np.float32)
-    return NoChange(center, whitening, float(median), float(max(deviation, 1e-6)))
+    power = min(POWERS, key=lambda power: _skewness(boxcox(length, power)))
+    values = boxcox(length, power)
+    deviation = np.median(np.abs(values - np.median(values))) / norm.ppf(0.75)
+    arrays = (array.astype(np.float32) for array in (center, whitening))
+    return NoChange(*arrays, float(power), float(np.median(values)), max(float(deviation), 1e-6))
+
+
+def _skewness(values):
+    """How far the quartiles of values are from symmetric, 0 to 1."""
+    low, middle, high = np.percentile(values, (25, 50, 75))
+    return abs(high + low - 2 * middle) / max(high - low, 1e-12)
 
 
 def find_change(scores, threshold, classes=None, confidence=None, least=1):
@@ -188,13 +201,13 @@ def find_change(scores, threshold, classes=None, confidence=None, least=1):
 class Areas(NamedTuple):
     """Areas of a comparison in each of G blocks of the map, in hectares or, `unit`, in pixels.
 
-    states: (G, 4) of each code of changed.npy. moved, certain: (G, C, C) that changed from one
-    class of the legend to another, and where that is certain; [.., i, i]: within a class.
+    states: (G, 4) of each code of changed.npy. matrix: (G, C, C) of each class of the legend before
+    and after, where what has not changed keeps its class. certain: (G, C, C) of certain changes.
     """
 
     unit: str
     states: np.ndarray
-    moved: np.ndarray
+    matrix: np.ndarray
     certain: np.ndarray
 
     def interval(self, areas, seed=0):
@@ -227,32 +240,34 @@ def measure_areas(codes, years):
         sums[0] += np.bincount((block * 4 + state).ravel(), size.ravel(), len(sums[0]))
         if num_classes:
             before, after = years.read_classes(slice(first, first + len(state)))
+            after = np.where(state >= CHANGED, after, before)
             index = (block * num_classes + place[before]) * num_classes + place[after]
-            for total, is_in in zip(sums[1:], (state >= CHANGED, state == CERTAIN), strict=True):
+            for total, is_in in zip(sums[1:], (state > 0, state == CERTAIN), strict=True):
                 total += np.bincount(index[is_in], size[is_in], len(total))
     unit = "pixels" if hectares is None else "ha"
     return Areas(unit, *(total.reshape(shape) for total, shape in zip(sums, shapes, strict=True)))
 
 
-def list_transitions(areas, legend, seed=0):
-    """Changes from class to class (or within one), largest first: a list of dicts.
+def describe_areas(areas, legend, seed=0):
+    """The sums of Areas as plain numbers for change.json, each with its 95 % interval (low, high).
 
-    Each with codes and names (from, to), area, its interval (low, high) and the part `certain`.
+    "matrix", with rows of the class before and columns of that after, in the order of "classes", is
+    {} without a legend.
     """
-    (low, high), codes = areas.interval(areas.moved, seed), list(legend)
-    moved, certain = areas.moved.sum(0), areas.certain.sum(0)
-    return [
-        {
-            "from": codes[i],
-            "to": codes[j],
-            "names": [legend[codes[i]]["name"], legend[codes[j]]["name"]],
-            "area": float(moved[i, j]),
-            "interval": [float(low[i, j]), float(high[i, j])],
-            "certain": float(certain[i, j]),
-        }
-        for i, j in zip(*np.unravel_index(moved.argsort(axis=None)[::-1], moved.shape), strict=True)
-        if moved[i, j] > 0
-    ]
+    changed, matrix = areas.states[:, CHANGED:].sum(1), {}
+    if legend:
+        low, high = areas.interval(areas.matrix, seed)
+        sums = {"area": areas.matrix.sum(0), "low": low, "high": high}
+        sums["certain"] = areas.certain.sum(0)
+        matrix = {name: values.round(4).tolist() for name, values in sums.items()}
+    return {
+        "unit": areas.unit,
+        "compared": float(areas.states[:, UNCHANGED:].sum()),
+        "changed": float(changed.sum()),
+        "interval": areas.interval(changed, seed).tolist(),
+        "classes": {str(code): entry["name"] for code, entry in legend.items()},
+        "matrix": matrix,
+    }
 
 
 # ---- truth ---------------------------------------------------------------------------------------
