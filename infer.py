@@ -31,6 +31,7 @@ from running.script import run_script, stop_on_signals
 import numpy as np
 
 from encoder import Encoder
+from maps.doubts import notice_doubts
 from maps.geotiff import write_geotiff, write_representation_tif
 from maps.land_cover import class_legend
 from maps.pictures import plot_class_map
@@ -130,63 +131,6 @@ def open_tiles(config, model, bad):
     notice_unnamed(tiles, bands)
     notice_doubts(tiles, model)
     return jobs
-
-
-# how far a tile may be from the training's tiles before its maps are called doubtful
-FAR_MEAN = 0.5  # between means of a band, in the training's deviations
-FAR_SPREAD = 2  # between deviations of a band, as a ratio
-FAR_DAYS = 30  # between a day of year and the nearest one
-
-
-def notice_doubts(tiles, model):
-    """Say where tiles are unlike those that the checkpoint was trained on: another year, say.
-
-    Compares means and deviations of bands, days of year, and class names where both have them.
-    """
-    for describe in (unlike_bands, unlike_days, unlike_classes):
-        found = [(tile, text) for tile in tiles if (text := describe(tile, model))]
-        if found:
-            tile, text = found[0]
-            notice(f"{tile.path}: doubtful, {text} (so in {len(found)} of {len(tiles)} tiles)")
-
-
-def unlike_bands(tile, model):
-    """The bands of a tile whose statistics are far from the training's, in words; "" for none."""
-    mean, std = (model.checkpoint[key].numpy() for key in ("mean", "std"))
-    shift = (tile.band_mean[tile.order] - mean) / std
-    spread = np.maximum(tile.band_std[tile.order], 1e-6) / std
-    far = (np.abs(shift) > FAR_MEAN) | (np.abs(np.log(spread)) > np.log(FAR_SPREAD))
-    names = tile.read_names or [f"band {number}" for number in range(len(mean))]
-    words = [f"{names[i]} {shift[i]:+.1f} ({spread[i]:.1f})" for i in np.flatnonzero(far)]
-    listed = ", ".join(words)
-    return words and f"means of bands, in the training's deviations (and ratio of both): {listed}"
-
-
-def unlike_days(tile, model):
-    """Days of year that only a tile or only the training has, in words; "" for none."""
-    here, there = tile.doys.astype(int), np.array(model.checkpoint.get("days", []), int)
-    if not len(there):  # an older checkpoint
-        return ""
-    apart = np.abs(here[:, None] - there)
-    apart = np.minimum(apart, 365 - apart)  # the year is a circle
-    lacks, has = there[apart.min(0) > FAR_DAYS], here[apart.min(1) > FAR_DAYS]
-    words = []
-    if len(lacks):
-        words.append(f"no dates near days {lacks.min()} to {lacks.max()}, which the training had")
-    if len(has):
-        words.append(f"dates on days {has.min()} to {has.max()}, which the training had none near")
-    return " and ".join(words)
-
-
-def unlike_classes(tile, model):
-    """Classes of a tile that the checkpoint does not know, in words; "" for none."""
-    here, there = (
-        {entry["name"]: code for code, entry in classes.items()}
-        for classes in (tile.info.get("classes", {}), model.classes)
-    )
-    lacks = [name for name in here if name not in there] if there else []
-    rest = ", ".join(name for name in there if name not in here) or "none"
-    return lacks and f"unknown classes {', '.join(lacks)}; known ones that it lacks: {rest}"
 
 
 def describe_source(tile):
