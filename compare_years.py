@@ -90,11 +90,12 @@ def draw_change(years, codes, basis, areas):
     """False colour of both years, on one basis, and beside it what changed: a figure."""
     shape = years.shape[:2]
     frame = find_frame(shape)
-    thin = np.concatenate([pair for _, pair in years.blocks(frame.step)])
-    panels = {
-        name: apply_basis(basis, part)
-        for name, part in zip(years.names, np.split(thin, 2, -1), strict=True)
-    }
+    blocks = [
+        [apply_basis(basis, part) for part in np.split(pair, 2, -1)]
+        for _, pair in years.blocks(frame.step)
+    ]
+    colors = (np.concatenate(rgba) for rgba in zip(*blocks, strict=True))
+    panels = dict(zip(years.names, colors, strict=True))
     panels["change"] = color_classes(frame.thin(codes), CHANGE_LEGEND)
     sums = areas.states.sum(0)
     sizes = {code: f"{sums[code]:.2f} {areas.unit}" for code in CHANGE_LEGEND}

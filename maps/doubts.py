@@ -29,7 +29,8 @@ def unlike_bands(tile, model):
     """The bands of a tile whose statistics are far from the training's, in words; "" for none."""
     mean, std = (model.checkpoint[key].numpy() for key in ("mean", "std"))
     shift = (tile.band_mean[tile.order] - mean) / std
-    spread = np.maximum(tile.band_std[tile.order], 1e-6) / std
+    spread = tile.band_std[tile.order]
+    spread = np.where(spread < 1e-6, 1, spread) / std  # of a constant band 1, as in training
     far = (np.abs(shift) > FAR_MEAN) | (np.abs(np.log(spread)) > np.log(FAR_SPREAD))
     names = tile.read_names or [f"band {number}" for number in range(len(mean))]
     words = [f"{names[i]} {shift[i]:+.1f} (x {spread[i]:.1f})" for i in np.flatnonzero(far)]

@@ -1,6 +1,7 @@
 """compare_years.py: what changed between two years, from maps whose truth is known."""
 
 import json
+import tracemalloc
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -11,6 +12,7 @@ from map_helpers import GEO, map_in, refused, run
 
 import compare_years
 from maps import change, reader
+from maps.false_color import fit_basis
 from maps.writer import MapWriter
 
 SHAPE = (48, 64)
@@ -275,6 +277,22 @@ def test_a_run_that_was_killed_resumes_with_the_same_bytes(years, tmp_path, monk
     assert written == [(row, row + 8) for row in range(0, 48, 8)]
     for name in ("change.npy", "changed.npy", "change.png", "change.json", "changed.tif"):
         assert (folder / name).read_bytes() == (tmp_path / "out" / name).read_bytes(), name
+
+
+def test_the_picture_needs_the_colours_of_both_years_only(tmp_path, monkeypatch):
+    """Regression: it held the representations of both years, of any size."""
+    monkeypatch.setattr(reader, "BLOCK_BYTES", 1 << 19)
+    values = np.random.default_rng(0).normal(size=(200, 100, 64)).astype(np.float32)
+    years = change.Years(*(write_map(tmp_path / year, values) for year in "ab"))
+    basis, codes = fit_basis(values.reshape(-1, 64)), np.zeros((200, 100), np.uint8)
+    areas = change.measure_areas(codes, years)
+    monkeypatch.setattr(compare_years, "draw_maps", lambda panels, *_: panels)
+    tracemalloc.start()
+    panels = compare_years.draw_change(years, codes, basis, areas)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert [*panels] == ["before", "after", "change"]
+    assert peak < values.nbytes, "of two maps that are this size each"
 
 
 @pytest.mark.slow
