@@ -1,7 +1,7 @@
 """Compare the maps of two years: which pixels changed, and which classes became which.
 
-    python compare_years.py before_path=outputs/2024/MGRS-SIM1 after_path=outputs/2025/MGRS-SIM1
-    python compare_years.py before_path=outputs/2024/MGRS-SIM1 after_path=outputs/2025/MGRS-SIM1 \\
+    python compare_years.py before_path=outputs/MGRS-SIM1 after_path=outputs/2025/MGRS-SIM1
+    python compare_years.py before_path=outputs/MGRS-SIM1 after_path=outputs/2025/MGRS-SIM1 \\
         false_alarms=0.001 output_dir=outputs/change
 
 Both maps are infer.py's, of one place and one checkpoint. A pixel has changed where its two

@@ -262,8 +262,8 @@ def describe_areas(areas, legend, seed=0):
         matrix = {name: values.round(4).tolist() for name, values in sums.items()}
     return {
         "unit": areas.unit,
-        "compared": float(areas.states[:, UNCHANGED:].sum()),
-        "changed": float(changed.sum()),
+        "compared": round(float(areas.states[:, UNCHANGED:].sum()), 4),
+        "changed": round(float(changed.sum()), 4),
         "interval": areas.interval(changed, seed).tolist(),
         "classes": {str(code): entry["name"] for code, entry in legend.items()},
         "matrix": matrix,

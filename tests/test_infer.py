@@ -4,6 +4,7 @@ import re
 import signal
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 from running.device import Runtime
 from running.errors import InputError
@@ -25,6 +26,7 @@ from map_helpers import map_in
 
 import create_false_color_map
 import infer
+from maps.doubts import unlike_days
 from maps.writer import MapWriter
 
 
@@ -60,6 +62,8 @@ def test_a_tile_unlike_those_of_training_is_doubtful(workplace, tmp_path, capsys
     bands, days, names = [s for s in capsys.readouterr().out.splitlines() if "doubtful: " in s]
     assert "deviations (and theirs by it): X1 +2." in bands and "X2" not in bands
     assert re.search(r"it lacks dates of days 2\d\d to 3\d\d \(so 1 of 1 tiles\)$", days)
+    january, december = SimpleNamespace(doys=np.array([5])), {"days": [360]}
+    assert unlike_days(january, SimpleNamespace(checkpoint=december)) == "", "a year is a circle"
     assert "classes that the checkpoint lacks: Oats; that it lacks: Mangroves" in names
 
 
