@@ -52,7 +52,7 @@ run_config = {
     "wandb_mode": "auto",  # auto (online where logged in), online, offline or disabled
     "wandb_dir": "",  # its folder wandb/ gets all runs; empty: WANDB_DIR, or where you are
 }
-SAMPLE_SHARE = 20  # pixels are sampled from about so many times their number
+SAMPLE_SHARE = 20  # pixels that are read for each one of the sample, about
 SHOWN = 8  # transitions that are printed
 NO_AREAS = (
     "These count pixels of a map, its errors included: they are no area estimates, which need "

@@ -242,6 +242,7 @@ def measure_areas(codes, years):
             before, after = years.read_classes(slice(first, first + len(state)))
             after = np.where(state >= CHANGED, after, before)
             index = (block * num_classes + place[before]) * num_classes + place[after]
+            state = np.where((before > 0) & (after > 0), state, 0)
             for total, is_in in zip(sums[1:], (state > 0, state == CERTAIN), strict=True):
                 total += np.bincount(index[is_in], size[is_in], len(total))
     unit = "pixels" if hectares is None else "ha"
