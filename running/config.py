@@ -69,6 +69,7 @@ RANGES = {
     "retrieval_pixels": (2, 100_000),
     "draws": (0, 1000),
     "dates": (0, MAX_INT),
+    "dimensions": (0, 65536),  # of an embedding, 0: all; of the page
     "date_share": (0, 1),
     "scale": (1e-9, 1e9),
     # model
@@ -119,7 +120,6 @@ RANGES = {
     "threads": (1, 256),
     "retries": (0, 20),
     # the page
-    "dimensions": (1, 65536),
     "variance": (0.01, 1),
     "max_mb": (4, math.inf),  # the page itself takes 3
 }
