@@ -1,5 +1,6 @@
 """From a checkpoint to maps: what they hold, and that nothing but tile and checkpoint matters."""
 
+import json
 import signal
 import time
 from pathlib import Path
@@ -62,6 +63,10 @@ def test_the_first_dimensions_alone(workplace, tmp_path, form):
         assert (cut / f"{name}.npy").read_bytes() == (whole / f"{name}.npy").read_bytes()
     with pytest.raises(InputError, match=r"another dimensions \(was 4\)"):
         map_tile(workplace, tmp_path / "cut", **keys)
+    info = json.loads((whole / "infer.json").read_text())
+    del info["dimensions"]  # a map of an earlier version
+    (whole / "infer.json").write_text(json.dumps(info))
+    map_tile(workplace, tmp_path / "whole", **keys)
     with pytest.raises(InputError, match="dimensions=17: wanted at most the 16 of .*best.pt"):
         map_tile(workplace, tmp_path / "more", dimensions=17)
 
