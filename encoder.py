@@ -90,7 +90,7 @@ class Encoder:
         _check_header(path, checkpoint, checkpoint["head"]["num_classes"] if classifies else 0)
         classes = checkpoint["classes"] if classifies else {}
         min_valid = min_valid or checkpoint["config"]["min_valid"]
-        size = (module.backbone if classifies else module).latent_dim
+        size = getattr(module, "backbone", module).latent_dim
         if dimensions > size:
             raise InputError(f"dimensions={dimensions}: wanted at most the {size} of {path}")
         module, size = module.to(runtime.device), dimensions or size
