@@ -53,7 +53,8 @@ class Encoder:
     """A checkpoint to encode with, in eval mode. Made by `Encoder.load`.
 
     module: classifier or backbone. classes: of a classifier that classifies, as in tile.json and in
-    the order of its head; else {}. min_valid: clear observations that a pixel needs.
+    the order of its head; else {}. min_valid: clear observations that a pixel needs. size: D of its
+    representations, the first of those that the network has.
     """
 
     path: Path
@@ -62,6 +63,7 @@ class Encoder:
     module: torch.nn.Module
     classes: dict
     min_valid: int
+    size: int
     runtime: Runtime
 
     def __repr__(self):
@@ -69,14 +71,16 @@ class Encoder:
         return f"Encoder({self.path}: {reads}; {self.size} dimensions, {len(self.classes)} classes)"
 
     @classmethod
-    def load(cls, path, device="auto", classify="auto", min_valid=0):
+    def load(cls, path, device="auto", classify="auto", min_valid=0, dimensions=0):
         """The Encoder of a checkpoint of train.py or train_classification.py.
 
         device: "auto" (a GPU where there is one), "cpu" or "cuda". classify: "auto" (where the
         checkpoint is fine-tuned), "true" (refuse others) or "false". min_valid: 0: as in training.
+        dimensions: of its representations, the first ones; 0: all. Classes are of all in any case.
         Raises InputError for a checkpoint that cannot be used.
         """
-        check({"device": device, "classify": classify, "min_valid": min_valid})
+        keys = {"device": device, "classify": classify, "min_valid": min_valid}
+        check(keys | {"dimensions": dimensions})
         runtime, kinds = start_runtime(device), ("pretrained", "classifier")
         with Watch(Path(path).parent, [Path(path).name]):
             checkpoint = load_checkpoint(path, kinds[1:] if classify == "true" else kinds)
@@ -86,8 +90,11 @@ class Encoder:
         _check_header(path, checkpoint, checkpoint["head"]["num_classes"] if classifies else 0)
         classes = checkpoint["classes"] if classifies else {}
         min_valid = min_valid or checkpoint["config"]["min_valid"]
-        module = module.to(runtime.device)
-        return cls(Path(path), checkpoint, sha256, module, classes, min_valid, runtime)
+        size = getattr(module, "backbone", module).latent_dim
+        if dimensions > size:
+            raise InputError(f"dimensions={dimensions}: wanted at most the {size} of {path}")
+        module, size = module.to(runtime.device), dimensions or size
+        return cls(Path(path), checkpoint, sha256, module, classes, min_valid, size, runtime)
 
     @property
     def bands(self):
@@ -103,11 +110,6 @@ class Encoder:
     def class_names(self):
         """{code: name} of its classes, in the order of the probabilities."""
         return {int(code): entry["name"] for code, entry in self.classes.items()}
-
-    @property
-    def size(self):
-        """D of its representations."""
-        return (self.module.backbone if self.classes else self.module).latent_dim
 
     def embed(self, reflectance, dates, masks=None, **keywords):
         """Embeddings (.., D) float32 of series; see `encode` for the arguments."""
@@ -161,7 +163,7 @@ class Encoder:
             dates_read = 0 if draws else max_dates
             rows, *found = self._encode_block(values, days[place], is_clear, dates_read, draws)
             target = tuple(index[rows] for index in place)
-            embeddings[target] = found[0].numpy()
+            embeddings[target] = found[0][:, : self.size].numpy()
             if self.classes:
                 chances[target] = found[1].softmax(1).numpy()
         if reflectance.size and not np.isfinite(embeddings).any():

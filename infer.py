@@ -51,6 +51,7 @@ run_config = {
     "skip_bad_tiles": False,  # print what is wrong with a tile, and map the others
     # maps
     "classify": "auto",  # auto: where the checkpoint is fine-tuned; true: refuse others; false
+    "dimensions": 0,  # of the representations, the first ones; 0: all
     "representation_format": "float32",  # float32, float16, or int8 with a scale for each pixel
     "representation_tif": False,  # write it as a cloud-optimised GeoTIFF too
     "min_valid": 0,  # clear observations that a pixel needs; 0: as in training
@@ -146,6 +147,7 @@ def is_done(output_dir, made_by, overwrite):
     before = {} if overwrite else read_provenance(file)
     if not before:
         return False
+    before = {"dimensions": 0} | before  # which older maps do not record
     differ = [
         key if isinstance(value, dict) else f"{key} (was {before.get(key, 'not recorded')})"
         for key, value in made_by.items()
@@ -184,7 +186,7 @@ def map_blocks(tile, model, config, runtime, made_by, first_row):
         maps = empty_maps((last - first, width), made_by, model.size)
         row = row - first
         maps["valid_count"][:] = counts[first:last]
-        maps["representation_map"][row, column] = y.numpy()
+        maps["representation_map"][row, column] = y[:, : model.size].numpy()
         if model.classes:
             probability, predicted = logits.softmax(1).max(1)
             maps["classification_map"][row, column] = model.codes[predicted.numpy()]
@@ -280,9 +282,10 @@ def main(config):
     stop = stop_on_signals()
 
     # checkpoint
-    keys = ("checkpoint_path", "device", "classify", "min_valid")
+    keys = ("checkpoint_path", "device", "classify", "min_valid", "dimensions")
     model = Encoder.load(*(config[key] for key in keys))
-    made_by = {key: config[key] for key in ("representation_format", "min_valid", "dates", "draws")}
+    keys = ("representation_format", "min_valid", "dates", "draws", "dimensions")
+    made_by = {key: config[key] for key in keys}
     made_by["classify"] = bool(model.classes)
     if config["representation_tif"]:  # maps that were made with it are done without it too
         made_by["representation_tif"] = True

@@ -325,6 +325,7 @@ def train(run, data, validate, length):
         if due["val"]:
             announce(run, length, bar, "validation: loss, RankMe and linear probe")
             progress.line |= validate(run.model)
+            progress.rotation = validate.rotation
         run.log.line(progress.line)
         if due["val"] and runtime.is_main:
             announce(run, length, bar, "pictures: cross-correlation and false colour")
