@@ -60,7 +60,9 @@ def test_classes_of_another_table_are_matched_by_name(tmp_path, capsys):
         "Grass",
         "Barley",
     ]
-    assert "labels.npy: found Barley, which the map cannot have" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "labels.npy: found Barley, which the map cannot have" in out
+    assert "of the pixels of other classes 100.0% are right" in out
 
 
 @pytest.mark.slow
