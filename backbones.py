@@ -41,6 +41,10 @@ class SimpleMLP(nn.Module):
         # no bias at the end: the projector's BatchNorm would remove it
         self.layers = nn.Sequential(*layers, nn.Linear(sizes[-1], latent_dim, bias=False))
 
+    @property
+    def head(self):
+        return self.layers[-1]
+
     def forward(self, x, doys):
         x = torch.cat([x, encode_days(doys, self.day_features)], dim=-1)
         return self.layers(x.flatten(1))
@@ -180,6 +184,7 @@ def attention_pool(score, x, padding_mask=None):
 #   latent_dim    D of the representations that forward(x, doys) gives
 #   sample_size   dates it was built for, which inference draws where any_length is False
 #   any_length    whether it takes series of any length; then forward(x, doys, padding_mask) too
+#   head          the nn.Linear that gives the representations; only if they should be ordered
 # and, only if head=attention should work with it, features of each date and their pooling:
 #   date_dim, date_features(x, doys[, padding_mask]) -> (N, S, date_dim)
 #   pool(features[, padding_mask]) -> (N, D)
@@ -340,12 +345,25 @@ def focal_loss(logits, target, gamma, weight=None):
 def load_backbone(checkpoint):
     """The backbone of a checkpoint (`load_checkpoint`), all keys matched, in eval mode.
 
+    Its dimensions are ordered: the rotation of the checkpoint, if it has one, becomes part of the
+    last layer. Distances and angles between representations stay what they were in training.
     Raises InputError for weights that are not finite, or do not fit the backbone that it names.
     """
     with _one_line("backbone"):
         backbone = build_backbone(**checkpoint["backbone"])
         _load_weights(backbone, checkpoint["backbone_state"])
+        if checkpoint.get("rotation") is not None and hasattr(backbone, "head"):
+            _rotate(backbone.head, checkpoint["rotation"])
     return backbone.eval()
+
+
+@torch.no_grad()
+def _rotate(linear, rotation):
+    """Make a layer give y @ rotation in place of y; rotation: (D, D), of `find_rotation`."""
+    if not rotation.isfinite().all():
+        raise ValueError("its rotation is not finite")
+    for parameter in linear.parameters():  # weight (D, W), and bias (D,) if there is one
+        parameter.copy_(rotation.double().T @ parameter.double())
 
 
 @contextmanager

@@ -52,6 +52,7 @@ run_config = {
     "classify": "auto",  # auto: where the checkpoint is fine-tuned; true: refuse others; false
     "min_valid": 0,  # clear observations that a pixel needs; 0: as in training
     "dates": 24,  # clear dates of a pixel that are read, at most, evenly spaced; 0: all
+    "dimensions": 0,  # of the embeddings, the first ones; 0: all
     "draws": 0,  # above 0: the mean of N even samples of sample_size dates, from all clear dates
     # running
     "device": "auto",  # auto, cpu or cuda
@@ -254,7 +255,7 @@ def main(config):
     path, output = Path(config["data_path"]), check_output(config)
     if output.name.startswith("MGRS-"):
         return make_tile(path, output, config)
-    keys = ("checkpoint_path", "device", "classify", "min_valid")
+    keys = ("checkpoint_path", "device", "classify", "min_valid", "dimensions")
     encoder = Encoder.load(*(config[key] for key in keys))
     pixels, encoded = (embed_cube if is_cube(path) else embed_table)(path, output, encoder, config)
     if encoded < pixels:

@@ -27,8 +27,7 @@ import numpy as np
 import torch
 
 from backbones import load_backbone, load_classifier
-from tile_json import TILE_JSON, is_class_table
-from tiles import match_bands
+from tile_json import TILE_JSON, is_class_table, match_bands
 from transforms import clear_dates, even_dates, standardise
 from utils import BLOCK_BYTES, encode_series
 
@@ -55,6 +54,7 @@ class Encoder:
     module: classifier or backbone. classes: of a classifier that classifies, as in tile.json and in
     the order of its head; else {}. target: of a regressor that estimates, the name, unit, mean and
     std of its quantity in training; else {}. min_valid: clear observations that a pixel needs.
+    size: D of its representations, the first of those that the network has.
     """
 
     path: Path
@@ -64,6 +64,7 @@ class Encoder:
     classes: dict
     target: dict
     min_valid: int
+    size: int
     runtime: Runtime
 
     def __repr__(self):
@@ -72,14 +73,16 @@ class Encoder:
         return f"Encoder({self.path}: {reads}; {self.size} dimensions, {gives})"
 
     @classmethod
-    def load(cls, path, device="auto", classify="auto", min_valid=0):
+    def load(cls, path, device="auto", classify="auto", min_valid=0, dimensions=0):
         """The Encoder of a checkpoint of train.py, train_classification.py or train_regression.py.
 
         device: "auto" (a GPU where there is one), "cpu" or "cuda". classify: "auto" (where the
         checkpoint is fine-tuned), "true" (refuse others) or "false". min_valid: 0: as in training.
+        dimensions: of its representations, the first ones; 0: all. Classes are of all in any case.
         Raises InputError for a checkpoint that cannot be used.
         """
-        check({"device": device, "classify": classify, "min_valid": min_valid})
+        keys = {"device": device, "classify": classify, "min_valid": min_valid}
+        check(keys | {"dimensions": dimensions})
         runtime = start_runtime(device)
         kinds = ("classifier",) if classify == "true" else tuple(KINDS)
         with Watch(Path(path).parent, [Path(path).name]):
@@ -91,8 +94,12 @@ class Encoder:
         header = checkpoint if has_head else {}
         classes, target = header.get("classes", {}), header.get("target", {})
         min_valid = min_valid or checkpoint["config"]["min_valid"]
-        module = module.to(runtime.device)
-        return cls(Path(path), checkpoint, sha256, module, classes, target, min_valid, runtime)
+        size = getattr(module, "backbone", module).latent_dim
+        if dimensions > size:
+            raise InputError(f"dimensions={dimensions}: wanted at most the {size} of {path}")
+        module, size = module.to(runtime.device), dimensions or size
+        more = {"classes": classes, "target": target, "min_valid": min_valid, "size": size}
+        return cls(Path(path), checkpoint, sha256, module, **more, runtime=runtime)
 
     @property
     def bands(self):
@@ -108,11 +115,6 @@ class Encoder:
     def class_names(self):
         """{code: name} of its classes, in the order of the probabilities."""
         return {int(code): entry["name"] for code, entry in self.classes.items()}
-
-    @property
-    def size(self):
-        """D of its representations."""
-        return getattr(self.module, "backbone", self.module).latent_dim
 
     def embed(self, reflectance, dates, masks=None, **keywords):
         """Embeddings (.., D) float32 of series; see `encode` for the arguments."""
@@ -182,7 +184,7 @@ class Encoder:
             dates_read = 0 if draws else max_dates
             rows, *found = self._encode_block(values, days[place], is_clear, dates_read, draws)
             target = tuple(index[rows] for index in place)
-            embeddings[target] = found[0].numpy()
+            embeddings[target] = found[0][:, : self.size].numpy()
             if self.classes or self.target:
                 answers[target] = self.decode(found[1]).numpy()
         if reflectance.size and not np.isfinite(embeddings).any():
@@ -241,6 +243,7 @@ def _check_header(path, checkpoint, num_classes):
     num_classes: of its head, 0 where it does not classify.
     """
     bands, min_valid = checkpoint["backbone"]["num_bands"], checkpoint["config"]["min_valid"]
+    days = checkpoint.get("days", [])  # older checkpoints have none
     classifies = num_classes and checkpoint["kind"] == "classifier"
     classes = checkpoint.get("classes") if classifies else {}
     lengths = {len(checkpoint[key]) for key in ("mean", "std", "bands")} - {0}
@@ -251,6 +254,8 @@ def _check_header(path, checkpoint, num_classes):
         )
     elif not 1 <= min_valid <= 65535:
         found, wanted = f"min_valid {min_valid}", "1 to 65535"
+    elif not (isinstance(days, list) and all(type(day) is int and 0 < day < 367 for day in days)):
+        found, wanted = f"days {days!r:.200}", "a list of days of year 1 to 366"
     elif classifies and not (is_class_table(classes) and len(classes) == num_classes):
         found, wanted = f"classes {classes!r:.200}", f"{num_classes}: {TILE_JSON['classes'][1]}"
     elif num_classes and not (classifies or _is_scaled_target(checkpoint.get("target"))):

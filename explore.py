@@ -187,7 +187,7 @@ def pack_scene(scene, projection, basis, config, blobs, allowed):
 
 def main(config):
     """Write the page. Returns its path."""
-    config = check(config)
+    config = check(config, dimensions=(1, 65536))
     refuse_torchrun()
 
     # maps

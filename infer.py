@@ -31,6 +31,7 @@ from running.script import run_script, stop_on_signals
 import numpy as np
 
 from encoder import Encoder
+from maps.doubts import notice_doubts
 from maps.geotiff import write_geotiff, write_representation_tif
 from maps.land_cover import class_legend
 from maps.pictures import plot_class_map, plot_values
@@ -50,6 +51,7 @@ run_config = {
     "skip_bad_tiles": False,  # print what is wrong with a tile, and map the others
     # maps
     "classify": "auto",  # auto: where the checkpoint is fine-tuned; true: refuse others; false
+    "dimensions": 0,  # of the representations, the first ones; 0: all
     "representation_format": "float32",  # float32, float16, or int8 with a scale for each pixel
     "representation_tif": False,  # write it as a cloud-optimised GeoTIFF too
     "min_valid": 0,  # clear observations that a pixel needs; 0: as in training
@@ -107,13 +109,13 @@ def skipping(config, bad, say=print):
         say(f"skipped: {error}")
 
 
-def open_tiles(config, checkpoint, bad):
+def open_tiles(config, model, bad):
     """All tiles that can be opened, and their output folders: [(tile, folder)].
 
     Raises InputError where there is none.
     """
     folders, jobs = find_tiles(config["tile_path"]), []
-    bands = checkpoint_bands(checkpoint, config["checkpoint_path"])
+    bands = checkpoint_bands(model.checkpoint, config["checkpoint_path"])
     for folder, output_dir in zip(folders, output_folders(config, folders), strict=True):
         with skipping(config, bad, notice):
             tile = Tile(folder)
@@ -126,13 +128,16 @@ def open_tiles(config, checkpoint, bad):
             jobs.append((tile, output_dir))
     if not jobs:
         raise InputError(f"{config['tile_path']}: found {len(bad)} bad tiles and no good one")
-    notice_unnamed([tile for tile, _ in jobs], bands)
+    tiles = [tile for tile, _ in jobs]
+    notice_unnamed(tiles, bands)
+    notice_doubts(tiles, model)
     return jobs
 
 
 def describe_run(config, model):
     """What all maps of a call are made with, for infer.json."""
-    made_by = {key: config[key] for key in ("representation_format", "min_valid", "dates", "draws")}
+    keys = ("representation_format", "min_valid", "dates", "draws", "dimensions")
+    made_by = {key: config[key] for key in keys}
     made_by["classify"] = bool(model.classes)
     # maps that were made with these are done without them too
     made_by |= {"estimate": True} if model.target else {}
@@ -153,6 +158,7 @@ def is_done(output_dir, made_by, overwrite):
     before = {} if overwrite else read_provenance(file)
     if not before:
         return False
+    before = {"dimensions": 0} | before  # which older maps do not record
     differ = [
         key if isinstance(value, dict) else f"{key} (was {before.get(key, 'not recorded')})"
         for key, value in made_by.items()
@@ -191,7 +197,7 @@ def map_blocks(tile, model, config, runtime, made_by, first_row):
         maps = empty_maps((last - first, width), made_by, model.size)
         row = row - first
         maps["valid_count"][:] = counts[first:last]
-        maps["representation_map"][row, column] = y.numpy()
+        maps["representation_map"][row, column] = y[:, : model.size].numpy()
         if model.classes:
             probability, predicted = model.decode(logits).max(1)
             maps["classification_map"][row, column] = model.codes[predicted.numpy()]
@@ -296,13 +302,13 @@ def main(config):
     stop = stop_on_signals()
 
     # checkpoint
-    keys = ("checkpoint_path", "device", "classify", "min_valid")
+    keys = ("checkpoint_path", "device", "classify", "min_valid", "dimensions")
     model = Encoder.load(*(config[key] for key in keys))
     made_by = describe_run(config, model)
 
     # tiles, divided among the processes: all are looked at before the first is mapped
     bad, jobs = [], []
-    opened = open_tiles(config, model.checkpoint, bad)
+    opened = open_tiles(config, model, bad)
     for tile, output_dir in opened[runtime.rank :: runtime.world_size]:
         raise_if_stopped(stop, f"before {tile.name}")
         done = is_done(output_dir, made_by | describe_source(tile), config["overwrite"])

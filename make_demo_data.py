@@ -4,6 +4,7 @@ SIMULATED: good for trying things out, not for saying anything about the Earth.
 
     python make_demo_data.py
     python make_demo_data.py base_path=/tmp/demo num_tiles=8 size=256
+    python make_demo_data.py year=2025 dataset_name=simulated_2025
 """
 
 from pathlib import Path
@@ -18,6 +19,7 @@ run_config = {
     "dataset_name": "simulated",  # must be new
     "num_tiles": 3,  # each is another landscape
     "size": 96,  # pixels along a side
+    "year": 2024,  # another: same ground, other weather and dates; changed.npy: where cover changed
     "num_dates": 60,  # of the 73 overpasses of a year
     "missed_clouds": 0.1,  # share of cloud edges that the mask calls clear
     "seed": 0,  # of landscapes, dates and clouds
@@ -27,7 +29,7 @@ run_config = {
 def main(config):
     """Write the data set; returns its folder. Raises InputError where it exists already."""
     refuse_torchrun()
-    config = dict(check(config))
+    config = dict(check(config, year=(2015, 2100)))
     folder = Path(config.pop("base_path")) / "data" / config.pop("dataset_name")
     simulate_dataset(folder, **config)
     return folder

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from running.config import check
 from running.device import start_runtime
-from running.errors import InputError
+from running.errors import InputError, notice
 from running.files import make_output_dir, write_json
 from running.log import start_log
 from running.script import refuse_torchrun, run_script
@@ -41,7 +41,7 @@ from maps.pictures import (
     save_picture,
 )
 from maps.reader import find_labels, read_codes, read_map, read_provenance, row_blocks
-from tile_json import describe_target, merge_classes, merge_targets
+from tile_json import describe_target, match_classes, merge_classes, merge_targets
 
 run_config = {
     "map_path": "outputs/MGRS-SIM1/classification_map.npy",  # or regression_map.npy, of infer.py
@@ -65,8 +65,9 @@ def count_pairs(class_map, labels):
 def read_both(path, config):
     """A map and its labels, in bounded memory.
 
-    Returns the map (H, W), the content of infer.json beside it, its legend, the path of the labels
-    ("" for none) and `count_pairs`. Raises InputError for labels without a pixel of the map.
+    Returns the map (H, W), the content of infer.json beside it, the legend of both, the path of the
+    labels ("" for none), the code in the legend of each code of the labels (256,), and
+    `count_pairs` by codes of the legend. Raises InputError for labels without a pixel of the map.
     """
     class_map = read_map(path)
     if class_map.dtype != np.uint8:
@@ -74,16 +75,30 @@ def read_both(path, config):
     info = read_provenance(path)
     labels_path, tile_info = find_labels(config["labels_path"], info)
     sources = [(path.with_name("infer.json"), info)]
+    mapped, names = info.get("classes", {}), tile_info.get("classes", {})
+    table = np.array(match_classes(mapped, names), np.uint8)
     if labels_path:
-        pairs = count_pairs(class_map, read_codes(labels_path, class_map.shape))
-        if not pairs[1:, 1:].any():
+        counted = count_pairs(class_map, read_codes(labels_path, class_map.shape))
+        if not counted[1:, 1:].any():
             raise InputError(f"{labels_path}: found no labelled pixel that the map covers")
-        sources.append((Path(labels_path).parent / "tile.json", tile_info))
+        pairs = np.zeros_like(counted)
+        np.add.at(pairs, table, counted)
+        names = {str(table[int(code)]): entry for code, entry in names.items()}
+        sources.append((Path(labels_path).parent / "tile.json", {"classes": names}))
     else:
         pairs = np.diag(count_classes(class_map).sum(0))
     codes = np.flatnonzero(pairs.sum(0) + pairs.sum(1))
     legend = class_legend(codes, merge_classes(sources, refuse=False))
-    return class_map, info, legend, labels_path, pairs
+    unknown = [code for code in legend if mapped and str(code) not in mapped]
+    if unknown:
+        both = np.delete(pairs, [0, *unknown], 0)[:, 1:]  # of the other classes
+        right = np.diag(pairs)[1:].sum() / max(1, both.sum())
+        names = ", ".join(legend[code]["name"] for code in unknown)
+        notice(
+            f"{labels_path}: found {names}, which the map cannot have (classes are matched by "
+            f"name): counted as errors; of the pixels of other classes {right:.1%} are right"
+        )
+    return class_map, info, legend, labels_path, table, pairs
 
 
 def describe_size(row):
@@ -96,10 +111,11 @@ def print_areas(areas):
         print(f"{code:>4} {row['name']:28.28s} {row['share']:6.1%}  {describe_size(row)}")
 
 
-def draw_inference(class_map, labels_path, legend, info, title, result, figure=None):
+def draw_inference(class_map, labels_path, table, legend, info, title, result, figure=None):
     """The class map with areas and, where there are labels, labels and errors beside it.
 
-    result: the areas and the agreement that `main` returns. figure: as for `draw_maps`.
+    table: as `read_both` gives it. result: the areas and the agreement that `main` returns.
+    figure: as for `draw_maps`.
     """
     frame = find_frame(class_map.shape)
     thin_map = frame.thin(class_map)
@@ -108,7 +124,7 @@ def draw_inference(class_map, labels_path, legend, info, title, result, figure=N
     sizes = {code: size.replace(" ", "\u00a0") for code, size in areas.items()}  # on one line
     labels = thin_map
     if labels_path:
-        labels = frame.thin(read_codes(labels_path, class_map.shape)).astype(np.uint8)
+        labels = table[frame.thin(read_codes(labels_path, class_map.shape))]
     occurs = np.ones(256, bool)  # each class, in the map or in the labels
     occurs[0] = not (thin_map.all() and labels.all())
     entries = legend_entries(legend, occurs, sizes)
@@ -215,7 +231,7 @@ def main(config):
     path = Path(config["map_path"])
     if "target" in read_provenance(path) and read_map(path, kind="iuf").dtype.kind == "f":
         return show_values(path, config)
-    class_map, info, legend, labels_path, pairs = read_both(path, config)
+    class_map, info, legend, labels_path, table, pairs = read_both(path, config)
     output_dir = make_output_dir(config["output_dir"] or path.parent)
     runtime = start_runtime("cpu")
     log = start_log(config, "read_inference_map", output_dir, runtime)
@@ -239,7 +255,7 @@ def main(config):
         pictures["agreement"] = output_dir / "agreement.png"
         matrix = np.array(result["agreement"]["confusion_matrix"])
         plot_confusion(matrix, legend, pictures["agreement"], f"{title}: map against labels")
-    draw = partial(draw_inference, class_map, labels_path, legend, info, title, result)
+    draw = partial(draw_inference, class_map, labels_path, table, legend, info, title, result)
     beside = "labels, map and errors" if labels_path else "the map"
     return finish(result, draw, pictures, f"{beside}, with the area of each class", config, log)
 

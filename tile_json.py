@@ -109,6 +109,24 @@ def find_bands(names, wanted):
     return [places.get(band_key(name)) for name in wanted]
 
 
+def match_bands(names, wanted, origin, wanted_by, mend=""):
+    """The place of each wanted band among names, in whatever spelling: a list of indices.
+
+    origin, wanted_by: whose names they are; mend: what to do, for the message. Raises InputError
+    for a band that is missing or there twice.
+    """
+    keys = [*map(band_key, names)]
+    wrong = [name for name in wanted if keys.count(band_key(name)) != 1]
+    if wrong:
+        number = keys.count(band_key(wrong[0]))
+        found = f"band {wrong[0]} {number} times" if number else f"no band {wrong[0]}"
+        raise InputError(
+            f"{origin}: found {found} among {','.join(names)}, wanted {','.join(wanted)} as "
+            f"{wanted_by}{mend}"
+        )
+    return [keys.index(band_key(name)) for name in wanted]
+
+
 def is_georeferenced(info):
     """Whether the content of a tile.json or an infer.json has the place of its pixels."""
     return {"crs", "transform"} <= set(info)
@@ -155,6 +173,27 @@ def merge_classes(sources, refuse=True):
             "codes are taken to mean the same as in the others"
         )
     return merged
+
+
+def match_classes(classes, others):
+    """By name, which code of `classes` each code 0..255 of `others` is: a list of 256 codes.
+
+    classes, others: as in tile.json. A name that `classes` lacks gets a code that neither has.
+    Where one of them has no names, codes are taken to mean the same.
+    """
+    table = list(range(256))
+    if classes and others:
+        ours = {_fold(entry): int(code) for code, entry in reversed(classes.items())}
+        free = (code for code in range(1, 256) if not {str(code)} & {*classes, *others})
+        for code, entry in others.items():
+            known = ours.get(_fold(entry))
+            table[int(code)] = next(free, 0) if known is None else known
+    return table
+
+
+def _fold(entry):
+    """The name of a class, however it is spaced and capitalised."""
+    return " ".join(entry["name"].casefold().split())
 
 
 def merge_targets(sources):

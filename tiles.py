@@ -19,7 +19,7 @@ from running.files import Watch, cached_array, open_npy
 import numpy as np
 import torch
 
-from tile_json import band_key, read_tile_json
+from tile_json import match_bands, read_tile_json
 
 TRAIN, VALIDATION, TEST = 1, 2, 3  # codes of splits.npy; 0: no labels used, pretraining only
 CACHE_PIXELS = 512  # pixels whose whole series fit into a core's own cache
@@ -42,24 +42,6 @@ class Bands(NamedTuple):
 def checkpoint_bands(checkpoint, path):
     """The Bands that a checkpoint was trained on; None for no checkpoint."""
     return checkpoint and Bands(checkpoint["bands"], checkpoint["mean"], checkpoint["std"], path)
-
-
-def match_bands(names, wanted, origin, wanted_by, mend=""):
-    """The place of each wanted band among names, in whatever spelling: a list of indices.
-
-    origin, wanted_by: whose names they are; mend: what to do, for the message. Raises InputError
-    for a band that is missing or there twice.
-    """
-    keys = [*map(band_key, names)]
-    wrong = [name for name in wanted if keys.count(band_key(name)) != 1]
-    if wrong:
-        number = keys.count(band_key(wrong[0]))
-        found = f"band {wrong[0]} {number} times" if number else f"no band {wrong[0]}"
-        raise InputError(
-            f"{origin}: found {found} among {','.join(names)}, wanted {','.join(wanted)} as "
-            f"{wanted_by}{mend}"
-        )
-    return [keys.index(band_key(name)) for name in wanted]
 
 
 class Tile:
@@ -431,6 +413,11 @@ def notice_splits(tiles):
 def find_band_names(tiles):
     """The names of the bands that are read, where a tile has any; else an empty list."""
     return next((tile.read_names for tile in tiles if tile.read_names), [])
+
+
+def find_days(tiles):
+    """Days of year on which a tile has a date, ascending, as a list."""
+    return sorted({int(day) for tile in tiles for day in tile.doys})
 
 
 def pool_statistics(tiles, weights):

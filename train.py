@@ -39,7 +39,7 @@ from evaluation.seen_pixels import record_splits
 from evaluation.validation import Validation
 from maps.false_color import color_tile
 from maps.pictures import plot_false_color, thin_place
-from tiles import Tile, checkpoint_bands, notice_splits
+from tiles import Tile, checkpoint_bands, find_days, notice_splits
 from transforms import AUGMENTATIONS
 from utils import learning_rate, plot_cross_corr
 
@@ -325,6 +325,7 @@ def train(run, data, validate, length):
         if due["val"]:
             announce(run, length, bar, "validation: loss, RankMe and linear probe")
             progress.line |= validate(run.model)
+            progress.rotation = validate.rotation
         run.log.line(progress.line)
         if due["val"] and runtime.is_main:
             announce(run, length, bar, "pictures: cross-correlation and false colour")
@@ -356,6 +357,7 @@ def make_header(config, checkpoint, data, validate):
         "bands": train_set.band_names,
         "mean": train_set.mean,
         "std": train_set.std,
+        "days": find_days(train_set.tiles),
         "classes": data.picture_tile.info.get("classes", {}),
         "splits": record_splits(train_set, checkpoint),
         "data": {

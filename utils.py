@@ -10,11 +10,13 @@ from running.files import atomic_write
 import numpy as np
 import torch
 import torch.nn.functional as F
+from scipy.linalg import hadamard
 
 from tile_json import find_bands
 from transforms import clear_dates, even_dates, even_draws, standardise
 
 BLOCK_BYTES = 1 << 26  # of bands.npy that are read at a time
+LEADING = 8  # principal components that lead the dimensions
 
 
 def rankme(representations):
@@ -27,6 +29,33 @@ def rankme(representations):
     shares = singular / singular.sum().clamp(min=1e-12) + 1e-7
     entropy = float(-(shares * shares.log()).sum())
     return math.exp(entropy), entropy / math.log(representations.shape[1])
+
+
+def find_rotation(representations):
+    """Rotation (D, D) float32 that orders the dimensions: representations (N, D) @ rotation.
+
+    Dimensions 1, 9, 17, .. all hold principal component 1, and components 9, 17, .. with the signs
+    of a Hadamard matrix; and so on to 8, 16, 24, .. So the first 16, 32, 64 dimensions hold nearly
+    what that many components hold, and all vary about as much: the last components themselves are
+    noise, which a classifier that scales each dimension would take for as much as the first. That
+    is for D a power of two; for others fewer are mixed, and none where D is odd.
+    """
+    y = torch.as_tensor(representations).double()
+    y, size = y - y.mean(0), y.shape[1]
+    components = torch.linalg.eigh(y.T @ y).eigenvectors.flip(1)
+    components = components * skew_signs(y @ components)
+    groups = math.gcd(size, 1 << (max(1, size // LEADING).bit_length() - 1))
+    mixing = torch.from_numpy(hadamard(groups) / math.sqrt(groups))
+    within = torch.eye(size // groups, dtype=torch.float64)
+    return (components @ torch.kron(mixing, within)).float()
+
+
+def skew_signs(values):
+    """1 or -1 for each column of centred values (N, K): with it, the long tail is positive.
+
+    It fixes the signs of components by what they show, so that those of two encoders agree.
+    """
+    return 1 - 2 * ((values**3).sum(0) < 0)
 
 
 def retrieval(a, b, rows=1024):

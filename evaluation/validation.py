@@ -17,7 +17,7 @@ from threadpoolctl import threadpool_limits
 
 from barlow_twins import pretraining_loss
 from data import iterate_batches
-from utils import encode_series, rankme
+from utils import encode_series, find_rotation, rankme
 
 
 class Validation:
@@ -26,6 +26,7 @@ class Validation:
     val_set: views of pixels that are neither trained on nor in the test split; labelled: the
     labelled ones among them, or None. Called with a model, it returns a dict of numbers, whose
     `score` is better the larger it is: macro-F1 of the probe, or minus the loss without one.
+    rotation: orders the dimensions of that model, see `find_rotation`.
     """
 
     def __init__(self, val_set, labelled, config, runtime):
@@ -63,6 +64,7 @@ class Validation:
                 "validation: found representations that are not finite; the learning rate is too "
                 "high; the last good checkpoint stays"
             )
+        self.rotation = find_rotation(representations)
         rank, rank_share = rankme(representations)
         result = {"val_loss": float(np.average(losses, weights=sizes))}
         result |= {"rankme": rank, "rankme_normalised": rank_share, "score": -result["val_loss"]}

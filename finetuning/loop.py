@@ -33,7 +33,7 @@ from backbones import (
 from data import iterate_batches
 from evaluation.networks import read_representations
 from evaluation.seen_pixels import notice_seen_pixels, record_splits
-from tiles import checkpoint_bands, notice_splits
+from tiles import checkpoint_bands, find_days, notice_splits
 from transforms import drop_dates
 from utils import learning_rate
 
@@ -379,6 +379,7 @@ def make_header(config, checkpoint, arguments, splits, task):
         "bands": train.band_names,
         "mean": train.mean,
         "std": train.std,
+        "days": find_days(train.tiles),
         **task.header,
         "splits": record_splits(train, checkpoint),
         "data": data,

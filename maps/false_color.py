@@ -12,7 +12,7 @@ import numpy as np
 from sklearn.decomposition import PCA
 
 from maps.reader import MADE_BY, check_made_alike
-from utils import extract_representations
+from utils import extract_representations, skew_signs
 
 MAX_VALUE = 1e12  # of a representation, so that sums of squares stay finite
 MAX_BASIS_BYTES = 1 << 24  # of a basis file: one of 65536 dimensions has a megabyte
@@ -81,8 +81,11 @@ def fit_basis(pixels):
     (D,), components (3, D), low (3,), high (3,).
     """
     pca = PCA(3, random_state=0).fit(pixels)
-    low, high = np.percentile(pca.transform(pixels), (2, 98), axis=0)
-    basis = {"mean": pca.mean_, "components": pca.components_, "low": low, "high": high}
+    places = pca.transform(pixels)
+    signs = skew_signs(places)
+    low, high = np.percentile(places * signs, (2, 98), axis=0)
+    components = pca.components_ * signs[:, None]
+    basis = {"mean": pca.mean_, "components": components, "low": low, "high": high}
     return {name: np.asarray(values, np.float32) for name, values in basis.items()}
 
 

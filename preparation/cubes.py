@@ -17,7 +17,7 @@ import numpy as np
 from encoder import read_dates
 from preparation import need
 from preparation.tables import OPTIONAL
-from tiles import match_bands
+from tile_json import match_bands
 from utils import BLOCK_BYTES
 
 

@@ -3,7 +3,8 @@
 Fields, woods, a river and a town with phenology of their own, irregular dates, swath edges, and
 clouds that are connected areas, some of which the mask misses. As on the ground, fields of one
 class differ more than classes do (season, vigour, soil, leaf colour), and some classes differ for a
-few weeks or in two bands only. SIMULATED: good for trying things out, not for saying
+few weeks or in two bands only. In another year the same ground has other weather, dates, clouds
+and seasons, and some fields another cover. SIMULATED: good for trying things out, not for saying
 anything about the Earth.
 """
 
@@ -55,6 +56,8 @@ FIELD_SHARES = {"broadleaf wood": 3, "needle wood": 2, "heath": 3, "pasture": 2,
 FIELD_SHARES |= {"clover": 2, "winter cereal": 2, "maize": 2, "rapeseed": 1, "fallow": 3}
 FIELD_SHARES |= {"wet meadow": 3}
 PEAK_BIOMASS, BIOMASS_NOISE = 25, 1.0  # t/ha, of a year of full green; deviation of a measurement
+FIRST_YEAR = 2024  # other years change it
+CHANGED = 0.15  # share of the fields that have another cover in another year
 # first day, last day, and factors on bands: where some covers differ from the others
 EVENTS = {
     "mown meadow": (160, 185, {"B08": 0.7, "B8A": 0.7, "B07": 0.7, "B04": 1.5}),
@@ -99,6 +102,35 @@ def grow(cover, field, rng):
         "soil": np.exp(vary(field, 0.25, rng)),  # brightness
         "colour": np.exp(vary(field, 0.05, rng, (len(BANDS),))),  # of the leaves
     }
+
+
+def grow_in(year, pixels, field, seed, rng):
+    """The properties of `grow` in another year: the soil stays.
+
+    Fields have a season and vigour of that year, and of its weather, which is the same in all tiles
+    of a seed; some have another cover.
+    """
+    weather = np.random.default_rng([seed, year])
+    spring, autumn = weather.uniform(6, 14, 2) * weather.choice([-1, 1], 2)  # days late
+    grown = grow(change_fields(pixels["cover"], field, rng), field, rng)
+    grown["season"] += spring
+    grown["rise and fall"][1] += autumn - spring
+    grown["strength"] *= weather.uniform(0.85, 1.1)
+    return grown | {"soil": pixels["soil"]}
+
+
+def change_fields(cover, field, rng):
+    """Cover of each pixel, (H, W), after a share CHANGED of the fields got another one."""
+    kinds = np.array([list(COVERS).index(name) for name in FIELD_SHARES])
+    shares = np.array(list(FIELD_SHARES.values()), float)
+    is_field = np.isin(cover, kinds)  # neither river nor town
+    of_field = np.zeros(field.max() + 1, cover.dtype)
+    of_field[field[is_field]] = cover[is_field]
+    fields = np.unique(field[is_field])
+    for one in rng.choice(fields, round(CHANGED * len(fields)), replace=False):
+        others = shares * (kinds != of_field[one])
+        of_field[one] = rng.choice(kinds, p=others / others.sum())
+    return np.where(is_field, of_field[field], cover)
 
 
 def greenness(pixels, doy):
@@ -166,22 +198,34 @@ def simulate_date(pixels, doy, config, rng):
     return bands.round().astype(np.uint16), mask.astype(np.uint8)
 
 
+def draw_overpasses(num_dates, rng):
+    """Days of year (num_dates,), ascending: some of the 73 overpasses of a year."""
+    return np.sort(rng.choice(73, num_dates, replace=False)) * 5 + rng.integers(1, 5)
+
+
 def write_tile(folder, number, config):
     """Write one simulated tile of the tile contract; tiles lie side by side from west to east."""
     folder.mkdir(parents=True)
     size, num_dates = config["size"], config["num_dates"]
-    rng = np.random.default_rng([config["seed"], number])
-    overpasses = np.sort(rng.choice(73, num_dates, replace=False)) * 5 + rng.integers(1, 5)
+    seed, year = config["seed"], config["year"]
+    rng = np.random.default_rng([seed, number])
+    overpasses = draw_overpasses(num_dates, rng)
     shape = (num_dates, size, size, len(BANDS))
     bands = create_npy(folder / "bands.npy", np.uint16, shape)
     masks = create_npy(folder / "masks.npy", np.uint8, shape[:3])
-    pixels = grow(*simulate_covers(size, rng), rng)
+    cover, field = simulate_covers(size, rng)
+    pixels = grow(cover, field, rng)
+    if year != FIRST_YEAR:
+        rng = np.random.default_rng([seed, number, year])
+        overpasses = draw_overpasses(num_dates, rng)
+        pixels = grow_in(year, pixels, field, seed, rng)
+        np.save(folder / "changed.npy", pixels["cover"] != cover)
     counted = {}
     for index, doy in enumerate(overpasses):
         bands[index], masks[index] = simulate_date(pixels, doy, config, rng)
         counted = add_counts(counted, count_block(bands[index], masks[index], -1))
     if not counted["count"]:
-        keys = f"num_dates={num_dates} seed={config['seed']}"
+        keys = f"num_dates={num_dates} seed={seed}"
         raise InputError(f"{keys}: found no clear observation in tile {number + 1}, wanted another")
     mean, std = statistics(counted)
     np.save(folder / "doys.npy", overpasses.astype(np.int16))
@@ -195,7 +239,7 @@ def write_tile(folder, number, config):
     info = {
         "simulated": True,
         "bands": BANDS,
-        "dates": [str(date(2023, 12, 31) + timedelta(int(doy))) for doy in overpasses],
+        "dates": [str(date(year - 1, 12, 31) + timedelta(int(doy))) for doy in overpasses],
         "crs": "EPSG:32633",
         "transform": [10, 0, 500000 + 10 * size * number, 0, -10, 5400000],
         "classes": {str(code): WORLDCOVER[code] for code in sorted(set(codes.tolist()))},
@@ -205,13 +249,15 @@ def write_tile(folder, number, config):
     (folder / "tile.json").write_text(json.dumps(info, indent=1))
 
 
-def simulate_dataset(folder, *, num_tiles=3, size=96, num_dates=60, missed_clouds=0.1, seed=0):
+def simulate_dataset(
+    folder, *, num_tiles=3, size=96, year=FIRST_YEAR, num_dates=60, missed_clouds=0.1, seed=0
+):
     """Write a data set of simulated tiles at `folder`; the keys are make_demo_data.py's.
 
     Raises InputError where the folder exists already, or cannot be written.
     """
     folder, config = Path(folder), {"size": size, "num_dates": num_dates, "seed": seed}
-    config["missed_clouds"] = missed_clouds
+    config |= {"missed_clouds": missed_clouds, "year": year}
     if folder.exists():
         raise InputError(f"{folder}: exists already, wanted a new dataset_name (or remove it)")
     make_output_dir(folder.parent)

@@ -120,6 +120,7 @@ class Progress:
     best_step: int = 0
     line: dict = field(default_factory=lambda: {"step": 0})  # the last line of metrics.jsonl
     losses: list = field(default_factory=list)  # since that line, if the trainer keeps them
+    rotation: torch.Tensor | None = None  # of a pretrained backbone, see `load_backbone`
 
 
 @dataclass

@@ -69,7 +69,10 @@ RANGES = {
     "retrieval_pixels": (2, 100_000),
     "draws": (0, 1000),
     "dates": (0, MAX_INT),
+    "dimensions": (0, 65536),  # of an embedding, 0: all; of the page
     "date_share": (0, 1),
+    "false_alarms": (1e-6, 0.5),
+    "min_confidence": (0, 1),
     "scale": (1e-9, 1e9),
     # model
     "latent_dim": (3, 65536),
@@ -119,7 +122,6 @@ RANGES = {
     "threads": (1, 256),
     "retries": (0, 20),
     # the page
-    "dimensions": (1, 65536),
     "variance": (0.01, 1),
     "max_mb": (4, math.inf),  # the page itself takes 3
 }

@@ -123,7 +123,7 @@ def _one_line(error):
 
 
 class ProgressBar(tqdm):
-    """A progress bar; where stderr is no terminal but a file, a line from time to time."""
+    """A progress bar; where stderr is no terminal, a line from time to time and at the end."""
 
     def __init__(self, *arguments, **keywords):
         self.is_bar, self.last_line = sys.stderr.isatty(), time.monotonic()
@@ -137,6 +137,11 @@ class ProgressBar(tqdm):
     @classmethod
     def get_lock(cls):
         return tqdm.get_lock()  # one for all bars
+
+    def close(self):
+        if not self.disable and self.n == self.total:
+            self.last_line = -LINE_SECONDS  # so that what is done is written
+        super().close()
 
     def display(self, *arguments, **keywords):
         if not self.is_bar:

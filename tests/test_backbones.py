@@ -1,12 +1,13 @@
 """Every backbone: shapes, dependence on the day of year, masks, batches of one; heads; loss."""
 
 from running.device import start_runtime
+from running.errors import InputError
 
 import pytest
 import torch
 import torch.nn.functional as F
 
-from backbones import BACKBONES, Classifier, build_backbone, focal_loss
+from backbones import BACKBONES, Classifier, build_backbone, focal_loss, load_backbone
 from transforms import encode_days
 
 SIZES = {"num_bands": 4, "sample_size": 6, "latent_dim": 10, "width": 16, "depth": 2}
@@ -61,6 +62,19 @@ def test_a_batch_of_one_is_like_a_row_of_many(backbone):
     alone = backbone(x[:1], doys[:1])
     assert alone.shape == (1, 10)
     torch.testing.assert_close(alone, backbone(x, doys)[:1], atol=1e-5, rtol=1e-4)
+
+
+def test_a_rotation_of_the_checkpoint_becomes_part_of_the_last_layer(backbone):
+    """So maps and fine-tuning have ordered dimensions, and the resumed training has its own."""
+    kind = next(name for name in BACKBONES if type(backbone) is BACKBONES[name])
+    content = {"backbone": {"name": kind, **SIZES}, "backbone_state": backbone.state_dict()}
+    rotation = torch.linalg.qr(torch.randn(10, 10))[0]
+    ordered = load_backbone(content | {"rotation": rotation})(*batch())
+    torch.testing.assert_close(ordered, backbone(*batch()) @ rotation, atol=1e-5, rtol=1e-4)
+    assert load_backbone(content | {"rotation": None})(*batch()).equal(backbone(*batch()))
+    for wrong in (rotation * float("nan"), rotation[:, :9], 1.0):
+        with pytest.raises(InputError, match="found a backbone that cannot be built"):
+            load_backbone(content | {"rotation": wrong})
 
 
 def test_all_parameters_learn(backbone):

@@ -1,5 +1,7 @@
 """make_demo_data.py: simulated tiles that look like real ones where it matters."""
 
+import hashlib
+
 from running.errors import InputError
 
 import numpy as np
@@ -32,6 +34,40 @@ def test_simulated_tiles(tmp_path):
     assert not np.array_equal(tiles[0].labels, tiles[1].labels)
     with pytest.raises(InputError, match="exists already"):
         run(make_demo_data, **small)
+
+
+def test_another_year_is_of_the_same_ground(tmp_path):
+    """The first year stays as it was; another has other dates, and some fields changed."""
+    small = {"base_path": tmp_path, "size": 64, "num_tiles": 1, "num_dates": 20}
+    run(make_demo_data, **small)
+    run(make_demo_data, **small, year=2025, dataset_name="later")
+    (first,), (later,) = (open_dataset(tmp_path, name) for name in ("simulated", "later"))
+    content = np.asarray(first.labels).tobytes() + first.doys.tobytes()
+    assert hashlib.sha256(content).hexdigest()[:16] == "27908260ec72635e", "the default changed"
+    assert first.bands.mean() == pytest.approx(3352.66342, rel=1e-5)
+    assert later.name == first.name and later.info["transform"] == first.info["transform"]
+    assert {day[:4] for day in first.info["dates"]} == {"2024"}
+    assert {day[:4] for day in later.info["dates"]} == {"2025"}
+    assert not np.array_equal(first.doys, later.doys)
+
+    changed = np.load(later.path / "changed.npy")
+    assert changed.shape == (64, 64) and changed.dtype == bool
+    assert 0.08 < changed.mean() < 0.2, "15 % of the fields, and these have several sizes"
+    differ = np.asarray(first.labels) != np.asarray(later.labels)
+    assert not (differ & ~changed).any()
+    assert differ[changed].mean() > 0.6, "the rest are covers of one code: pasture, mown meadow"
+
+
+def test_a_known_share_of_fields_changes():
+    rng = np.random.default_rng(0)
+    cover, field = simulated.simulate_covers(64, rng)
+    differ = simulated.change_fields(cover, field, rng) != cover
+    names = np.array(list(simulated.COVERS))[cover]
+    is_field = np.isin(names, list(simulated.FIELD_SHARES))
+    assert not differ[~is_field].any(), "rivers and towns stay"
+    changed, unchanged = (set(field[is_field & where]) for where in (differ, ~differ))
+    assert not changed & unchanged, "a field changes as a whole"
+    assert len(changed) == round(0.15 * len(changed | unchanged))
 
 
 def test_a_tile_without_clear_observations_ends_in_one_line(tmp_path, monkeypatch):

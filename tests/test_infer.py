@@ -1,5 +1,6 @@
 """From a checkpoint to maps: what they hold, and that nothing but tile and checkpoint matters."""
 
+import json
 import signal
 import time
 from pathlib import Path
@@ -24,6 +25,7 @@ from map_helpers import map_in
 
 import create_false_color_map
 import infer
+from maps.reader import RepresentationMap
 from maps.writer import MapWriter
 
 
@@ -42,6 +44,31 @@ def test_maps_of_a_tile(workplace, tmp_path):
     assert (np.isfinite(confidence) == covered).all()
     assert 0.5 <= confidence[covered].min() <= confidence[covered].max() <= 1
     assert not list(folder.glob(".*"))
+
+
+@pytest.mark.parametrize("form", ["float32", "int8"])
+def test_the_first_dimensions_alone(workplace, tmp_path, form):
+    """The map is the first part of the whole one, and the classes are those of all dimensions."""
+    keys = {"representation_format": form}
+    (whole,) = map_tile(workplace, tmp_path / "whole", **keys)
+    (cut,) = map_tile(workplace, tmp_path / "cut", dimensions=4, **keys)
+    whole_map, cut_map = (
+        next(RepresentationMap(folder / "representation_map.npy").blocks())[1]
+        for folder in (whole, cut)
+    )
+    assert cut_map.shape == (24, 16, 4)
+    step = np.nanmax(np.abs(whole_map)) / 127 if form == "int8" else 1e-9
+    np.testing.assert_allclose(cut_map, whole_map[..., :4], atol=step)
+    for name in ("classification_map", "confidence"):
+        assert (cut / f"{name}.npy").read_bytes() == (whole / f"{name}.npy").read_bytes()
+    with pytest.raises(InputError, match=r"another dimensions \(was 4\)"):
+        map_tile(workplace, tmp_path / "cut", **keys)
+    info = json.loads((whole / "infer.json").read_text())
+    del info["dimensions"]  # a map of an earlier version
+    (whole / "infer.json").write_text(json.dumps(info))
+    map_tile(workplace, tmp_path / "whole", **keys)
+    with pytest.raises(InputError, match="dimensions=17: wanted at most the 16 of .*best.pt"):
+        map_tile(workplace, tmp_path / "more", dimensions=17)
 
 
 def test_too_few_observations_are_no_data(workplace, tmp_path):

@@ -4,7 +4,6 @@ import json
 import os
 import shutil
 
-from running.checkpoints import load_checkpoint
 from running.device import Runtime
 
 import numpy as np
@@ -255,7 +254,7 @@ def test_the_users_own_mistakes_are_never_skipped(place, tmp_path):
     shutil.rmtree(tiles / "MGRS-masks")
     # every process of torchrun sees that no tile can be opened
     config = {**infer.run_config, "tile_path": str(tiles), "skip_bad_tiles": True}
-    checkpoint = load_checkpoint(place / "classifier.pt")
-    refused("found 1 bad tiles and no good one", infer.open_tiles, config, checkpoint, [])
+    model = infer.Encoder.load(place / "classifier.pt")
+    refused("found 1 bad tiles and no good one", infer.open_tiles, config, model, [])
     refused("found 1 bad tiles and no good one", map_tile, place, tmp_path / "none", **keywords)
     assert not (tmp_path / "none").exists()

@@ -32,6 +32,15 @@ def test_false_color_is_ruled_neither_by_outliers_nor_by_missing_pixels():
     assert (spread > 0.7 * plain[..., :3].reshape(-1, 3).std(0)).all(), spread
 
 
+def test_false_color_does_not_depend_on_the_basis_of_the_dimensions():
+    """Two encoders that show the same have the same colours, not their complements."""
+    rng = np.random.default_rng(0)
+    y = rng.exponential(1, (300, 6)) * [5, 4, 3, 1, 1, 1]
+    other = y @ -np.linalg.qr(rng.normal(size=(6, 6)))[0]
+    a, b = (apply_basis(fit_basis(part), part).astype(int) for part in (y, other))
+    assert np.abs(a - b).max() <= 1
+
+
 def test_legends_come_from_the_tile_or_from_worldcover():
     """One legend for all scripts: a code has the same name and colour everywhere; 0 is no class."""
     assert class_legend([0, 40, 95], {}) == {

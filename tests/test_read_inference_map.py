@@ -1,5 +1,7 @@
 """read_inference_map.py: class areas, and agreement with labels."""
 
+import json
+
 from running.errors import InputError
 
 import numpy as np
@@ -37,6 +39,30 @@ def test_areas_are_pixels_where_the_size_is_unknown(tmp_path, capsys):
     assert result["areas"]["10"]["hectares"] is None
     assert result["areas"]["3"]["name"] == "class 3"
     assert "2 pixels" in capsys.readouterr().out
+
+
+def test_classes_of_another_table_are_matched_by_name(tmp_path, capsys):
+    """Regression: labels of another year whose codes mean other classes were scored by code."""
+    names = {"1": {"name": "Maize"}, "2": {"name": "Wheat"}, "3": {"name": "Grass"}}
+    (tmp_path / "infer.json").write_text(json.dumps({"classes": names}))
+    np.save(tmp_path / "map.npy", np.array([[1, 2, 3, 3]], np.uint8))
+    names = {"1": {"name": "wheat "}, "2": {"name": "Maize"}, "3": {"name": "Barley"}}
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other/tile.json").write_text(json.dumps({"classes": names}))
+    np.save(tmp_path / "other/labels.npy", np.array([[2, 1, 3, 0]], np.uint8))
+    paths = {"map_path": tmp_path / "map.npy", "labels_path": tmp_path / "other/labels.npy"}
+    scores = run(read_inference_map, **paths)["agreement"]
+    assert scores["overall_accuracy"] == pytest.approx(2 / 3)
+    assert [row["f1"] for row in scores["per_class"].values()] == [1, 1, 0, 0]
+    assert [row["name"] for row in scores["per_class"].values()] == [
+        "Maize",
+        "Wheat",
+        "Grass",
+        "Barley",
+    ]
+    out = capsys.readouterr().out
+    assert "labels.npy: found Barley, which the map cannot have" in out
+    assert "of the pixels of other classes 100.0% are right" in out
 
 
 @pytest.mark.slow

@@ -82,7 +82,12 @@ def test_checkpoint_holds_all_that_later_scripts_need(dataset, tmp_path):
     assert not any("_orig_mod" in k or "module." in k for k in content["backbone_state"])
     backbone = load_backbone(content)
     assert not backbone.training
+    x, doys = torch.randn(5, 6, 10), torch.arange(1, 31).view(5, 6) * 12
+    ordered, rotation = backbone(x, doys), content.pop("rotation")
+    torch.testing.assert_close(rotation @ rotation.T, torch.eye(16), atol=1e-5, rtol=0)
+    backbone = load_backbone(content)
     assert_same_weights(dict(backbone.state_dict()), content["backbone_state"])
+    torch.testing.assert_close(ordered, backbone(x, doys) @ rotation, atol=1e-5, rtol=1e-4)
     content["backbone_state"]["_orig_mod.score.weight"] = content["backbone_state"].pop(
         "score.weight"
     )
@@ -164,6 +169,8 @@ def test_continues_as_if_it_had_never_stopped(dataset, tmp_path, backbone, worke
     main(tiny(dataset, tmp_path / "parts", max_steps=11, num_workers=workers, **keywords))
     main(tiny(dataset, tmp_path / "parts", **keywords))
     assert_same_weights(weights(tmp_path / "whole"), weights(tmp_path / "parts"))
+    whole, parts = (load_checkpoint(tmp_path / name / "last.pt") for name in ("whole", "parts"))
+    assert whole["rotation"].equal(parts["rotation"])
     steps = [line["step"] for line in lines(tmp_path / "parts")]
     assert steps == [line["step"] for line in lines(tmp_path / "whole")]
 
@@ -276,7 +283,7 @@ def test_goes_on_from_an_encoder_of_other_tiles(dataset, tmp_path):
     keywords = {"checkpoint_path": str(tmp_path / "first/last.pt"), "block_size": 8}
     main(tiny(dataset, tmp_path / "second", learning_rate=1e-30, max_steps=3, **keywords))
     second = load_checkpoint(tmp_path / "second/last.pt")
-    assert_same_weights(first["backbone_state"], second["backbone_state"])
+    assert_same_weights(dict(load_backbone(first).state_dict()), second["backbone_state"])
     assert second["config"]["width"] == second["backbone"]["width"] == 32
     assert second["config"]["block_size"] == 4, "other blocks: its test pixels would be trained on"
     for key in ("mean", "std"):

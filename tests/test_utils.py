@@ -10,7 +10,7 @@ from helpers import make_tile
 from backbones import BACKBONES, build_backbone
 from data import SentinelTimeSeriesDatasetForDownstreaming, iterate_batches
 from tiles import Tile
-from utils import encode_series, extract_representations, rankme, retrieval
+from utils import encode_series, extract_representations, find_rotation, rankme, retrieval
 
 
 def test_rankme_counts_equal_directions():
@@ -44,6 +44,35 @@ def test_retrieval_is_the_share_of_own_nearest_neighbours_however_many_rows_at_o
     assert 0.1 < wanted < 0.9
     for rows in (1, 7, 90, 1000):
         assert retrieval(a, b, rows) == pytest.approx(wanted)
+
+
+def share_lost(y, kept):
+    """Share of the variance of y (N, D) that a linear model of its first dimensions misses."""
+    y = y - y.mean(0)
+    found = torch.linalg.lstsq(y[:, :kept], y).solution
+    return float((y - y[:, :kept] @ found).square().sum() / y.square().sum())
+
+
+def test_ordered_dimensions_keep_products_and_come_out_alike():
+    """Whatever the basis that training ended in; the first ones hold what the leading ones do."""
+    generator = torch.Generator().manual_seed(0)
+    y = (torch.rand(500, 64, generator=generator) ** 3 * 0.9 ** torch.arange(64)).flip(1)
+    rotation = find_rotation(y)
+    ordered = y @ rotation
+    torch.testing.assert_close(rotation @ rotation.T, torch.eye(64), atol=1e-6, rtol=0)
+    torch.testing.assert_close(ordered @ ordered.T, y @ y.T)
+    other = y @ torch.linalg.qr(torch.randn(64, 64, generator=generator))[0]
+    torch.testing.assert_close(other @ find_rotation(other), ordered, atol=1e-4, rtol=0)
+    assert share_lost(y, 16) > 0.9 and share_lost(ordered, 16) < 0.07
+    assert share_lost(ordered, 32) < 0.003
+    deviation = ordered.std(0)
+    assert deviation.max() < 4 * deviation.min(), "no noise that scaling would blow up"
+
+
+@pytest.mark.parametrize("size", [3, 7, 8, 12, 100, 128])
+def test_any_number_of_dimensions_is_rotated(size):
+    rotation = find_rotation(torch.randn(5, size))  # fewer pixels than dimensions, too
+    torch.testing.assert_close(rotation @ rotation.T, torch.eye(size), atol=1e-6, rtol=0)
 
 
 def test_retrieval_of_a_collapsed_encoder_is_chance():

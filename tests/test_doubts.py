@@ -1,0 +1,29 @@
+"""infer.py says what makes the maps of a tile doubtful, and maps it all the same."""
+
+import re
+from types import SimpleNamespace
+
+import numpy as np
+from helpers import make_tile, map_tile, tile_of
+
+from maps.doubts import unlike_days
+
+
+def test_a_tile_unlike_those_of_training_is_doubtful(workplace, tmp_path, capsys):
+    """Of another year, say: other statistics, days, classes. Those of training are not named."""
+    keywords = {"tile_path": tile_of(workplace).parent}
+    map_tile(workplace, tmp_path / "same", **keywords)
+    assert "doubtful" not in capsys.readouterr().out
+    classes = {"40": {"name": "cropland"}, "95": {"name": "Oats"}, "7": {"name": "Rye"}}
+    tile = make_tile(tmp_path / "MGRS-year", (20, 24, 16, 10), clear=0.8, classes=classes)
+    doys = np.load(tile / "doys.npy")
+    np.save(tile / "doys.npy", doys // 2 + 1)  # ends in July
+    std = np.load(workplace / "data/toy/processed/MGRS-0/band_std.npy")
+    np.save(tile / "band_mean.npy", np.load(tile / "band_mean.npy") + std * [0, 2, *[0] * 8])
+    map_tile(workplace, tmp_path / "other", tile_path=tile)
+    bands, days, names = [s for s in capsys.readouterr().out.splitlines() if "doubtful: " in s]
+    assert "deviations (and theirs by it): X1 +2." in bands and "X2" not in bands
+    assert re.search(r"it lacks dates of days 2\d\d to 3\d\d \(so 1 of 1 tiles\)$", days)
+    january, december = SimpleNamespace(doys=np.array([5])), {"days": [360]}
+    assert unlike_days(january, SimpleNamespace(checkpoint=december)) == "", "a year is a circle"
+    assert "classes that the checkpoint lacks: Oats; that it lacks: Mangroves" in names
