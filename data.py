@@ -5,6 +5,7 @@ Shapes: N pixels of a batch, V views, S sampled dates, T dates, B bands.
 
 import hashlib
 import signal
+from copy import copy
 from itertools import pairwise
 
 from running.errors import InputError
@@ -402,6 +403,13 @@ class SentinelTimeSeriesDatasetForDownstreaming(_PixelDataset):
         """Codes of the pixels that take part, (N,) uint8, tile by tile."""
         tiles = enumerate(self.tiles)
         return np.concatenate([tile.labels[self.pixel_mask(index)] for index, tile in tiles])
+
+    def read_places(self):
+        """Tile and flat index in it of each pixel, (N,) int64 each, in the order of the batches."""
+        places = copy(self)
+        places._arrays, places._trim_padding = [], tuple
+        places._read_pixels = lambda *numbers: [*map(torch.from_numpy, numbers[:2])]
+        return [torch.cat(parts).numpy() for parts in zip(*places, strict=True)]
 
     def keep_at_most(self, max_pixels):
         """Of more pixels keep max_pixels, chosen at random so that every class stays."""
