@@ -189,6 +189,7 @@ def test_a_run_that_was_stopped_resumes(workplace, tmp_path, monkeypatch):
     fit, fitted = label_efficiency.fit_classifier, []
 
     def fit_some(name, x, *rest):
+        assert len(rest[2]) == len(x), "the block of each label, so that folds are of blocks"
         fitted.append(name)
         return fit(name, x, *rest) if len(fitted) != 5 else 1 / 0
 
