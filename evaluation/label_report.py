@@ -57,13 +57,13 @@ MODELS = {
     ),
     "scratch": Model("network from scratch", "#252525"),
     "both": Model(
-        "embedding and harmonic coefficients + logistic regression",
+        "embedding and harmonics + logistic regression",
         "#17a2a2",
         "embedding+harmonic",
         "logistic regression",
     ),
     "both_discriminant": Model(
-        "embedding and harmonic coefficients + discriminant analysis",
+        "embedding and harmonics + discriminant analysis",
         "#0b7285",
         "embedding+harmonic",
         "discriminant analysis",
@@ -197,7 +197,7 @@ def plot(result, path):
         axes.errorbar(counts, mean, np.nan_to_num(std), marker="o", ms=4, capsize=2, **style)
     counts = list(next(iter(summary.values())))
     axes.set(xscale="log", xlabel="labels", ylabel="test macro-F1")
-    axes.set_title(f"{_name_test(result['config'])}: mean and deviation over draws of labels")
+    figure.suptitle(f"{_name_test(result['config'])}: mean and deviation over draws of labels")
     axes.set_xticks(counts, [str(count) for count in counts])
     axes.minorticks_off()
     axes.grid(axis="y", color="0.9")

@@ -213,7 +213,7 @@ def test_another_year_is_scored_by_the_names_of_classes(workplace, two_sets, cap
     assert result["all_labels"] == 2 * 24 * 16, "the splits of toy are not used"
     table = (two_sets / "out/label_efficiency.md").read_text()
     assert "Macro-F1 on all labels of other, trained on toy, mean" in table
-    assert "| embedding and harmonic coefficients + discriminant analysis |" in table
+    assert "| embedding and harmonics + discriminant analysis |" in table
     assert re.search(r"leaf size: chosen over folds of blocks in [1-9]", table)
 
 
