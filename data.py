@@ -5,6 +5,7 @@ Shapes: N pixels of a batch, V views, S sampled dates, T dates, B bands.
 
 import hashlib
 import signal
+from copy import copy
 from itertools import pairwise
 
 from running.errors import InputError
@@ -405,6 +406,13 @@ class SentinelTimeSeriesDatasetForDownstreaming(_PixelDataset):
         """Codes, or quantities, of the pixels that take part, (N,), tile by tile."""
         pairs = [(getattr(tile, self.answers), n) for n, tile in enumerate(self.tiles)]
         return np.concatenate([answers[self.pixel_mask(number)] for answers, number in pairs])
+
+    def read_places(self):
+        """Tile and flat index in it of each pixel, (N,) int64 each, in the order of the batches."""
+        places = copy(self)
+        places._arrays, places._trim_padding = [], tuple
+        places._read_pixels = lambda *numbers: [*map(torch.from_numpy, numbers[:2])]
+        return [torch.cat(parts).numpy() for parts in zip(*places, strict=True)]
 
     def keep_at_most(self, max_pixels):
         """Of more pixels keep max_pixels, chosen at random so that every class stays."""

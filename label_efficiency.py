@@ -10,6 +10,10 @@ dates of a pixel are read.
         base_path=../shared dataset_name=arkansas_2021
     python label_efficiency.py checkpoint_path=checkpoints/a/best.pt,checkpoints/b/best.pt \\
         base_path=../shared dataset_name=arkansas_2021 models=all
+    python label_efficiency.py checkpoint_path=checkpoints/flanders/best.pt base_path=../shared \\
+        dataset_name=flanders_2018 test_dataset_name=flanders_2019
+    python label_efficiency.py checkpoint_path=checkpoints/austria/best.pt dataset_name=austria \\
+        maps=tessera=maps/tessera,aef=alphaearth:maps/aef_2021
 
 Stopped and started again with the same output_dir, it resumes after the last model it has scored.
 """
@@ -19,6 +23,7 @@ import math
 import shutil
 import subprocess
 import sys
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -35,7 +40,7 @@ from sklearn.metrics import accuracy_score
 
 from backbones import BACKBONE_KEYS, load_classifier
 from data import SentinelTimeSeriesDatasetForDownstreaming
-from evaluation.classifiers import fit_classifier
+from evaluation.classifiers import find_label_folds, fit_classifier
 from evaluation.differences import run_tests
 from evaluation.features import (
     build_extractors,
@@ -43,11 +48,24 @@ from evaluation.features import (
     measure_ranks,
     measure_steadiness,
     read_split,
+    stack_features,
 )
-from evaluation.label_report import MODELS, NETWORKS, OWN, find_means, save_result, write_table
+from evaluation.label_report import (
+    FEATURES,
+    MODELS,
+    NETWORKS,
+    OWN,
+    find_means,
+    list_models,
+    save_result,
+    write_table,
+)
 from evaluation.networks import predict
-from evaluation.scores import macro_f1
+from evaluation.scores import count_classes, macro_f1, measurable_classes
 from evaluation.seen_pixels import notice_seen_pixels
+from evaluation.shared_labels import notice_same_ground, share_labels
+from maps.embeddings import parse_sources
+from maps.land_cover import class_legend
 from tiles import checkpoint_bands, notice_splits
 
 run_config = {
@@ -55,6 +73,8 @@ run_config = {
     "checkpoint_path": "",  # of train.py; several (seeds) divided by commas: draw s uses s mod N
     "base_path": ".",  # folder above data/
     "dataset_name": "simulated",  # labelled tiles
+    "test_dataset_name": "",  # another year or region: all its labels test, all of the first train
+    "maps": "",  # embeddings of others, NAME=PATH,.. or (AlphaEarth's int8) NAME=alphaearth:PATH
     "output_dir": "",  # empty: beside the checkpoint, <its folder>/label_efficiency
     # models
     "models": "fast",  # all; fast: without networks, which take minutes; or some: series,forest
@@ -95,8 +115,8 @@ def read_counts(config):
     return sorted(counts, key=lambda count: count or math.inf)
 
 
-def read_models(config):
-    """Names of the chosen MODELS, in their order."""
+def read_models(config, sources):
+    """{name: Model} of the chosen MODELS, in their order, and of all maps (`parse_sources`)."""
     text = config["models"]
     fast = [name for name in MODELS if name not in NETWORKS]
     chosen = {"all": list(MODELS), "fast": fast}.get(text, text.split(","))
@@ -104,7 +124,13 @@ def read_models(config):
         raise InputError(
             f"models={text}: found {unknown[0]!r}, wanted all, fast or some of {','.join(MODELS)}"
         )
-    return [name for name in MODELS if name in chosen]
+    if config["test_dataset_name"] and (networks := [n for n in NETWORKS if n in chosen]):
+        raise InputError(
+            f"models={text}: found {','.join(networks)} with test_dataset_name, wanted fast or "
+            "others (a network is chosen on validation labels, and there all labels train)"
+        )
+    models = list_models(sources)
+    return {name: models[name] for name in models if name in chosen or name not in MODELS}
 
 
 def load_checkpoints(config):
@@ -134,10 +160,11 @@ def open_split(split, checkpoint, config, label_count=0, seed=0):
     keywords = {key: checkpoint["config"][key] for key in INHERITED}
     keywords |= {"split": split, "seed": seed}
     keywords["bands"] = checkpoint_bands(checkpoint, config["checkpoint_path"])
+    name = (config["test_dataset_name"] if split == "test" else "") or config["dataset_name"]
 
     def open_data(label_count):
         return SentinelTimeSeriesDatasetForDownstreaming(
-            config["base_path"], config["dataset_name"], label_count=label_count, **keywords
+            config["base_path"], name, label_count=label_count, **keywords
         )
 
     dataset = open_data(label_count)
@@ -185,16 +212,19 @@ def train_network(name, path, checkpoint, config, label_count, seed, folder):
 class Comparison:
     """What all models share: the runs of one config.
 
-    names: of MODELS; checkpoints: (path, content) of each; extractors: of `build_extractors`; test:
-    the test split, as `read_split` gives it; kept: folder of `open_kept`.
+    models: {name: Model}; checkpoints: (path, content) of each; extractors: of `build_extractors`;
+    maps: of the training split, as `read_split` takes them; test: the test split, as it gives it;
+    scored: (C,) codes of the classes that macro-F1 is over; kept: folder of `open_kept`.
     """
 
     config: dict
     runtime: Runtime
-    names: list
+    models: dict
     checkpoints: list
     extractors: dict
+    maps: dict
     test: tuple
+    scored: np.ndarray
     output_dir: Path
     kept: Path
 
@@ -205,11 +235,15 @@ class Comparison:
         """
         number = seed % len(self.checkpoints)
         dataset = open_split("train", self.checkpoints[0][1], self.config, count, seed)
-        files = {name: self.kept / f"{count}-{seed}-{name}.npz" for name in self.names}
+        files = {name: self.kept / f"{count}-{seed}-{name}.npz" for name in self.models}
         missing = [name for name, file in files.items() if not file.exists()]
         bar.update(len(files) - len(missing))
-        keys = {find_key(MODELS[name].features, number) for name in missing}
-        train = read_split(dataset, {key: self.extractors[key] for key in keys if key[0]})
+        parts = {part for name in missing for part in self.models[name].features.split("+")}
+        keys = {find_key(part, number) for part in parts}
+        extractors = {key: self.extractors[key] for key in keys & self.extractors.keys()}
+        maps = {name: self.maps[name] for name in parts & self.maps.keys()}
+        train = read_split(dataset, extractors, maps)
+        _, unit = find_label_folds(train[1], seed, train[2])
         for name in missing:
             bar.set_postfix_str(f"{dataset.num_pixels} labels, draw {seed}, {name}")
             predicted, chosen = self.fit_and_predict(name, train, seed, number)
@@ -218,9 +252,11 @@ class Comparison:
                 "seed": seed,
                 "model": name,
                 "checkpoint": number,
-                "macro_f1": macro_f1(self.test[1], predicted),
+                "macro_f1": macro_f1(self.test[1], predicted, codes=self.scored),
+                "macro_f1_all_classes": macro_f1(self.test[1], predicted),
                 "overall_accuracy": float(accuracy_score(self.test[1], predicted)),
                 "chosen": None if chosen is None else float(chosen),
+                "folds": None if chosen is None else unit,
             }
             with atomic_write(files[name]) as part:
                 np.savez(part, row=json.dumps(row), predicted=predicted)
@@ -229,11 +265,12 @@ class Comparison:
 
     def fit_and_predict(self, name, train, seed, number):
         """Predicted codes (N,) of the test pixels, and the setting that was chosen, or None."""
-        (features, labels, _), model = train, MODELS[name]
+        (features, labels, groups), model = train, self.models[name]
         if model.features:
-            key = find_key(model.features, number)
-            fitted, chosen = fit_classifier(model.classifier, features[key], labels, seed)
-            return fitted.predict(self.test[0][key]), chosen
+            x = stack_features(features, model.features, number)
+            fitted, chosen = fit_classifier(model.classifier, x, labels, seed, groups)
+            test_x = stack_features(self.test[0], model.features, number)
+            return fitted.predict(test_x), chosen
         folder = self.output_dir / ".network"
         path, content = self.checkpoints[number]
         trained = train_network(name, path, content, self.config, len(labels), seed, folder)
@@ -244,9 +281,13 @@ class Comparison:
         return predicted, None
 
 
-def open_kept(folder, config, checkpoints, train_set, test_set):
+def open_kept(folder, config, checkpoints, train_set, test_set, maps):
     """The folder of what is done, emptied where that was made from other things than these."""
-    made_from = {key: config[key] for key in ("dataset_name", "most_pixels", "draws")}
+    keys = ("dataset_name", "test_dataset_name", "maps", "most_pixels", "draws")
+    made_from = {key: config[key] for key in keys}
+    made_from["map_files"] = [
+        one.describe() for kinds in maps.values() for own in kinds.values() for one in own
+    ]
     made_from |= {"checkpoints": [file_hash(path) for path in checkpoints]}
     made_from |= {"train": train_set.describe(), "test": test_set.describe()}
     file = folder / "made_from.json"
@@ -270,7 +311,8 @@ def main(config):
     """Compare models. Returns what `score_models` does."""
     refuse_torchrun()
     config = check(config)
-    counts, names = read_counts(config), read_models(config)
+    sources = parse_sources(config["maps"], reserved={*MODELS, *FEATURES})
+    counts, models = read_counts(config), read_models(config, sources)
     folder = config["output_dir"] or (
         Path(config["checkpoint_path"].split(",")[0]).parent / "label_efficiency"
     )
@@ -278,22 +320,34 @@ def main(config):
     runtime = start_runtime(config["device"])
     checkpoints = load_checkpoints(config)
     first = next(iter(checkpoints.values()))
-    for count in counts:  # too few labels for one of them are found before hours of work
-        open_split("train", first, config, count)
-    test_set = open_split("test", first, config)
-    notice_splits(test_set.tiles)
-    for path, checkpoint in checkpoints.items():
-        notice_seen_pixels(test_set, checkpoint, path)
-    output_dir = make_output_dir(folder)
-    with lock_folder(output_dir):
-        return score_models(config, counts, names, checkpoints, test_set, output_dir, runtime)
+    with tempfile.TemporaryDirectory(prefix="label_efficiency-") as base_path:
+        data, maps = config, {"train": {}, "test": {}}
+        if sources or config["test_dataset_name"]:
+            data = config | {"base_path": base_path}
+            maps = share_labels(config, sources, first, base_path)
+        for count in counts:  # too few labels for one of them are found before hours of work
+            open_split("train", first, data, count)
+        test_set = open_split("test", first, data)
+        if config["test_dataset_name"]:
+            whole = open_split("train", first, data | {"most_pixels": MAX_INT})
+            notice_same_ground(whole, test_set)
+        else:
+            notice_splits(test_set.tiles)
+            for path, checkpoint in checkpoints.items():
+                notice_seen_pixels(test_set, checkpoint, path)
+        output_dir = make_output_dir(folder)
+        with lock_folder(output_dir):
+            return score_models(
+                config, data, models, checkpoints, maps, test_set, output_dir, runtime
+            )
 
 
-def score_models(config, counts, names, checkpoints, test_set, output_dir, runtime):
-    """Score, test and plot. Returns a dict of scores, tests, retrieval, rankme, config, ..
+def score_models(config, data, models, checkpoints, maps, test_set, output_dir, runtime):
+    """Score, test and plot. Returns a dict of scores, tests, retrieval, rankme, test_classes, ..
 
+    data: the config with the base_path of the tiles that are read; maps: of `share_labels`.
     scores: a dict for each count, seed and model (label_count, seed, model, checkpoint, macro_f1,
-    overall_accuracy, chosen).
+    macro_f1_all_classes, overall_accuracy, chosen, folds).
     """
     (output_dir / "metrics.jsonl").unlink(missing_ok=True)
     log = start_log(config, "label_efficiency", output_dir, runtime)
@@ -301,30 +355,35 @@ def score_models(config, counts, names, checkpoints, test_set, output_dir, runti
     # features of the test split, and how steady they are
     contents = list(checkpoints.values())
     first = contents[0]
-    extractors = build_extractors(contents, test_set.tiles, config["draws"], runtime)
+    train_set = open_split("train", first, data | {"most_pixels": MAX_INT})
+    extractors = build_extractors(contents, train_set.tiles, config["draws"], runtime)
     some = min(test_set.num_pixels, config["retrieval_pixels"])
-    steadiness = measure_steadiness(open_split("test", first, config, some), extractors)
-    test = read_split(test_set, extractors)
-    train_set = open_split("train", first, config | {"most_pixels": MAX_INT})
+    steadiness = measure_steadiness(open_split("test", first, data, some), extractors)
+    test = read_split(test_set, extractors, maps["test"])
+    scored = measurable_classes(test[1])
     all_labels = train_set.num_pixels
     result = {"scores": [], "tests": [], "retrieval": steadiness, "all_labels": all_labels}
     result |= {"rankme": measure_ranks(test[0], some), "config": dict(config)}
     result["dimensions"] = first["backbone"]["latent_dim"]
-    result["rows"] = {name: MODELS[name].label for name in names}  # as in table, figure and wandb
+    result["rows"] = {name: models[name].label for name in models}  # as in table, figure and wandb
+    result["maps"] = list(maps["train"])
+    legend = class_legend(np.unique(test[1]), test_set.classes)
+    result["test_classes"] = count_classes(test[1], scored, legend)
 
     # each count is written when it is done; what is done of one is kept until the end
-    kept = open_kept(output_dir / ".kept", config, checkpoints, train_set, test_set)
+    kept = open_kept(output_dir / ".kept", config, checkpoints, train_set, test_set, maps)
+    pairs, counts = list(checkpoints.items()), read_counts(config)
     comparison = Comparison(
-        config, runtime, names, list(checkpoints.items()), extractors, test, output_dir, kept
+        data, runtime, models, pairs, extractors, maps["train"], test, scored, output_dir, kept
     )
-    bar = ProgressBar(total=len(counts) * config["seeds"] * len(names), unit="model")
+    bar = ProgressBar(total=len(counts) * config["seeds"] * len(models), unit="model")
     for count in counts:
         draws = [comparison.score_draw(count, seed, bar) for seed in range(config["seeds"])]
         rows = [row for draw in draws for row, _ in draw.values()]
         result["scores"] += rows
-        result["tests"] += run_tests(draws, test, all_labels, OWN)
+        result["tests"] += run_tests(draws, test, all_labels, OWN, scored)
         save_result(result, output_dir)
-        log.line({"step": rows[0]["label_count"], **find_means(rows, names)})
+        log.line({"step": rows[0]["label_count"], **find_means(rows, result["rows"])})
     bar.close()
     shutil.rmtree(kept)
     picture = output_dir / "label_efficiency.png"

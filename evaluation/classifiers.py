@@ -11,7 +11,7 @@ from sklearn.dummy import DummyClassifier
 from sklearn.ensemble import RandomForestClassifier
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
-from sklearn.model_selection import GridSearchCV, RepeatedStratifiedKFold
+from sklearn.model_selection import GridSearchCV, RepeatedStratifiedKFold, StratifiedGroupKFold
 from sklearn.neighbors import KNeighborsClassifier
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
@@ -21,6 +21,7 @@ from utils import keep_classes
 
 FOLDS = 5
 REPEATS = 4  # of the folds where labels are few: one partition of 50 labels chooses by chance
+BLOCK_SHARE = 0.9  # of the labels, at least, that folds of blocks keep; else folds are of pixels
 SEARCH_LABELS = 2000  # at most, chosen at random, that choose the setting
 SEARCH_TREES = 100  # of a forest while its leaf size is chosen
 
@@ -47,13 +48,13 @@ def classifiers(seed):
     }
 
 
-def fit_classifier(name, x, labels, seed=0):
+def fit_classifier(name, x, labels, seed=0, groups=None):
     """Fit one of `classifiers`; its setting is chosen on these labels alone.
 
     The setting with the best macro-F1 over the folds is fitted to all labels: the score that is
     reported. Log loss was tried: with 50 labels it chose a C that was too small on real tiles, and
     it refuses votes of neighbours and forests that give a class no chance.
-    x: (N, F); labels: (N,) class codes.
+    x: (N, F); labels: (N,) class codes; groups: (N,) blocks, see `find_label_folds`.
     Returns the classifier and the chosen value, None where there was nothing to choose by.
     """
     if len(np.unique(labels)) == 1:  # then that class is all that can be predicted
@@ -65,17 +66,15 @@ def fit_classifier(name, x, labels, seed=0):
         # a weak penalty on separable classes, whose weights grow for ever, predicts well enough
         warnings.simplefilter("ignore", ConvergenceWarning)
         warnings.filterwarnings("ignore", "Only one sample")  # of a class: it has no spread
-        value = _choose(model, setting, values, x, labels, seed) if setting else None
+        folds = find_label_folds(labels, seed, groups)[0] if setting else []
+        value = _choose(model, setting, values, x, labels, folds) if folds else None
         if value is not None:
             model.set_params(**{setting: value})
         return model.fit(x, labels), value
 
 
-def _choose(model, setting, values, x, labels, seed):
-    """The value with the best cross-validated macro-F1; None where there are no folds."""
-    folds = find_label_folds(labels, seed)
-    if not folds:
-        return None
+def _choose(model, setting, values, x, labels, folds):
+    """The value with the best cross-validated macro-F1."""
     if setting.endswith("n_neighbors"):
         smallest = min(len(train) for train, _ in folds)
         values = [value for value in values if value <= smallest]
@@ -89,20 +88,56 @@ def _choose(model, setting, values, x, labels, seed):
     return value
 
 
-def find_label_folds(labels, seed=0):
-    """Stratified folds of at most SEARCH_LABELS of the labels: (training, test) indices of each.
+def find_label_folds(labels, seed=0, groups=None):
+    """Stratified folds of at most SEARCH_LABELS of the labels, with every class in every part.
 
-    The number of folds is that of the labels of the smallest class, at most FOLDS, so that every
-    class is in every part. A class with a single label cannot be, and is left out. Few labels are
-    partitioned several times: 200 / labels, at most REPEATS. [] for fewer than two classes.
+    Folds of whole blocks, since neighbours are alike; a class that lies in a
+    single block is left out. Folds of pixels where that loses more than a tenth of the labels; a
+    class with a single label is left out. The number of folds is that of the blocks (or labels) of
+    the smallest class, at most FOLDS. Few labels are partitioned several times: 200 / labels, at
+    most REPEATS.
+    groups: (N,) block of each label, or None where they are not known.
+    Returns a list of (training, test) indices, and "blocks" or "pixels"; [] and "" for fewer than
+    two classes.
     """
     rng = np.random.default_rng(seed)
     rows = keep_classes(rng.permutation(len(labels))[:SEARCH_LABELS], labels, rng, FOLDS)
-    codes, counts = np.unique(labels[rows], return_counts=True)
-    several = counts > 1
-    if several.sum() < 2:
+    if groups is not None and (folds := _find_block_folds(rows, labels, groups, seed)):
+        return folds, "blocks"
+    rows, counts = _keep_several(rows, labels, np.arange(len(labels)))
+    if len(counts) < 2:
+        return [], ""
+    splitter = RepeatedStratifiedKFold(
+        n_splits=min(FOLDS, *counts), n_repeats=_count_repeats(rows), random_state=seed
+    )
+    folds = splitter.split(rows, labels[rows])
+    return [(rows[train], rows[test]) for train, test in folds], "pixels"
+
+
+def _find_block_folds(rows, labels, groups, seed):
+    """Folds of whole groups, as many as leave every class in every part; or []."""
+    kept, counts = _keep_several(rows, labels, groups)
+    if len(counts) < 2 or len(kept) < BLOCK_SHARE * len(rows):
         return []
-    rows = rows[np.isin(labels[rows], codes[several])]
-    number, repeats = min(FOLDS, counts[several].min()), max(1, min(REPEATS, 200 // len(rows)))
-    splitter = RepeatedStratifiedKFold(n_splits=number, n_repeats=repeats, random_state=seed)
-    return [(rows[train], rows[test]) for train, test in splitter.split(rows, labels[rows])]
+    labels, groups = labels[kept], groups[kept]
+    for number in range(min(FOLDS, *counts), 1, -1):
+        folds = []
+        for repeat in range(_count_repeats(kept)):
+            splitter = StratifiedGroupKFold(number, shuffle=True, random_state=seed + repeat)
+            folds += splitter.split(kept, labels, groups)
+        if all(len(np.unique(labels[part])) == len(counts) for fold in folds for part in fold):
+            return [(kept[train], kept[test]) for train, test in folds]
+    return []
+
+
+def _keep_several(rows, labels, units):
+    """The rows of classes that have several units (N,), and how many units each of these has."""
+    counts = {
+        code: len(np.unique(units[rows][labels[rows] == code])) for code in np.unique(labels[rows])
+    }
+    kept = [code for code, count in counts.items() if count > 1]
+    return rows[np.isin(labels[rows], kept)], [counts[code] for code in kept]
+
+
+def _count_repeats(rows):
+    return max(1, min(REPEATS, 200 // len(rows)))

@@ -22,13 +22,14 @@ def paired_p(ours, theirs):
     return float(ttest_rel(ours, theirs).pvalue)
 
 
-def block_bootstrap(labels, groups, ours, theirs, seed=0):
+def block_bootstrap(labels, groups, ours, theirs, seed=0, scored=None):
     """95 % interval of the difference in macro-F1, from test blocks resampled with replacement.
 
     Whole blocks, since neighbours are alike: McNemar's test, or a bootstrap of pixels, takes them
     for independent and finds too much (Ploton et al. 2020, 10.1038/s41467-020-18321-y).
     labels, groups: (N,) class code and block of each test pixel; ours, theirs: (S, N) predicted
-    codes, whose differences are averaged over S. Returns (low, high), or None for a single block.
+    codes, whose differences are averaged over S; scored: as `macro_f1` takes codes.
+    Returns (low, high), or None for a single block.
     """
     blocks = np.unique(groups, return_inverse=True)[1]
     num_blocks = blocks.max() + 1
@@ -36,6 +37,7 @@ def block_bootstrap(labels, groups, ours, theirs, seed=0):
         return None
     predicted = np.concatenate([ours, theirs])  # (2 S, N)
     codes = np.union1d(labels, predicted)
+    is_scored = np.isin(codes, labels if scored is None else scored)
     cells = [blocks * len(codes) + np.searchsorted(codes, row) for row in (labels, *predicted)]
     size = num_blocks * len(codes)
     labelled = np.bincount(cells[0], minlength=size)
@@ -49,7 +51,9 @@ def block_bootstrap(labels, groups, ours, theirs, seed=0):
         times = np.bincount(rng.integers(num_blocks, size=num_blocks), minlength=num_blocks)
         counted = np.matmul(times.astype(np.float32), counts)  # (4 S, C)
         right, both = np.moveaxis(counted.reshape(-1, 2, len(codes)), 1, 0)
-        present = times @ labelled.reshape(num_blocks, -1) > 0  # both models: the classes in it
+        present = (times @ labelled.reshape(num_blocks, -1) > 0) & is_scored  # for both models
+        if not present.any():
+            continue
         f1 = np.divide(2 * right, both, out=np.zeros_like(both), where=both > 0)
         ours, theirs = f1[:, present].mean(1).reshape(2, -1)
         differences.append((ours - theirs).mean())
@@ -70,12 +74,12 @@ def independent_f1(rows, all_labels):
     return [float(np.mean(f1)) for f1 in by_checkpoint.values()]
 
 
-def run_tests(draws, test, all_labels, ours):
+def run_tests(draws, test, all_labels, ours, scored):
     """Test each of our models against the best baseline at one count of labels: a list of dicts.
 
     draws: what `score_draw` gave for each seed; all_labels: as `independent_f1` takes it; ours:
-    names of our models, all others are baselines. The best baseline is the one with the best mean
-    on the test split, which favours the baseline.
+    names of our models, all others are baselines; scored: as `macro_f1` takes codes. The best
+    baseline is the one with the best mean on the test split, which favours the baseline.
     """
     rows = {name: [draw[name][0] for draw in draws] for name in draws[0]}
     f1 = {name: independent_f1(rows[name], all_labels) for name in rows}
@@ -91,7 +95,9 @@ def run_tests(draws, test, all_labels, ours):
             "baseline": best,
             "difference": float(np.mean(f1[name]) - np.mean(f1[best])),
             "p_seeds": paired_p(f1[name], f1[best]),
-            "interval_blocks": block_bootstrap(*test[1:], predicted[name], predicted[best]),
+            "interval_blocks": block_bootstrap(
+                *test[1:], predicted[name], predicted[best], scored=scored
+            ),
             "blocks": len(np.unique(test[2])),
         }
         for name in f1

@@ -49,8 +49,16 @@ def build_extractors(checkpoints, tiles, draws, runtime):
     return extractors
 
 
-def read_split(dataset, extractors):
-    """Features {key: (N, F) float32}, labels (N,) and blocks (N,) of a labelled data set, numpy."""
+def stack_features(features, names, number):
+    """Features (N, F) of names joined by "+", side by side. features: of `read_split`."""
+    return np.hstack([features[find_key(name, number)] for name in names.split("+")])
+
+
+def read_split(dataset, extractors, maps=None):
+    """Features {key: (N, F) float32}, labels (N,) and blocks (N,) of a labelled data set, numpy.
+
+    maps: {name: the EmbeddingMap of each tile}; their values are the features (name, 0).
+    """
     features, labels, groups = {key: [] for key in extractors}, [], []
     for x, doys, label, group in walk(dataset):
         for key, extract in extractors.items():
@@ -58,6 +66,12 @@ def read_split(dataset, extractors):
         labels.append(label)
         groups.append(group)
     features = {key: torch.cat(parts).numpy() for key, parts in features.items()}
+    tiles, pixels = dataset.read_places() if maps else (None, None)
+    for name, of_tiles in (maps or {}).items():
+        features[name, 0] = np.empty((len(pixels), of_tiles[0].shape[2]), np.float32)
+        for number, values in enumerate(of_tiles):
+            own = tiles == number
+            features[name, 0][own] = values.read_pixels(pixels[own])
     return features, torch.cat(labels).numpy(), torch.cat(groups).numpy()
 
 

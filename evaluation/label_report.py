@@ -8,6 +8,7 @@ from running.files import atomic_write, write_json
 import numpy as np
 
 from evaluation.differences import independent_f1
+from evaluation.scores import MIN_TEST_PIXELS
 from utils import new_figure, save_figure
 
 
@@ -55,8 +56,21 @@ MODELS = {
         "untrained encoder + discriminant analysis", "#bdbdbd", "untrained", "discriminant analysis"
     ),
     "scratch": Model("network from scratch", "#252525"),
+    "both": Model(
+        "embedding and harmonics + logistic regression",
+        "#17a2a2",
+        "embedding+harmonic",
+        "logistic regression",
+    ),
+    "both_discriminant": Model(
+        "embedding and harmonics + discriminant analysis",
+        "#0b7285",
+        "embedding+harmonic",
+        "discriminant analysis",
+    ),
 }
-OWN = ("embedding", "discriminant", "neighbours", "finetuned")  # the others are baselines
+# the others are baselines
+OWN = ("embedding", "discriminant", "neighbours", "finetuned", "both", "both_discriminant")
 NETWORKS = ("finetuned", "scratch")
 FEATURES = {  # their names, as in the labels of MODELS
     "embedding": "embedding",
@@ -64,12 +78,28 @@ FEATURES = {  # their names, as in the labels of MODELS
     "series": "gap-filled series",
     "harmonic": "harmonic coefficients",
 }
+MAP_HEADS = {  # a row each of an embedding map of others
+    "": ("logistic regression", "logistic regression"),
+    "_discriminant": ("discriminant analysis", "discriminant analysis"),
+    "_neighbours": ("nearest neighbours", "k nearest neighbours"),
+}
+MAP_COLORS = ("#8c564b", "#b07aa1", "#7f9c1f", "#d4a017")
 FOUND_AGAIN = (
     "Found again: share of {pixels} test pixels of which the features of one half of the dates are "
     "nearer to those of the other half than to those of any other pixel (1: always; by chance: "
     "{chance:.4f}). RankMe: how many dimensions an encoder uses, 1 to {dimensions}. One value for "
     "each checkpoint."
 )
+
+
+def list_models(maps=()):
+    """{name: Model} of every row: MODELS, and one of each map name and each of MAP_HEADS."""
+    models = dict(MODELS)
+    for number, name in enumerate(maps):
+        color = MAP_COLORS[number % len(MAP_COLORS)]
+        for suffix, (label, classifier) in MAP_HEADS.items():
+            models[name + suffix] = Model(f"{name} + {label}", color, name, classifier)
+    return models
 
 
 # ---- table and figure ----------------------------------------------------------------------------
@@ -81,7 +111,7 @@ def summarise(result):
     for row in sorted(result["scores"], key=lambda row: row["label_count"]):
         groups.setdefault(row["model"], {}).setdefault(row["label_count"], []).append(row)
     summary = {}
-    for name in MODELS:
+    for name in result["rows"]:
         for count, rows in groups.get(name, {}).items():
             f1 = independent_f1(rows, result["all_labels"])
             deviation = np.std(f1, ddof=1) if len(f1) > 1 else math.nan
@@ -91,21 +121,22 @@ def summarise(result):
 
 def write_table(result):
     """The whole result as Markdown."""
-    summary, seeds = summarise(result), result["config"]["seeds"]
+    summary, seeds, rows = summarise(result), result["config"]["seeds"], result["rows"]
     counts = list(next(iter(summary.values())))
     lines = [
-        f"Macro-F1 on the test split of {result['config']['dataset_name']}, "
-        f"mean and standard deviation of {seeds} draws of labels:",
+        f"Macro-F1 on {_name_test(result['config'])}, mean and standard deviation of {seeds} draws "
+        "of labels:",
         "",
         "| labels | " + " | ".join(str(count) for count in counts) + " |",
         "|---" * (len(counts) + 1) + "|",
     ]
     for name, by_count in summary.items():
         cells = [f"{mean:.3f} ± {std:.3f}" for mean, std in by_count.values()]
-        lines.append(f"| {MODELS[name].label} | {' | '.join(cells).replace(' ± nan', '')} |")
+        lines.append(f"| {rows[name]} | {' | '.join(cells).replace(' ± nan', '')} |")
+    lines += ["", *_write_notes(result)]
     if result["tests"]:
         lines += ["", "| labels | model | best baseline | difference | p | 95 % interval |"]
-        lines += ["|---" * 6 + "|", *(_write_test(test) for test in result["tests"]), ""]
+        lines += ["|---" * 6 + "|", *(_write_test(test, rows) for test in result["tests"]), ""]
         lines += [
             f"p: paired t-test over the {seeds} draws (would other labels say the same?); with all "
             "labels, over the checkpoints. "
@@ -127,9 +158,27 @@ def write_table(result):
     return "\n".join(lines) + "\n"
 
 
-def _write_test(test):
+def _name_test(config):
+    if config["test_dataset_name"]:
+        return f"all labels of {config['test_dataset_name']}, trained on {config['dataset_name']}"
+    return f"the test split of {config['dataset_name']}"
+
+
+def _write_notes(result):
+    """Lines that say which classes macro-F1 is over, and by which folds settings were chosen."""
+    classes = result["test_classes"].values()
+    out = [f"{entry['name']} ({entry['pixels']})" for entry in classes if not entry["scored"]]
+    scored = f"Macro-F1 is over {len(classes) - len(out)} classes"
+    if out:
+        scored += f"; left out, with fewer than {MIN_TEST_PIXELS} test pixels: {', '.join(out)}"
+    units = [row["folds"] for row in result["scores"] if row["folds"]]
+    folds = f"C, k and leaf size: chosen over folds of blocks in {units.count('blocks')} fits"
+    return [f"{scored}.", *([f"{folds}, of pixels in {units.count('pixels')}."] if units else [])]
+
+
+def _write_test(test, rows):
     p, interval = test["p_seeds"], test["interval_blocks"]
-    cells = [str(test["label_count"]), MODELS[test["model"]].label, MODELS[test["baseline"]].label]
+    cells = [str(test["label_count"]), rows[test["model"]], rows[test["baseline"]]]
     cells += [f"{test['difference']:+.3f}", "" if p is None else f"{p:.3f}"]
     cells += ["" if interval is None else "{:+.3f} .. {:+.3f}".format(*interval)]
     return f"| {' | '.join(cells)} |"
@@ -137,27 +186,28 @@ def _write_test(test):
 
 def plot(result, path):
     """Macro-F1 against the number of labels, a line for each model, named at its end."""
-    summary = summarise(result)
+    summary, models = summarise(result), list_models(result["maps"])
     figure = new_figure(figsize=(9, 5))
     axes = figure.subplots()
     for place, (name, by_count) in enumerate(summary.items()):
         # side by side, so that the bars of one count do not cover each other
         counts = np.array(list(by_count)) * 1.015 ** (place - (len(summary) - 1) / 2)
         mean, std = np.array(list(by_count.values())).T
-        style = {"color": MODELS[name].color, "linestyle": "-" if name in OWN else "--"}
+        style = {"color": models[name].color, "linestyle": "-" if name in OWN else "--"}
         axes.errorbar(counts, mean, np.nan_to_num(std), marker="o", ms=4, capsize=2, **style)
     counts = list(next(iter(summary.values())))
     axes.set(xscale="log", xlabel="labels", ylabel="test macro-F1")
-    axes.set_title(f"{result['config']['dataset_name']}: mean and deviation over draws of labels")
+    figure.suptitle(f"{_name_test(result['config'])}: mean and deviation over draws of labels")
     axes.set_xticks(counts, [str(count) for count in counts])
     axes.minorticks_off()
     axes.grid(axis="y", color="0.9")
     axes.spines[["top", "right"]].set_visible(False)
-    name_lines(axes, {name: by_count[counts[-1]][0] for name, by_count in summary.items()})
+    ends = {name: by_count[counts[-1]][0] for name, by_count in summary.items()}
+    name_lines(axes, ends, models)
     save_figure(figure, path)
 
 
-def name_lines(axes, ends):
+def name_lines(axes, ends, models):
     """Write each model's name beside the end of its line, apart enough to be read."""
     bottom, top = axes.get_ylim()
     gap = (top - bottom) / 20
@@ -170,30 +220,33 @@ def name_lines(axes, ends):
     end = min(axes.get_xticks()[-1] * 1.03, axes.get_xlim()[1])  # right of the last points
     for name, height in zip(order, heights, strict=True):
         axes.annotate(
-            MODELS[name].label,
+            models[name].label,
             (end, ends[name]),
             (1.03, height),
             textcoords=axes.get_yaxis_transform(),  # across in shares of the axes, up in F1
-            color=MODELS[name].color,
+            color=models[name].color,
             va="center",
             fontsize=9,
             annotation_clip=False,
             arrowprops={
                 "arrowstyle": "-",
                 "relpos": (0, 0.5),  # from the left end of the text
-                "color": MODELS[name].color,
+                "color": models[name].color,
                 "lw": 0.6,
             },
         )
 
 
-def find_means(rows, names):
-    """{row of the table/score: mean over the label draws} of one count, for the log."""
+def find_means(rows, labels):
+    """{row of the table/score: mean over the label draws} of one count, for the log.
+
+    labels: {name: row of the table}.
+    """
     scores = {}
-    for name in names:
+    for name, label in labels.items():
         own = [row for row in rows if row["model"] == name]
         for key in ("macro_f1", "overall_accuracy"):
-            scores[f"{MODELS[name].label}/{key}"] = float(np.mean([row[key] for row in own]))
+            scores[f"{label}/{key}"] = float(np.mean([row[key] for row in own]))
     return scores
 
 

@@ -12,15 +12,37 @@ from sklearn.metrics import (
 
 from utils import new_figure, save_figure
 
+MIN_TEST_PIXELS = 20  # of a class, below which its F1 is chance: one pixel of two moves it by .5
 MAX_NUMBERED = 40  # classes of a confusion matrix whose cells have room for a number
 
 
-def macro_f1(labels, predicted, counts=None):
+def measurable_classes(labels):
+    """Codes of at least MIN_TEST_PIXELS of the labels (N,); where fewer than two have that, all."""
+    codes, counts = np.unique(labels, return_counts=True)
+    enough = counts >= MIN_TEST_PIXELS
+    return codes[enough] if enough.sum() > 1 else codes
+
+
+def count_classes(labels, scored, legend):
+    """{code: {"name", "pixels", "scored"}} of labels (N,), for JSON. scored: (C,) codes."""
+    return {
+        str(code): {
+            "name": entry["name"],
+            "pixels": int((labels == code).sum()),
+            "scored": code in scored,
+        }
+        for code, entry in legend.items()
+    }
+
+
+def macro_f1(labels, predicted, counts=None, codes=None):
     """Mean F1 of the classes that are labelled; a pixel called another counts against its own.
 
-    labels, predicted, counts: as for `score_classes`.
+    labels, predicted, counts: as for `score_classes`; codes: the classes to take the mean over, or
+    None for all. The pixels of the others count, too.
     """
-    keywords = {"labels": np.unique(labels), "average": "macro", "zero_division": 0}
+    codes = np.unique(labels) if codes is None else codes
+    keywords = {"labels": codes, "average": "macro", "zero_division": 0}
     return float(f1_score(labels, predicted, sample_weight=counts, **keywords))
 
 

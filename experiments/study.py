@@ -150,16 +150,16 @@ def score(features, splits, classifier):
 
     features: function of x, doys that gives (N, F).
     """
-    (x, labels), (test_x, test_labels) = (
-        (features(x, doys).numpy(), labels.numpy())
-        for x, doys, labels, _ in (splits["train"], splits["test"])
+    (x, labels, groups), (test_x, test_labels, _) = (
+        (features(x, doys).numpy(), labels.numpy(), groups.numpy())
+        for x, doys, labels, groups in (splits["train"], splits["test"])
     )
     scores = {}
     for count, draws in COUNTS.items():
         results, count = [], min(count, len(labels))
         for draw in range(draws if count < len(labels) else 1):
             chosen = np.random.default_rng(draw).choice(len(labels), count, replace=False)
-            model, _ = fit_classifier(classifier, x[chosen], labels[chosen], draw)
+            model, _ = fit_classifier(classifier, x[chosen], labels[chosen], draw, groups[chosen])
             results.append(macro_f1(test_labels, model.predict(test_x)))
         scores[count] = round(float(np.mean(results)), 4)
     return scores

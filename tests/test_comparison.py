@@ -11,7 +11,7 @@ from evaluation import classifiers as module
 from evaluation import differences
 from evaluation.classifiers import classifiers, find_label_folds, fit_classifier
 from evaluation.differences import block_bootstrap, paired_p
-from evaluation.scores import macro_f1
+from evaluation.scores import macro_f1, measurable_classes
 
 NAMES = list(classifiers(0))
 
@@ -44,7 +44,7 @@ def test_the_setting_is_the_best_over_the_folds(monkeypatch):
             x,
             labels,
             scoring="f1_macro",
-            cv=find_label_folds(labels),
+            cv=find_label_folds(labels)[0],
         ).mean()
         for value in values
     ]
@@ -76,19 +76,79 @@ def test_rare_classes_neither_warn_nor_are_lost(name, labels, is_chosen, monkeyp
 
 def test_folds_hold_every_class_in_every_part(monkeypatch):
     labels = np.repeat([1, 2, 3], [40, 3, 1])
-    folds = find_label_folds(labels)
+    folds, unit = find_label_folds(labels)
+    assert unit == "pixels"
     assert len(folds) == 3 * 4, "the smaller class has three; few labels are divided four times"
     for train, test in folds:
         assert not set(train) & set(test)
         assert set(labels[train]) == set(labels[test]) == {1, 2}
-    assert len(find_label_folds(np.repeat([1, 2], 200))) == 5
+    assert len(find_label_folds(np.repeat([1, 2], 200))[0]) == 5
     monkeypatch.setattr(module, "SEARCH_LABELS", 30)
-    train, test = find_label_folds(np.repeat([1, 2], 400))[0]
+    train, test = find_label_folds(np.repeat([1, 2], 400))[0][0]
     assert len(train) + len(test) == 30
     labels = np.repeat([1, 2, 3], [4000, 4000, 8])
-    for train, test in find_label_folds(labels):
+    for train, test in find_label_folds(labels)[0]:
         assert len(train) + len(test) == 30
         assert set(labels[train]) == set(labels[test]) == {1, 2, 3}, "a rare class is not lost"
+
+
+def fields(blocks=30, size=8, classes=(1, 2)):
+    """Labels (N,) of fields of one class each, and the field (N,) of each label."""
+    groups = np.repeat(np.arange(blocks), size)
+    return np.resize(classes, blocks)[groups], groups
+
+
+def test_folds_keep_blocks_whole():
+    """Else what is known of a pixel's own field chooses the setting for other fields."""
+    labels, groups = fields()
+    labels[groups == 3] = 7  # a class in a single block, a thirtieth of the labels
+    folds, unit = find_label_folds(labels, groups=groups)
+    assert (unit, len(folds)) == ("blocks", 5)
+    for train, test in folds:
+        assert not set(groups[train]) & set(groups[test])
+        assert set(labels[train]) == set(labels[test]) == {1, 2}
+    assert len(find_label_folds(labels[:60], groups=groups[:60])[0]) > 5, "divided several times"
+    labels[groups < 4] = groups[groups < 4] + 7  # more than a tenth of the labels
+    folds, unit = find_label_folds(labels, groups=groups)
+    assert unit == "pixels"
+    assert set(labels[folds[0][0]]) == set(labels)
+    assert find_label_folds(labels[:1], groups=groups[:1]) == ([], "")
+
+
+def test_blocks_choose_another_setting_than_pixels():
+    """Pixels of one field are alike: the nearest is of the same field, and of other fields not."""
+    labels, groups = fields()
+    rng = np.random.default_rng(0)
+    x = labels + rng.normal(0, 0.5, 30)[groups] + rng.normal(0, 1e-3, len(labels))
+    by_pixels, by_blocks = (
+        fit_classifier("k nearest neighbours", x[:, None], labels, 0, units)[1]
+        for units in (None, groups)
+    )
+    assert by_pixels <= 5 < by_blocks
+
+
+def test_macro_f1_leaves_out_classes_of_few_pixels():
+    labels = np.repeat([1, 2, 3], [40, 20, 19])
+    predicted = np.where(labels == 3, 1, labels)
+    assert measurable_classes(labels).tolist() == [1, 2]
+    found = macro_f1(labels, predicted, codes=measurable_classes(labels))
+    assert found == pytest.approx((2 * 40 / (2 * 40 + 19) + 1) / 2), "its pixels count for others"
+    assert found > 1.4 * macro_f1(labels, predicted)
+    assert measurable_classes(labels[30:]).tolist() == [1, 2, 3], (
+        "all, where fewer than two have 20"
+    )
+
+
+def test_the_interval_is_of_the_scored_classes():
+    """One pixel of a rare class moves macro-F1 over all classes, and not over the others."""
+    labels, ours, theirs = predictions()
+    labels[:3] = 9
+    ours, theirs = np.vstack([ours] * 2), np.vstack([ours] * 2)
+    ours[:, :3], theirs[:, :3] = 9, 1
+    groups = np.arange(1200) // 10
+    some = block_bootstrap(labels, groups, ours, theirs, scored=[2, 3, 4])
+    assert some == (0, 0)
+    assert block_bootstrap(labels, groups, ours, theirs)[1] > 0.1
 
 
 def test_a_difference_in_every_draw_has_a_smaller_p_than_one_by_chance():

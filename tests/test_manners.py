@@ -25,7 +25,7 @@ CORE = [file.stem for file in ROOT_FILES if file.stem not in SCRIPTS]
 MAY_IMPORT = {
     "running": set(),
     "maps": {"running", *CORE},
-    "evaluation": {"running", *CORE},
+    "evaluation": {"running", "maps", *CORE},
     "finetuning": {"running", "evaluation", *CORE},
     "preparation": {"running", "maps", *CORE},
     "explorer": {"running", "maps", *CORE},
