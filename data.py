@@ -4,11 +4,11 @@ Shapes: N pixels of a batch, V views, S sampled dates, T dates, B bands.
 """
 
 import hashlib
-import signal
 from copy import copy
 from itertools import pairwise
 
 from running.errors import InputError
+from running.script import leave_signals_to_trainer
 
 import numpy as np
 import torch
@@ -325,7 +325,7 @@ def _read_batches(dataset, num_workers):
         dataset,
         batch_size=None,
         num_workers=num_workers,
-        worker_init_fn=_leave_signals_to_trainer,
+        worker_init_fn=leave_signals_to_trainer,
         **ahead,
     )
     parts = iter(loader)
@@ -346,12 +346,6 @@ def _join(parts):
             ]
         batch.append(torch.cat(arrays))
     return tuple(batch)
-
-
-def _leave_signals_to_trainer(_):
-    """Signals reach all processes: the trainer saves first, then ends its workers."""
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.SIG_IGN)
 
 
 class SentinelTimeSeriesDataset(_PixelDataset):

@@ -156,3 +156,9 @@ def stop_on_signals():
         for number in (signal.SIGINT, signal.SIGTERM):
             stop.before[number] = signal.signal(number, note)
     return stop
+
+
+def leave_signals_to_trainer(worker):
+    """Of a loader worker: signals reach all processes; the trainer saves, then ends its workers."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
