@@ -56,10 +56,10 @@ def resample_f1(labels, predicted, blocks, times, codes=None):
     all_codes, num_blocks = np.union1d(labels, predicted), times.shape[1]
     is_scored = np.isin(all_codes, labels if codes is None else codes)
 
-    def count(codes):
-        """How many of the codes (n,) each resample has of each class; codes: -1 for none."""
+    def count(codes, chosen=slice(None)):
+        """How many pixels each resample has of each class, by codes (N,) of some or all: (R, C)."""
         cells = blocks * len(all_codes) + np.searchsorted(all_codes, codes)
-        counts = np.bincount(cells[codes >= 0], minlength=num_blocks * len(all_codes))
+        counts = np.bincount(cells[chosen], minlength=num_blocks * len(all_codes))
         return times @ counts.reshape(num_blocks, -1)
 
     labelled = count(labels)
@@ -67,7 +67,7 @@ def resample_f1(labels, predicted, blocks, times, codes=None):
     scores = np.full((len(times), len(predicted)), np.nan)
     any_class = present.any(1)
     for place, row in enumerate(predicted):
-        right, both = count(np.where(row == labels, row, -1)), labelled + count(row)
+        right, both = count(row, row == labels), labelled + count(row)
         f1 = np.divide(2 * right, both, out=np.zeros_like(both), where=both > 0)
         scores[any_class, place] = np.mean(f1[any_class], 1, where=present[any_class])
     return scores
