@@ -179,7 +179,7 @@ def main(config):
         data, maps = config, {"train": {}, "test": {}}
         if sources or config["test_dataset_name"]:
             data = config | {"base_path": base_path}
-            maps = share_labels(config, sources, first, base_path)
+            maps = share_labels(config, sources, first, base_path, task.answers)
         for count in counts:  # too few labels for one of them are found before hours of work
             open_split("train", first, data, count)
         test_set = open_split("test", first, data)

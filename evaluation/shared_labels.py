@@ -23,7 +23,7 @@ from tiles import (
 )
 
 
-def share_labels(config, sources, checkpoint, base_path, answers="labels"):
+def share_labels(config, sources, checkpoint, base_path, answers):
     """Write the labelled tiles of one or two data sets to <base_path>/data/, as all rows see them.
 
     Of two, dataset_name trains and test_dataset_name is the test, each with all of its labels, in
