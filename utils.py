@@ -5,6 +5,7 @@ Shapes: N pixels, T dates, S sampled dates, B bands, D dimensions of a represent
 
 import math
 
+from running.errors import notice
 from running.files import atomic_write
 
 import numpy as np
@@ -147,6 +148,21 @@ def median_color(tile, stride=1):
         )
         color[first : first + rows] = np.where(count[0] > 0, (lower + upper) / 2, np.nan)
     return color
+
+
+def notice_few_clear(tiles, min_valid):
+    """Say in which tiles most of the pixels with clear observations have fewer than min_valid."""
+    counts = [tile.clear_counts() for tile in tiles]
+    halves = [int(np.median(count[count > 0])) if count.any() else 0 for count in counts]
+    few = [number for number, half in enumerate(halves) if half < min_valid]
+    if few:
+        tile, count, half = (one[few[0]] for one in (tiles, counts, halves))
+        notice(
+            f"{tile.path}: found {np.mean(count >= min_valid):.0%} of its pixels with min_valid="
+            f"{min_valid} clear observations, half have {half} or fewer, the clearest {count.max()}"
+            f" (so in {len(few)} of {len(tiles)} tiles); pixels with fewer are left out, a lower "
+            "min_valid keeps them"
+        )
 
 
 # ---- representations -----------------------------------------------------------------------------

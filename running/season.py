@@ -32,8 +32,13 @@ def find_season(config, before=None):
     before: the config that says what an empty key means; None: the first and the last day.
     """
     before = before or {}
-    days = (read_day(key, config[key] or before.get(key, "")) for key in ("start", "end"))
+    days = (read_day(key, config[key] or str(before.get(key, ""))) for key in ("start", "end"))
     return tuple(day or limit for day, limit in zip(days, ALL_YEAR, strict=True))
+
+
+def name_season(season):
+    """A season as infer.json has it, "305 to 90"."""
+    return f"{season[0]} to {season[1]}"
 
 
 def in_season(days, start, end):
