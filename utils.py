@@ -151,17 +151,16 @@ def median_color(tile, stride=1):
 
 
 def notice_few_clear(tiles, min_valid):
-    """Say in which tiles most of the pixels with clear observations have fewer than min_valid."""
+    """Say in which tiles a tenth or more of the pixels with clear observations have too few."""
     counts = [tile.clear_counts() for tile in tiles]
-    halves = [int(np.median(count[count > 0])) if count.any() else 0 for count in counts]
-    few = [number for number, half in enumerate(halves) if half < min_valid]
+    shares = [np.mean(count[count > 0] >= min_valid) if count.any() else 0 for count in counts]
+    few = [number for number, share in enumerate(shares) if share <= 0.9]
     if few:
-        tile, count, half = (one[few[0]] for one in (tiles, counts, halves))
+        tile, count, share = (one[few[0]] for one in (tiles, counts, shares))
         notice(
-            f"{tile.path}: found {np.mean(count >= min_valid):.0%} of its pixels with min_valid="
-            f"{min_valid} clear observations, half have {half} or fewer, the clearest {count.max()}"
-            f" (so in {len(few)} of {len(tiles)} tiles); pixels with fewer are left out, a lower "
-            "min_valid keeps them"
+            f"{tile.path}: found {share:.0%} of its pixels with min_valid={min_valid} clear "
+            f"observations, the clearest has {count.max()} (so in {len(few)} of {len(tiles)} "
+            "tiles); the others are left out, a lower min_valid keeps them"
         )
 
 
