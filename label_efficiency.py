@@ -36,6 +36,7 @@ from running.errors import InputError
 from running.files import lock_folder, make_output_dir
 from running.log import ProgressBar, refuse_training_folder, start_log
 from running.script import refuse_torchrun, run_script
+from running.season import find_season, read_day
 
 from evaluation.comparison import (
     INHERITED,
@@ -46,7 +47,6 @@ from evaluation.comparison import (
     score_season,
 )
 from evaluation.features import (
-    LAST_DAY,
     build_extractors,
     measure_ranks,
     measure_steadiness,
@@ -77,6 +77,9 @@ run_config = {
     "seeds": 5,  # label draws for each count; mean and standard deviation are reported
     "draws": 0,  # representations from 0: all clear dates; else the mean of N even draws of dates
     # season
+    "start": "",  # day of year or date (90, 04-01) of the first observation that is read, and ..
+    "end": "",  # .. of the last; before start: across New Year; empty: the whole year
+    "min_valid": 0,  # clear observations that a pixel needs; 0: as in pretraining
     "until": "",  # 120,150,..: also, with the most labels, scores of what is seen up to these days
     # steadiness
     "retrieval_pixels": 10_000,  # at most: of the test split; more: a harder task, more memory
@@ -109,13 +112,10 @@ def read_counts(config):
 
 def read_days(config):
     """The days of year up to which observations are read, ascending; none for ""."""
-    text = config["until"]
-    try:
-        days = sorted({int(day) for day in text.split(",")}) if text else []
-    except ValueError:
-        days = [0]
-    if days and not 1 <= days[0] <= days[-1] <= LAST_DAY:
-        raise InputError(f"until={text}: wanted days of year from 1 to {LAST_DAY}, as 120,150,..")
+    text, (start, end) = config["until"], find_season(config)
+    days = sorted({read_day("until", day) for day in text.split(",")}) if text else []
+    if days and start > end:
+        raise InputError(f"until={text}: found start={start} after end={end}, wanted one year")
     return days
 
 
@@ -165,8 +165,7 @@ def main(config):
     refuse_torchrun()
     config = check(config)
     sources = parse_sources(config["maps"], reserved={*MODELS, *QUANTITY_MODELS, *FEATURES})
-    counts, task = read_counts(config), find_task(config)
-    read_days(config)
+    counts, days, task = read_counts(config), read_days(config), find_task(config)
     models = read_models(config, task, sources)
     folder = config["output_dir"] or (
         Path(config["checkpoint_path"].split(",")[0]).parent / "label_efficiency"
@@ -183,6 +182,8 @@ def main(config):
         for count in counts:  # too few labels for one of them are found before hours of work
             open_split("train", first, data, count)
         test_set = open_split("test", first, data)
+        if days:  # a day without observations, too
+            read_split(test_set, {}, known_by=days[0])
         if config["test_dataset_name"]:
             whole = open_split("train", first, data | {"most_pixels": MAX_INT})
             notice_same_ground(whole, test_set)

@@ -15,12 +15,13 @@ from running.device import Runtime
 from running.errors import InputError, notice
 from running.files import atomic_write, file_hash, write_json
 from running.log import ProgressBar
+from running.season import ALL_YEAR, find_season
 
 import numpy as np
 
 from backbones import BACKBONE_KEYS, load_classifier
 from evaluation.differences import run_tests
-from evaluation.features import LAST_DAY, build_extractors, find_key, read_split, stack_features
+from evaluation.features import build_extractors, find_key, read_split, stack_features
 from evaluation.rows import FEATURES
 from evaluation.tasks import find_task
 from tiles import checkpoint_bands
@@ -36,7 +37,8 @@ def open_split(split, checkpoint, config, label_count=0, seed=0):
     label_count and seed choose the labels that they choose in the scripts of fine-tuning.
     """
     keywords = {key: checkpoint["config"][key] for key in INHERITED}
-    keywords |= {"split": split, "seed": seed}
+    keywords |= {"split": split, "seed": seed, "season": find_season(config)}
+    keywords["min_valid"] = config["min_valid"] or keywords["min_valid"]
     keywords["bands"] = checkpoint_bands(checkpoint, config["checkpoint_path"])
     name = (config["test_dataset_name"] if split == "test" else "") or config["dataset_name"]
     task = find_task(config)
@@ -59,13 +61,15 @@ def train_network(task, name, path, checkpoint, config, label_count, seed, folde
 
     In a process of its own, as a user would run it. The folder is removed afterwards.
     """
-    keys = {key: config[key] for key in ("base_path", "dataset_name", "device")}
+    shared = ("base_path", "dataset_name", "device", "start", "end")
+    keys = {key: config[key] for key in shared}
     keys |= {"label_count": label_count, "seed": seed, "output_dir": folder, "overwrite": "true"}
     if name == "finetuned":
         keys["checkpoint_path"] = path
     else:
         before = OLD_CHECKPOINT_DEFAULTS | checkpoint["config"]
         keys |= {key: before[key] for key in INHERITED + ARCHITECTURE}
+    keys["min_valid"] = config["min_valid"] or checkpoint["config"]["min_valid"]
     script = ROOT / task.script
     arguments = [f"{key}={value}" for key, value in (keys | {"wandb_mode": "disabled"}).items()]
     try:
@@ -100,8 +104,8 @@ class Comparison:
     test: tuple
     output_dir: Path
     kept: Path
-    until: int = LAST_DAY
-    known_by: int = LAST_DAY
+    until: int = ALL_YEAR[1]
+    known_by: int = ALL_YEAR[1]
 
     def score_count(self, count, all_labels, bar):
         """The rows of the scores for a count of labels, and the tests of the differences."""
@@ -165,7 +169,8 @@ class Comparison:
 
 def open_kept(folder, config, checkpoints, train_set, test_set, maps):
     """The folder of what is done, emptied where that was made from other things than these."""
-    keys = ("dataset_name", "test_dataset_name", "task", "until", "maps", "most_pixels", "draws")
+    keys = ("dataset_name", "test_dataset_name", "task", "maps", "most_pixels", "draws")
+    keys += ("start", "end", "until")
     made_from = {key: config[key] for key in keys}
     made_from["map_files"] = [
         one.describe() for kinds in maps.values() for own in kinds.values() for one in own

@@ -6,6 +6,7 @@ Shapes: N pixels, T dates, B bands, F features.
 from functools import partial
 
 from running.errors import InputError
+from running.season import ALL_YEAR
 
 import numpy as np
 import torch
@@ -15,7 +16,6 @@ from evaluation.networks import walk
 from transforms import gap_fill, harmonic_coefficients, split_dates
 from utils import encode_series, rankme, retrieval
 
-LAST_DAY = 366  # of a year
 MAX_DAYS = 73  # that series are gap-filled to; many tiles have more days, 5 days apart suffices
 OF_CHECKPOINTS = ("embedding", "untrained")  # the other features need no encoder
 
@@ -25,7 +25,7 @@ def find_key(features, number):
     return features, number if features in OF_CHECKPOINTS else 0
 
 
-def build_extractors(checkpoints, tiles, draws, runtime, until=LAST_DAY):
+def build_extractors(checkpoints, tiles, draws, runtime, until=ALL_YEAR[1]):
     """{`find_key`: function of x (N, T, B) and doys (N, T) that gives features (N, F)}.
 
     draws: as `encode_series` takes them; until: the last day of year that is read. The
@@ -51,7 +51,7 @@ def build_extractors(checkpoints, tiles, draws, runtime, until=LAST_DAY):
         trained = load_backbone(checkpoint).to(runtime.device)
         extractors["embedding", number] = partial(encode, trained)
         extractors["untrained", number] = partial(encode, untrained)
-    if until == LAST_DAY:
+    if until == ALL_YEAR[1]:
         return extractors
     return {key: partial(_extract_until, extract, until) for key, extract in extractors.items()}
 
@@ -68,7 +68,7 @@ def stack_features(features, names, number):
     return np.hstack([features[find_key(name, number)] for name in names.split("+")])
 
 
-def read_split(dataset, extractors, maps=None, known_by=LAST_DAY):
+def read_split(dataset, extractors, maps=None, known_by=ALL_YEAR[1]):
     """Features {key: (N, F) float32}, labels (N,) and blocks (N,) of a labelled data set, numpy.
 
     maps: {name: the EmbeddingMap of each tile}; their values are the features (name, 0).

@@ -2,18 +2,21 @@
 
 import json
 import re
+from types import SimpleNamespace
 
 from running.errors import InputError, notice
 
 import numpy as np
 import pytest
-from helpers import GEOREFERENCE, make_dataset, run, save, tile_of
+from helpers import GEOREFERENCE, Fork, make_dataset, run, save, tile_of
 
 import label_efficiency
+import train_regression
 from evaluation import regressors
 from evaluation.differences import block_bootstrap
 from evaluation.quantities import resample_rmse
 from evaluation.regressors import fit_regressor
+from evaluation.tasks import Classes, find_task
 from tiles import TEST, Tile
 
 TARGET = {"name": "yield", "unit": "t/ha"}
@@ -80,9 +83,10 @@ def test_classes_are_scored_where_there_are_both(workplace, yields):
     for number in range(2):
         labels = np.where(np.load(tile_of(yields, number) / "targets.npy") > 30, 95, 40)
         save(tile_of(yields, number), "labels", labels.astype(np.uint8))
-    keywords = {"models": "harmonic", "seeds": 1}
-    assert "macro_f1" in score(workplace, yields, **keywords)["scores"][0]
-    assert "rmse" in score(workplace, yields, task="quantity", **keywords)["scores"][0]
+    config = {"base_path": yields, "dataset_name": "toy"}
+    assert find_task(config | {"task": "auto"}) is Classes
+    result = score(workplace, yields, task="quantity", models="harmonic")
+    assert "rmse" in result["scores"][0]
     with pytest.raises(InputError, match="task=height: wanted auto or one of classes, quantity"):
         score(workplace, yields, task="height")
 
@@ -107,7 +111,13 @@ def test_maps_of_others_are_rows_for_a_quantity(workplace, yields):
 
 
 @pytest.mark.slow
-def test_a_fine_tuned_network_is_a_row_for_a_quantity(workplace, yields):
+def test_a_fine_tuned_network_is_a_row_for_a_quantity(workplace, yields, monkeypatch):
+    def run_forked(command, **_):
+        process = Fork(*command[2:], script=train_regression)
+        stdout, stderr = process.communicate()
+        return SimpleNamespace(returncode=process.returncode, stdout=stdout, stderr=stderr)
+
+    monkeypatch.setattr("subprocess.run", run_forked)
     result = score(workplace, yields, models="finetuned,harmonic", label_counts="20")
     assert [row["model"] for row in result["scores"]] == ["finetuned", "harmonic"]
     assert 1.5 < result["scores"][0]["rmse"] < 12
@@ -145,16 +155,14 @@ def test_the_interval_is_of_resampled_blocks():
 
 def test_nothing_after_the_day_is_read(workplace, tmp_path):
     """With other observations after the day, its scores stay and those of the year change."""
-    day, found = 180, []
+    day, shape, found = 180, (20, 24, 16, 10), []
     for name in ("as_it_was", "changed_later"):
-        base_path = make_dataset(tmp_path / name, shape=(20, 24, 16, 10), clear=0.5, **GEOREFERENCE)
-        for number in range(2):
-            tile = Tile(tile_of(base_path, number))
-            bands, late = np.array(tile.bands), tile.doys > day
-            if name == "changed_later":
-                rng = np.random.default_rng(number)
-                bands[late] = rng.integers(1, 9000, bands[late].shape)
-            save(tile.path, "bands", bands)
+        base_path = make_dataset(tmp_path / name, tiles=1, shape=shape, clear=0.5, **GEOREFERENCE)
+        tile = Tile(tile_of(base_path))
+        bands, late = np.array(tile.bands), tile.doys > day
+        if name == "changed_later":
+            bands[late] = np.random.default_rng(1).integers(1, 9000, bands[late].shape)
+        save(tile.path, "bands", bands)
         models = "discriminant,series_discriminant,harmonic_discriminant"
         keywords = {"models": models, "until": f"366,40,{day}"}
         found.append(score(workplace, base_path, **keywords)["season"])
@@ -166,11 +174,8 @@ def test_nothing_after_the_day_is_read(workplace, tmp_path):
     assert list(scores[0]) == [40, day, 366]
     assert scores[0][day] == scores[1][day] != scores[0][40]
     assert scores[0][366] != scores[1][366]
-    known = []
-    for tile in (Tile(tile_of(base_path, number)) for number in range(2)):
-        is_test = (tile.split_map(4) == TEST) & (tile.clear_counts() >= 5)  # min_valid
-        known.extend((tile.masks[tile.doys <= 40] == 1).any(0)[is_test])
-    known = np.array(known)
+    is_test = (tile.split_map(4) == TEST) & (tile.clear_counts() >= 5)  # min_valid
+    known = (tile.masks[tile.doys <= 40] == 1).any(0)[is_test]
     assert found[0]["test_pixels"] == known.sum() < len(known), "the same at every cut"
     table = (base_path / "out/season.md").read_text()
     assert "| up to day | 40 (9 Feb) | 180 (29 Jun) | 366 (31 Dec) |" in table
@@ -181,8 +186,9 @@ def test_nothing_after_the_day_is_read(workplace, tmp_path):
 @pytest.mark.parametrize(
     ("keywords", "message"),
     [
-        ({"until": "120,0"}, "until=120,0: wanted days of year from 1 to 366, as 120,150"),
-        ({"until": "May"}, "until=May: wanted days of year"),
+        ({"until": "120,0"}, "until=0: wanted a day of year 1 to 366"),
+        ({"until": "May", "start": "7"}, "until=May: wanted a day of year 1 to 366"),
+        ({"until": "120", "start": "300", "end": "20"}, "until=120: found start=300 after end=20"),
         ({"until": "120", "models": "finetuned"}, "until with models=finetuned: wanted a row of"),
         ({"until": "1"}, "toy/processed: found no test pixel seen up to day 1"),
     ],
@@ -191,3 +197,21 @@ def test_days_that_cannot_be_read_are_refused(workplace, tmp_path, keywords, mes
     keywords = {"output_dir": tmp_path / "out", "models": "harmonic"} | keywords
     with pytest.raises(InputError, match=message):
         score(workplace, workplace, **keywords)
+    assert not (tmp_path / "out").exists(), "before any work"
+
+
+def test_a_season_is_all_that_is_read(workplace, tmp_path):
+    """Scores of start= and end= are those of tiles without the other dates."""
+    whole = make_dataset(tmp_path / "whole", shape=(20, 24, 16, 10), clear=0.8, **GEOREFERENCE)
+    cut = make_dataset(tmp_path / "cut", shape=(20, 24, 16, 10), clear=0.8, **GEOREFERENCE)
+    for number in range(2):
+        tile = Tile(tile_of(cut, number))
+        chosen = (tile.doys >= 60) & (tile.doys <= 200)
+        for name in ("bands", "masks", "doys"):
+            save(tile.path, name, np.array(getattr(tile, name))[chosen])
+    models = "discriminant,series_discriminant,harmonic_discriminant"
+    keywords = {"models": models, "min_valid": 3}
+    one = score(workplace, whole, start="03-01", end="200", **keywords)
+    other = score(workplace, cut, **keywords)
+    assert one["scores"] == other["scores"]
+    assert one["retrieval"] == other["retrieval"]
