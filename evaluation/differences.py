@@ -51,14 +51,14 @@ def independent_scores(rows, all_labels, key):
     """A score of a model in each label draw of one count; of all labels, in each checkpoint.
 
     Draws of all labels are the same labels, so those of one checkpoint count once, by their mean.
-    all_labels: how many the training split has.
+    all_labels: how many the training split has. Returns an array; NaN where a score is None.
     """
     if rows[0]["label_count"] < all_labels:
-        return [row[key] for row in rows]
+        return np.array([row[key] for row in rows], float)
     by_checkpoint = {}
     for row in rows:
-        by_checkpoint.setdefault(row["checkpoint"], []).append(row[key])
-    return [float(np.mean(scores)) for scores in by_checkpoint.values()]
+        by_checkpoint.setdefault(row["checkpoint"], []).append(np.array(row[key], float))
+    return np.array([np.mean(scores) for scores in by_checkpoint.values()], float)
 
 
 def run_tests(draws, test, all_labels, task):

@@ -221,7 +221,7 @@ def find_means(rows, labels, keys):
     for name, label in labels.items():
         own = [row for row in rows if row["model"] == name]
         for key in keys:
-            scores[f"{label}/{key}"] = float(np.mean([row[key] for row in own]))
+            scores[f"{label}/{key}"] = float(np.mean(np.array([row[key] for row in own], float)))
     return scores
 
 

@@ -40,16 +40,18 @@ def fit_regressor(name, x, targets, seed=0, groups=None):
     """Fit one of `regressors`; its setting is chosen on these targets alone.
 
     The setting with the lowest squared error over the folds is fitted to all targets.
-    x: (N, F); targets: (N,), two or more; groups: (N,) blocks, see `find_target_folds`.
-    Returns the regressor and the chosen value.
+    x: (N, F); targets: (N,); groups: (N,) blocks, see `find_target_folds`.
+    Returns the regressor and the chosen value, None where there was nothing to choose by.
     """
     model, setting, values = regressors(seed)[name]
     x = x.astype(np.float64)  # in float32, products of features that are alike lose their digits
     with threadpool_limits(1):  # more threads: small products wait
         folds = find_target_folds(targets, seed, groups)[0]
         error = "neg_mean_squared_error"
-        value = choose_setting(model, setting, values, x, targets, folds, scoring=error)
-        return model.set_params(**{setting: value}).fit(x, targets), value
+        value = choose_setting(model, setting, values, x, targets, folds, error) if folds else None
+        if value is not None:
+            model.set_params(**{setting: value})
+        return model.fit(x, targets), value
 
 
 def find_target_folds(targets, seed=0, groups=None):
@@ -57,8 +59,10 @@ def find_target_folds(targets, seed=0, groups=None):
 
     Pixels of one block resemble each other: over single pixels, a setting that is too flexible
     would win. groups: (N,) block of each target, or None.
-    Returns a list of (training, test) indices, and "blocks" or "pixels".
+    Returns a list of (training, test) indices, and "blocks" or "pixels"; [] and "" of one target.
     """
+    if len(targets) < 2:
+        return [], ""
     rows = np.arange(len(targets))
     if len(rows) > SEARCH_LABELS:
         rows = np.random.default_rng(seed).choice(rows, SEARCH_LABELS, replace=False)

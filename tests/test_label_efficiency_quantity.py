@@ -133,6 +133,7 @@ def test_settings_are_chosen_over_blocks():
         for units in (None, groups)
     ]
     assert found[0] <= 5 < found[1]
+    assert fit_regressor("ridge regression", x[:1, None], level[:1])[1] is None, "of one target"
 
 
 def test_the_interval_is_of_resampled_blocks():
