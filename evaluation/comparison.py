@@ -169,8 +169,7 @@ class Comparison:
 
 def open_kept(folder, config, checkpoints, train_set, test_set, maps):
     """The folder of what is done, emptied where that was made from other things than these."""
-    keys = ("dataset_name", "test_dataset_name", "task", "maps", "most_pixels", "draws")
-    keys += ("start", "end", "until")
+    keys = ("dataset_name", "test_dataset_name", "maps", "most_pixels", "draws", "until")
     made_from = {key: config[key] for key in keys}
     made_from["map_files"] = [
         one.describe() for kinds in maps.values() for own in kinds.values() for one in own

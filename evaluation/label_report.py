@@ -107,12 +107,12 @@ def _write_scores(rows, result, task, by):
     return lines
 
 
-def name_column(value, by):
+def name_column(value, by, form="{} ({})"):
     """A number of labels, or a day of year as "120 (30 Apr)"."""
     if by == "label_count":
         return str(value)
     day = date(2023, 1, 1) + timedelta(min(value, 365) - 1)
-    return f"{value} ({day.day} {day:%b})"
+    return form.format(value, f"{day.day} {day:%b}")
 
 
 def _name_test(config):
@@ -170,11 +170,11 @@ def plot(rows, result, task, models, by, path):
         title = "mean and deviation over draws of labels"
     else:
         axes.set(xlabel="observations up to this day")
-        title = f"{rows[0]['label_count']} labels, by the day up to which is read"
+        title = f"how early is a map worth drawing? ({rows[0]['label_count']} labels)"
     quantity = f"{score.name} of {describe_target(task.target)}" if task.target else score.name
-    axes.set(ylabel=f"test {quantity}")
+    axes.set(ylabel=f"{quantity}, test pixels")
     figure.suptitle(f"{_name_test(result['config'])}: {title}")
-    axes.set_xticks(columns, [name_column(column, by) for column in columns])
+    axes.set_xticks(columns, [name_column(column, by, "{}\n{}") for column in columns])
     axes.minorticks_off()
     axes.grid(axis="y", color="0.9")
     axes.spines[["top", "right"]].set_visible(False)
