@@ -192,8 +192,7 @@ def read_kept(file):
 
 def find_season_models(models):
     """Of {name: Model}, those of features of the observations, which can be cut."""
-    of_series = {name for name in models if {*models[name].features.split("+")} <= {*FEATURES}}
-    return {name: models[name] for name in models if name in of_series}
+    return {name: one for name, one in models.items() if {*one.features.split("+")} <= {*FEATURES}}
 
 
 def score_season(comparison, days, count, train_set, test_set):
