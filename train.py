@@ -101,7 +101,7 @@ run_config = {
 }
 
 LAST_PIXELS, PREVIEW_PIXELS = 512, 96  # a side, of the false colour at the end and before
-INHERITED = ("backbone", *sorted({*BACKBONE_KEYS} - {"sample_size"}), "block_size", "split_seed")
+INHERITED = ("backbone", *BACKBONE_KEYS[1:], "block_size", "split_seed")  # [0]: sample_size
 # keys that may differ when a run is resumed, since the weights do not depend on them
 FREE_KEYS = {"output_dir", "test_tile_path", "max_steps", "device", "num_workers", "log_interval"}
 FREE_KEYS |= {"checkpoint_interval", "wandb_mode", "wandb_dir", "base_path", "skip_bad_tiles"}
