@@ -97,11 +97,9 @@ def test_checkpoint_holds_all_that_later_scripts_need(dataset, tmp_path):
 
 def test_the_defaults_are_the_recipe_of_the_study():
     """Guards against a default that drifts from the recipe that the published scores are of."""
-    recipe = study.RECIPES["8 cycles + mix-up by day"]
-    # it is shorter, and has views of one size for all data
-    compared = recipe.keys() - {"min_samples", "max_samples", "sample_size", "min_sample_size"}
-    assert {"mix_up", "blend", "prediction", "learning_rate"} < compared
-    assert {key: run_config[key] for key in compared} == {key: recipe[key] for key in compared}
+    recipe = study.RECIPES["from the data"]
+    assert {"mix_up", "blend", "prediction", "sample_size", "learning_rate"} < recipe.keys()
+    assert {key: run_config[key] for key in recipe} == recipe
     # a network from scratch is the one that the encoder is compared with
     for script in (train_classification, train_regression):
         architecture = set(train.INHERITED) & script.run_config.keys() - {"sample_size"}
