@@ -5,7 +5,7 @@ give both the same embedding, with decorrelated dimensions.
 
     python train.py                                  # simulated tiles, made on first use
     python train.py base_path=/data dataset_name=austria_2022 output_dir=checkpoints/austria
-    python train.py base_path=/data dataset_name=tyrol_2023 min_samples=300000 learning_rate=2e-3 \\
+    python train.py base_path=/data dataset_name=tyrol_2023 learning_rate=2e-3 \\
         checkpoint_path=checkpoints/austria/best.pt  # starts from an encoder of more regions
     torchrun --nproc-per-node=2 train.py base_path=/data dataset_name=austria_2022
 
