@@ -36,7 +36,7 @@ def read_recipe(dataset):
 def fill_in(config, recipe):
     """The config with sample_size, min_sample_size and min_samples in place of 0."""
     config = dict(config)
-    config["sample_size"] = config["sample_size"] or min(MAX_DATES, max(1, recipe.dates // 2))
+    config["sample_size"] = config["sample_size"] or min(MAX_DATES, max(2, recipe.dates // 2))
     shortest = max(1, round(SHORTEST * config["sample_size"]))
     config["min_sample_size"] = config["min_sample_size"] or shortest
     samples = min(max(READS * recipe.observations, LEAST), MOST, config["max_samples"])
