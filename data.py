@@ -9,6 +9,7 @@ from itertools import pairwise
 
 from running.errors import InputError
 from running.script import leave_signals_to_trainer
+from running.season import ALL_YEAR
 
 import numpy as np
 import torch
@@ -38,6 +39,7 @@ class _PixelDataset(IterableDataset):
     seed: of the order, the views and the choice of label_count.
     bands: the Bands to read and to standardise with; None: those of the first tile that names its
         own, with statistics pooled over the tiles.
+    season: first and last day of year of the observations to read, see `Tile.choose_dates`.
     skip_bad_tiles: leave out tiles that break the contract, and say so, in place of an error.
     process: rank and number of the processes that share each batch.
 
@@ -74,13 +76,15 @@ class _PixelDataset(IterableDataset):
         label_count=0,
         seed=0,
         bands=None,
+        season=ALL_YEAR,
         skip_bad_tiles=False,
         process=(0, 1),
     ):
         (self.rank, self.world_size), self.batch_size = process, batch_size
         if self.world_size > SHARDS:
             raise InputError(f"{self.world_size} processes: a batch is shared by at most {SHARDS}")
-        self.tiles = open_dataset(base_path, dataset_name, skip_bad_tiles, bands, self.answers)
+        opened = (skip_bad_tiles, bands, self.answers, season)
+        self.tiles = open_dataset(base_path, dataset_name, *opened)
         self.seed, self.min_valid = seed, max(1, min_valid)
         self.split, self.block_size, self.split_seed = split, block_size, split_seed
         self.band_names, self.num_bands = find_band_names(self.tiles), len(self.tiles[0].order)
@@ -112,8 +116,8 @@ class _PixelDataset(IterableDataset):
                 chosen &= tile.find_known(self.answers)
             self._chosen.append(np.packbits(chosen, axis=1))
         if not any(chosen.any() for chosen in self._chosen):
-            few = max_clear < self.min_valid
-            mend = "clearer tiles" if few else "splits.npy, or a smaller block_size from the start"
+            mend = "splits.npy, or a smaller block_size from the start"
+            mend = "a lower min_valid or clearer tiles" if max_clear < self.min_valid else mend
             raise InputError(
                 f"{self.tiles[0].path.parent}: found no {'labelled ' * bool(self.answers)}pixel "
                 f"(split={self.split}, block_size={self.block_size}) with at least "
@@ -320,14 +324,9 @@ def _read_batches(dataset, num_workers):
     Workers own shards, not batches: each gives its part of every batch, put together here.
     """
     num_workers = min(num_workers, SHARDS // dataset.world_size)  # each owns at least one shard
-    ahead = {"prefetch_factor": 8} if num_workers else {}  # covers the time a chunk takes to read
-    loader = DataLoader(
-        dataset,
-        batch_size=None,
-        num_workers=num_workers,
-        worker_init_fn=leave_signals_to_trainer,
-        **ahead,
-    )
+    more = {"worker_init_fn": leave_signals_to_trainer}
+    more |= {"prefetch_factor": 8} if num_workers else {}  # covers the time a chunk takes to read
+    loader = DataLoader(dataset, batch_size=None, num_workers=num_workers, **more)
     parts = iter(loader)
     for first in parts:
         rest = [next(parts) for _ in range(num_workers - 1)]
@@ -340,10 +339,8 @@ def _join(parts):
     for arrays in zip(*parts, strict=True):
         if arrays[0].ndim > 1:
             longest = max(part.shape[1] for part in arrays)
-            arrays = [
-                F.pad(part, (0, 0) * (part.ndim - 2) + (0, longest - part.shape[1]))
-                for part in arrays
-            ]
+            room = (0, 0) * (arrays[0].ndim - 2)
+            arrays = [F.pad(part, (*room, 0, longest - part.shape[1])) for part in arrays]
         batch.append(torch.cat(arrays))
     return tuple(batch)
 

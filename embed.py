@@ -22,6 +22,7 @@ from running.errors import InputError, notice
 from running.files import atomic_write, create_npy, make_output_dir
 from running.log import ProgressBar, refuse_training_folder, start_log
 from running.script import refuse_torchrun, run_script
+from running.season import in_season
 
 import numpy as np
 
@@ -51,6 +52,8 @@ run_config = {
     # embeddings, as in infer.py
     "classify": "auto",  # auto: where the checkpoint is fine-tuned; true: refuse others; false
     "min_valid": 0,  # clear observations that a pixel needs; 0: as in training
+    "start": "",  # day of year or date (90, 04-01): of a season, as in infer.py; empty: ..
+    "end": "",  # .. as in training
     "dates": 24,  # clear dates of a pixel that are read, at most, evenly spaced; 0: all
     "dimensions": 0,  # of the embeddings, the first ones; 0: all
     "draws": 0,  # above 0: the mean of N even samples of sample_size dates, from all clear dates
@@ -91,6 +94,7 @@ def encode(encoder, reflectance, dates, clear, config):
     keys = {"scale": config["scale"], "max_dates": config["dates"], "draws": config["draws"]}
     embeddings, answers = encoder.encode(reflectance, dates, clear, **keys)
     is_clear = has_data(reflectance) & (True if clear is None else clear == 1)
+    is_clear &= in_season(days_of_year(dates), *encoder.season)
     found = {"embedding": embeddings, "valid_count": is_clear.sum(-1).astype(np.uint16)}
     if encoder.target:
         found["value"] = answers
@@ -255,7 +259,7 @@ def main(config):
     path, output = Path(config["data_path"]), check_output(config)
     if output.name.startswith("MGRS-"):
         return make_tile(path, output, config)
-    keys = ("checkpoint_path", "device", "classify", "min_valid", "dimensions")
+    keys = ("checkpoint_path", "device", "classify", "min_valid", "dimensions", "start", "end")
     encoder = Encoder.load(*(config[key] for key in keys))
     pixels, encoded = (embed_cube if is_cube(path) else embed_table)(path, output, encoder, config)
     if encoded < pixels:

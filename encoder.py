@@ -22,6 +22,7 @@ from running.config import check
 from running.device import Runtime, start_runtime
 from running.errors import InputError, notice
 from running.files import Watch, file_hash
+from running.season import find_season, in_season
 
 import numpy as np
 import torch
@@ -54,7 +55,8 @@ class Encoder:
     module: classifier or backbone. classes: of a classifier that classifies, as in tile.json and in
     the order of its head; else {}. target: of a regressor that estimates, the name, unit, mean and
     std of its quantity in training; else {}. min_valid: clear observations that a pixel needs.
-    size: D of its representations, the first of those that the network has.
+    season: first and last day of year that are read, see `in_season`. size: D of its
+    representations, the first of those that the network has.
     """
 
     path: Path
@@ -64,6 +66,7 @@ class Encoder:
     classes: dict
     target: dict
     min_valid: int
+    season: tuple
     size: int
     runtime: Runtime
 
@@ -73,16 +76,20 @@ class Encoder:
         return f"Encoder({self.path}: {reads}; {self.size} dimensions, {gives})"
 
     @classmethod
-    def load(cls, path, device="auto", classify="auto", min_valid=0, dimensions=0):
+    def load(
+        cls, path, device="auto", classify="auto", min_valid=0, dimensions=0, start="", end=""
+    ):
         """The Encoder of a checkpoint of train.py, train_classification.py or train_regression.py.
 
         device: "auto" (a GPU where there is one), "cpu" or "cuda". classify: "auto" (where the
         checkpoint is fine-tuned), "true" (refuse others) or "false". min_valid: 0: as in training.
         dimensions: of its representations, the first ones; 0: all. Classes are of all in any case.
+        start, end: the season whose observations are read, as the keys of infer.py; "": as in
+        training.
         Raises InputError for a checkpoint that cannot be used.
         """
         keys = {"device": device, "classify": classify, "min_valid": min_valid}
-        check(keys | {"dimensions": dimensions})
+        check(keys | {"dimensions": dimensions, "start": start, "end": end})
         runtime = start_runtime(device)
         kinds = ("classifier",) if classify == "true" else tuple(KINDS)
         with Watch(Path(path).parent, [Path(path).name]):
@@ -99,6 +106,7 @@ class Encoder:
             raise InputError(f"dimensions={dimensions}: wanted at most the {size} of {path}")
         module, size = module.to(runtime.device), dimensions or size
         more = {"classes": classes, "target": target, "min_valid": min_valid, "size": size}
+        more["season"] = find_season({"start": start, "end": end}, checkpoint["config"])
         return cls(Path(path), checkpoint, sha256, module, **more, runtime=runtime)
 
     @property
@@ -180,6 +188,7 @@ class Encoder:
         for place in self._blocks(reflectance):
             values = reflectance[place][..., order].astype(np.float32) * np.float32(scale)
             is_clear = clear[place] & (days[place] > 0) & has_data(values)
+            is_clear &= in_season(days[place], *self.season)
             check_unit(values[is_clear], scale)
             dates_read = 0 if draws else max_dates
             rows, *found = self._encode_block(values, days[place], is_clear, dates_read, draws)

@@ -27,6 +27,7 @@ from running.files import (
 )
 from running.log import ProgressBar, refuse_training_folder, start_log
 from running.script import run_script, stop_on_signals
+from running.season import ALL_YEAR, name_season
 
 import numpy as np
 
@@ -40,7 +41,7 @@ from maps.reader import read_provenance
 from maps.writer import MapWriter, quantise, refuse_shared_folders
 from tile_json import TARGET, describe_target, find_years, is_georeferenced
 from tiles import OBSERVATIONS, Tile, checkpoint_bands, notice_unnamed
-from utils import extract_representations
+from utils import extract_representations, notice_few_clear
 
 run_config = {
     # input
@@ -55,6 +56,8 @@ run_config = {
     "representation_format": "float32",  # float32, float16, or int8 with a scale for each pixel
     "representation_tif": False,  # write it as a cloud-optimised GeoTIFF too
     "min_valid": 0,  # clear observations that a pixel needs; 0: as in training
+    "start": "",  # day of year or date (90, 04-01) of the first observation that is read, and ..
+    "end": "",  # .. of the last; before start: across New Year; empty: as in training
     "dates": 24,  # clear dates of a pixel that are read, at most, evenly spaced; 0: all
     "draws": 0,  # above 0: the mean of N even samples of sample_size dates, from all clear dates
     # running
@@ -120,6 +123,7 @@ def open_tiles(config, model, bad):
         with skipping(config, bad, notice):
             tile = Tile(folder)
             tile.choose_bands(bands)
+            tile.choose_dates(*model.season)
             if config["representation_tif"] and not is_georeferenced(tile.info):
                 raise InputError(
                     f"{folder / 'tile.json'}: found no crs and transform, wanted both for "
@@ -138,7 +142,7 @@ def describe_run(config, model):
     """What all maps of a call are made with, for infer.json."""
     keys = ("representation_format", "min_valid", "dates", "draws", "dimensions")
     made_by = {key: config[key] for key in keys}
-    made_by["classify"] = bool(model.classes)
+    made_by |= {"season": name_season(model.season), "classify": bool(model.classes)}
     # maps that were made with these are done without them too
     made_by |= {"estimate": True} if model.target else {}
     made_by |= {"representation_tif": True} if config["representation_tif"] else {}
@@ -158,7 +162,10 @@ def is_done(output_dir, made_by, overwrite):
     before = {} if overwrite else read_provenance(file)
     if not before:
         return False
-    before = {"dimensions": 0} | before  # which older maps do not record
+    before = {
+        "dimensions": 0,
+        "season": name_season(ALL_YEAR),
+    } | before  # which older maps do not record
     differ = [
         key if isinstance(value, dict) else f"{key} (was {before.get(key, 'not recorded')})"
         for key, value in made_by.items()
@@ -210,15 +217,6 @@ def map_blocks(tile, model, config, runtime, made_by, first_row):
         yield (first, last), maps
 
 
-def notice_empty(tile, min_valid):
-    """Print that a tile's maps will be empty, where they will."""
-    if (found := tile.clear_counts().max()) < min_valid:
-        notice(
-            f"{tile.path}: found no pixel with min_valid={min_valid} clear observations, the "
-            f"clearest has {found}; its maps are empty"
-        )
-
-
 def map_tile(tile, output_dir, model, config, runtime, made_by, stop):
     """Write all files of one tile; infer.json, which marks it as done, comes last.
 
@@ -235,7 +233,7 @@ def map_tile(tile, output_dir, model, config, runtime, made_by, stop):
     writer = MapWriter(output_dir, map_arrays(shape, made_by, model.size), made_from, room=room)
     if writer.rows:
         print(f"{output_dir}: resumes after row {writer.rows} of {height}")
-    notice_empty(tile, model.min_valid)
+    notice_few_clear([tile], model.min_valid)
     bar = ProgressBar(
         total=height, initial=writer.rows, desc=tile.name, unit="row", disable=not runtime.is_main
     )
@@ -277,13 +275,15 @@ def finish(writer, tile, model, output_dir, made_by):
 
 def write_pictures(writer, tile, legend, target, output_dir, made_by):
     """PNG of the class map or the quantity, and GeoTIFFs where the tile is georeferenced."""
+    title, days = tile.title, made_by["season"]
+    title += f", days {days}" if days != name_season(ALL_YEAR) else ""
     if legend:
         class_map = writer.read("classification_map")
         path = output_dir / "classification_map.png"
-        plot_class_map(class_map, legend, path, tile.title, tile.info)
+        plot_class_map(class_map, legend, path, title, tile.info)
     if target:
         path, label = output_dir / "regression_map.png", describe_target(target)
-        plot_values(writer.read("regression_map"), label, path, tile.title, tile.info)
+        plot_values(writer.read("regression_map"), label, path, title, tile.info)
     for one in made_products(made_by) if is_georeferenced(tile.info) else ():
         if one.geotiff:
             path, values = output_dir / f"{one.name}.tif", writer.read(one.name)
@@ -302,7 +302,7 @@ def main(config):
     stop = stop_on_signals()
 
     # checkpoint
-    keys = ("checkpoint_path", "device", "classify", "min_valid", "dimensions")
+    keys = ("checkpoint_path", "device", "classify", "min_valid", "dimensions", "start", "end")
     model = Encoder.load(*(config[key] for key in keys))
     made_by = describe_run(config, model)
 

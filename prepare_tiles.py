@@ -44,6 +44,8 @@ run_config = {
     "mgrs_tile": "",  # like 33UUP; empty: the tiles that cover bbox
     "bbox": "",  # west,south,east,north in degrees; empty: the whole of mgrs_tile
     "year": "2021",  # or the first of any 12 months: 2020-10
+    "start": "",  # day of year or date (90, 04-01) of the first scene within them, and ..
+    "end": "",  # .. of the last; before start: across New Year; empty: all 12 months
     "max_cloud_cover": 80.0,  # per cent of a scene, as the catalogue reports it
     "skip_items": "",  # ids to leave out, with commas between
     # what to make of it

@@ -15,6 +15,7 @@ from typing import NamedTuple
 
 from running.errors import InputError, notice, what_is_there
 from running.files import Watch, cached_array, open_npy
+from running.season import ALL_YEAR, in_season
 
 import numpy as np
 import torch
@@ -47,14 +48,14 @@ def checkpoint_bands(checkpoint, path):
 class Tile:
     """One tile of the contract, opened and checked.
 
-    Attributes: name, title (for pictures), path, shape (T, H, W, B), doys (T,) int16, band_mean
-    and band_std (B,) float32, info (the content of tile.json), band_names (B names, or empty where
-    tile.json has none), all as they lie in the files. order, read_names: places and names of the
-    bands that `read_dates` reads, see `choose_bands`. bands (T, H, W, B) uint16, masks (T, H, W)
-    uint8, labels and splits (H, W) uint8 or None, targets (H, W) float32 or None are memory maps,
-    opened at each access, so that memory and open files do not grow with the number of tiles.
-    answers: which of labels and targets it has. watch: of the files of observations,
-    which a long run checks. statistics: False for a tile that has no band_mean and band_std yet.
+    Attributes, as they lie in the files: name, title (for pictures), path, file_shape (T, H, W, B),
+    band_mean and band_std (B,) float32, info (the content of tile.json), band_names (B names, or
+    none). bands (T, H, W, B) uint16, masks (T, H, W) uint8, labels and splits (H, W) uint8 or None,
+    targets (H, W) float32 or None are memory maps, opened at each access, so that memory and open
+    files do not grow with the number of tiles. answers: which of labels and targets it has.
+    watch: of the files of observations, which a long run checks. What is read of them: order,
+    read_names: places and names of bands, see `choose_bands`; dates, doys: places and days (T,) of
+    dates, see `choose_dates`; shape: with their T. statistics: False for a tile that has none yet.
     Raises InputError that names the file, what was found and what was wanted.
     """
 
@@ -62,7 +63,8 @@ class Tile:
         self.path = Path(path)
         self.watch = Watch(self.path, OBSERVATIONS)
         self.name = Path(os.path.realpath(self.path)).name
-        self.shape = self._load("bands.npy", ("T", "H", "W", "B"), np.uint16).shape
+        self.file_shape = self._load("bands.npy", ("T", "H", "W", "B"), np.uint16).shape
+        self.shape, self.dates = self.file_shape, np.arange(self.file_shape[0])
         self._load("masks.npy", self.shape[:3], np.uint8)
         self.doys = self._load_doys()
         splits = self.splits
@@ -99,13 +101,24 @@ class Tile:
             )
         self.read_names = bands.names or self.band_names
 
+    def choose_dates(self, start, end):
+        """Read the dates from one day of year to another alone, as if the tile had no others.
+
+        start > end: across New Year, days >= start and days <= end. InputError where none is left.
+        """
+        chosen = in_season(self.doys, start, end)
+        if not chosen.any():
+            self._fail("doys.npy", f"no day from {start} to {end}", "a date in start= to end=")
+        self.dates, self.doys = self.dates[chosen], self.doys[chosen]
+        self.shape = (len(self.dates), *self.shape[1:])
+
     @property
     def bands(self):
-        return self._load("bands.npy", self.shape, np.uint16)
+        return self._load("bands.npy", self.file_shape, np.uint16)
 
     @property
     def masks(self):
-        return self._load("masks.npy", self.shape[:3], np.uint8)
+        return self._load("masks.npy", self.file_shape[:3], np.uint8)
 
     @property
     def labels(self):
@@ -175,20 +188,19 @@ class Tile:
     def clear_counts(self):
         """Clear observations of each pixel, (H, W) uint16.
 
-        Counting reads all masks, so the counts are kept in the user's cache folder until masks.npy
-        changes.
+        Counting reads all masks, so counts are kept in the user's cache folder until they change.
         """
         file = self.path / "masks.npy"
         stat = file.stat()
         # ctime and inode too: an unpacked archive can bring another file of the same size and mtime
         key = (stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino)
-        key = (os.path.realpath(file), *key)
+        key = (os.path.realpath(file), *key, *self.dates.tolist())
         return cached_array(key, self.shape[1:3], np.uint16, self._count_clear)
 
     def _count_clear(self):
         counts = np.empty(self.shape[1:3], np.uint16)
         for first, last in self.row_ranges(1 << 16):
-            block = self.masks[:, first:last]
+            block = self.masks[self.dates, first:last]
             if block.max() > 1:
                 self._fail("masks.npy", f"value {block.max()}", "0 (not clear) or 1 (clear)")
             block.sum(0, dtype=np.uint16, out=counts[first:last])
@@ -196,9 +208,9 @@ class Tile:
 
     def fingerprint(self):
         """Hash of a sample of the observations: on each date 64 neighbouring pixels in 4 places."""
-        content, size = hashlib.sha256(), self.shape[1] * self.shape[2]
-        bands, masks = self.bands.reshape(self.shape[0], size, -1), self.masks.reshape(-1, size)
-        places = scramble(np.arange(self.shape[0])[:, None], np.arange(4)) % max(1, size - 63)
+        content, masks = hashlib.sha256(), self.masks.reshape(self.file_shape[0], -1)
+        places = scramble(np.arange(len(masks))[:, None], np.arange(4))
+        bands, places = self.bands.reshape(*masks.shape, -1), places % max(1, masks.shape[1] - 63)
         for date, place in np.ndindex(places.shape):  # other places on each date
             pixels = slice(int(places[date, place]), int(places[date, place]) + 64)
             content.update(bands[date, pixels])
@@ -210,8 +222,8 @@ class Tile:
 
         pixels: (N,) int, flat indices into the tile; ascending ones are read fastest.
         """
-        masks = self.masks.reshape(self.shape[0], -1)
-        return torch.from_numpy(np.take(masks, pixels, axis=1)).bool()
+        masks = self.masks.reshape(self.file_shape[0], -1)
+        return torch.from_numpy(np.take(masks, pixels, axis=1)[self.dates]).bool()
 
     def read_dates(self, pixels, dates):
         """Chosen observations of some pixels.
@@ -221,11 +233,11 @@ class Tile:
         Returns tensors: bands (N, .., B) uint16, those of `choose_bands`, and days of year (N, ..)
         int16. Padding has doy 0; its bands have no meaning.
         """
-        num_dates, height, width, num_bands = self.shape
+        num_dates, height, width, num_bands = self.file_shape
         bands = self.bands.reshape(num_dates, height * width, num_bands)
         values = np.empty((*dates.shape, len(self.order)), np.uint16)
         as_in_file = np.array_equal(self.order, np.arange(num_bands))
-        index = dates.flatten(1).numpy()
+        index = np.take(np.append(self.dates, -1), dates.flatten(1).numpy())  # -1: padding
         for start in range(0, len(pixels), CACHE_PIXELS):
             part = slice(start, start + CACHE_PIXELS)
             source, origin = bands, 0
@@ -239,7 +251,6 @@ class Tile:
             np.take(source.reshape(-1, num_bands), rows, axis=0, out=taken, mode="clip")
             if not as_in_file:
                 np.take(taken, self.order, axis=2, out=out, mode="clip")
-        # padding index -1 selects the appended 0
         doys = np.take(np.append(self.doys, np.int16(0)), dates.numpy())
         return torch.from_numpy(values), torch.from_numpy(doys)
 
@@ -340,11 +351,14 @@ def tiles_folder(base_path, dataset_name):
     return Path(base_path) / "data" / dataset_name / "processed"
 
 
-def open_dataset(base_path, dataset_name, skip_bad_tiles=False, bands=None, answers=""):
+def open_dataset(
+    base_path, dataset_name, skip_bad_tiles=False, bands=None, answers="", season=ALL_YEAR
+):
     """The tiles of a data set, in order of name.
 
     bands: the Bands to read from each; where these have no names, or for None, those of the first
     tile that names its own. answers: "labels" or "targets": only tiles that have them.
+    season: first and last day of year of the dates to read, see `Tile.choose_dates`.
     Raises InputError where there is none, where one breaks the contract, or where one lacks a band.
     skip_bad_tiles: leave such a tile out, and say so.
     """
@@ -355,6 +369,7 @@ def open_dataset(base_path, dataset_name, skip_bad_tiles=False, bands=None, answ
     for path in paths:
         try:
             tile = Tile(path)
+            tile.choose_dates(*season)
             if bands:
                 tile.choose_bands(bands)
             tile.clear_counts()  # reads the masks, or the cache

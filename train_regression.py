@@ -40,6 +40,9 @@ run_config = {
     "output_dir": "",  # receives all files; empty: checkpoints/<time>
     "overwrite": False,  # remove an earlier run from output_dir that this one cannot resume
     "label_count": 0,  # pixels of the training split, chosen at random; 0: all with a target
+    "start": "",  # day of year or date (90, 04-01) of the first observation that is read, and ..
+    "end": "",  # .. of the last; before start: across New Year; empty: the whole year
+    "min_valid": 0,  # clear observations that a pixel needs; 0: as in pretraining, or 10
     "date_share": 0.6,  # a step reads from this share to all of a pixel's clear dates; 1: all
     # model
     "head": "linear",  # linear, mlp (BatchNorm, dropout) or attention (pooling over the dates)
@@ -52,7 +55,6 @@ run_config = {
     "width": 64,  # of the backbone; a multiple of 16 for the transformer
     "depth": 2,  # layers of the backbone
     "day_cycles": 8,  # highest harmonic of the year in the day encoding; 0: the backbone's default
-    "min_valid": 10,  # clear observations that a pixel needs to take part
     "block_size": 16,  # pixels along a block of one split where a tile has no splits.npy
     "split_seed": 0,  # of these blocks
     # loss, of targets scaled to mean 0 and deviation 1

@@ -5,6 +5,7 @@ Shapes: N pixels, T dates, S sampled dates, B bands, D dimensions of a represent
 
 import math
 
+from running.errors import notice
 from running.files import atomic_write
 
 import numpy as np
@@ -147,6 +148,20 @@ def median_color(tile, stride=1):
         )
         color[first : first + rows] = np.where(count[0] > 0, (lower + upper) / 2, np.nan)
     return color
+
+
+def notice_few_clear(tiles, min_valid):
+    """Say in which tiles a tenth or more of the pixels with clear observations have too few."""
+    counts = [tile.clear_counts() for tile in tiles]
+    shares = [np.mean(count[count > 0] >= min_valid) if count.any() else 0 for count in counts]
+    few = [number for number, share in enumerate(shares) if share <= 0.9]
+    if few:
+        tile, count, share = (one[few[0]] for one in (tiles, counts, shares))
+        notice(
+            f"{tile.path}: found {share:.0%} of its pixels with min_valid={min_valid} clear "
+            f"observations, the clearest has {count.max()} (so in {len(few)} of {len(tiles)} "
+            "tiles); the others are left out, a lower min_valid keeps them"
+        )
 
 
 # ---- representations -----------------------------------------------------------------------------

@@ -59,7 +59,7 @@ def unlike_days(tile, model):
 def unlike_classes(tile, model):
     """Classes of a tile's labels that the checkpoint does not know, in words; "" for none."""
     classes = tile.info.get("classes", {})
-    if not (model.classes and classes and tile.has_labels):
+    if not (model.classes and classes and "labels" in tile.answers):
         return ""
     occurs = count_classes(tile.labels).sum(0) > 0
     here, there = (

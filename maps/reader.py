@@ -114,6 +114,7 @@ class RepresentationMap:
 
 # what representations depend on beside their tile, and the types in infer.json
 MADE_BY = {"checkpoint_sha256": str, "dates": int, "draws": int, "representation_format": str}
+MADE_BY |= {"season": str}
 PROVENANCE = {"tile": str, "tile_path": str, "tile_files": dict, **MADE_BY}
 TYPES = {str: "text", int: "a whole number", dict: "an object"}  # and the words for them
 

@@ -4,6 +4,7 @@ import datetime
 from dataclasses import dataclass, fields
 
 from running.errors import InputError
+from running.season import ALL_YEAR, find_season, in_season, name_season
 
 from preparation import pixels, place, sentinel2
 from preparation.items import ItemError
@@ -21,6 +22,8 @@ RESULT_KEYS = (
     "mgrs_tile",
     "bbox",
     "year",
+    "start",
+    "end",
     "max_cloud_cover",
     "skip_items",
     "bands",
@@ -30,7 +33,12 @@ RESULT_KEYS = (
     "clear_scl",
     "offset",
 )
-LATER_KEYS = {"local_scale": 0.0, "local_mask": "auto"}  # of older tiles, which lack them
+LATER_KEYS = {
+    "local_scale": 0.0,
+    "local_mask": "auto",
+    "start": "",
+    "end": "",
+}  # of older tiles, which lack them
 REASONS = ("skip_items", "of another tile", "of other dates", "too cloudy", "bad")  # to leave out
 
 
@@ -52,6 +60,7 @@ class Request:
     bbox: tuple | None  # a box of preparation/place.py
     first: datetime.date  # of the year
     last: datetime.date
+    season: tuple  # first and last day of year, see running/season.py
     max_cloud_cover: float
     skip_items: frozenset
     bands: list
@@ -74,6 +83,7 @@ def parse_request(config):
         "bbox": place.parse_bbox(config["bbox"]),
         "first": first,
         "last": last,
+        "season": find_season(config),
         "skip_items": frozenset(name.strip() for name in config["skip_items"].split(",")) - {""},
         "bands": sentinel2.parse_bands(config["bands"]),
         "clear_scl": sentinel2.parse_clear_scl(config["clear_scl"]),
@@ -170,6 +180,8 @@ def choose_items(items, request):
     print(f"found {len(items)} {noun}" + (f"; left out: {counted}" if counted else ""))
     if not chosen:
         year, hint = request.made_with["year"], "mgrs_tile, bbox, year and max_cloud_cover"
+        if request.season != ALL_YEAR:
+            year, hint = f"{year} (days {name_season(request.season)})", f"start, end, {hint}"
         if request.local_path and counts["of other dates"]:
             days = sorted(map(sentinel2.solar_date, items.values()))
             raise InputError(
@@ -189,7 +201,9 @@ def why_not(item, request):
         return "skip_items"
     if request.mgrs_tile and sentinel2.tile_of(item) != request.mgrs_tile:
         return "of another tile"
-    if not request.first <= sentinel2.solar_date(item) <= request.last:
+    day = sentinel2.solar_date(item)
+    in_time = in_season(day.timetuple().tm_yday, *request.season)
+    if not (request.first <= day <= request.last and in_time):
         return "of other dates"
     if sentinel2.number_of(item, "eo:cloud_cover") > request.max_cloud_cover:
         return "too cloudy"

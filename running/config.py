@@ -6,6 +6,7 @@ import os
 from types import MappingProxyType
 
 from running.errors import InputError, what_is_there
+from running.season import read_day
 
 
 def override(run_config, arguments):
@@ -134,14 +135,17 @@ CHOICES = {
     "local_mask": ("auto", "SCL", "MASK", "none"),
     "offset": ("auto", "applied", "raw"),
     "resampling": ("nearest", "bilinear", "cubic", "average"),
+    "start": read_day,
+    "end": read_day,
 }
 
 
 def check(config, **limits):
     """Check every value of a config; returns it frozen, so that nothing changes it later.
 
-    limits: of keys of this script, in place of RANGES and CHOICES: a pair of numbers, or the words
-    to choose from. Raises InputError that names the key, its value and what is wanted.
+    limits: of keys of this script, in place of RANGES and CHOICES: a pair of numbers, the words to
+    choose from, or a function of key and value that raises InputError. Raises InputError that
+    names the key, its value and what is wanted.
     """
     config = {key: expand_home(key, value) for key, value in config.items()}
     limits = RANGES | CHOICES | limits
@@ -152,6 +156,9 @@ def check(config, **limits):
 
 
 def _check_value(key, value, limits):
+    if callable(limits):
+        limits(key, value)
+        return
     if isinstance(value, str):
         if value not in limits:
             raise InputError(f"{key}={value}: wanted one of {', '.join(limits)}")

@@ -92,7 +92,7 @@ def test_a_map_without_a_valid_pixel_is_said(workplace, tmp_path, capsys):
     """Regression: all files were written, empty, and no line said so."""
     tile = make_tile(tmp_path / "MGRS-few", (4, 8, 8, 10), clear=1.0)
     (folder,) = map_tile(workplace, tmp_path / "few", tile_path=tile)
-    assert "MGRS-few: found no pixel with min_valid=5 clear" in capsys.readouterr().out
+    assert "MGRS-few: found 0% of its pixels with min_valid=5 clear" in capsys.readouterr().out
     assert np.isnan(np.load(folder / "representation_map.npy")).all()
 
 

@@ -17,6 +17,7 @@ from running.errors import InputError, notice
 from running.files import file_hash, make_output_dir, write_json
 from running.log import ProgressBar
 from running.script import stop_on_signals
+from running.season import find_season
 
 import numpy as np
 import torch
@@ -35,12 +36,13 @@ from evaluation.networks import read_representations
 from evaluation.seen_pixels import notice_seen_pixels, record_splits
 from tiles import checkpoint_bands, find_days, notice_splits
 from transforms import drop_dates
-from utils import learning_rate
+from utils import learning_rate, notice_few_clear
 
 WARMUP = 0.05  # share of all steps
 STEPS = 27  # times the square root of the number of labels: 190 for 50 labels, 1200 for 2000
 MAX_EPOCHS = 25  # with a pretrained encoder: 50 steps for 50 labels
-INHERITED = ("backbone", *BACKBONE_KEYS, "min_valid", "block_size", "split_seed")
+INHERITED = ("backbone", *BACKBONE_KEYS, "block_size", "split_seed")
+MIN_VALID = 10  # clear observations, without an encoder whose training had another number
 # what may differ when a run is resumed, since the weights do not depend on it
 FREE_KEYS = {"output_dir", "overwrite", "device", "num_workers", "wandb_mode", "wandb_dir"}
 FREE_KEYS |= {"base_path", "skip_bad_tiles", "checkpoint_path"}
@@ -120,6 +122,7 @@ def open_split(dataset, config, split, **more):
     """
     keys = ("base_path", "dataset_name", "batch_size", "min_valid", "block_size", "split_seed")
     keywords = {key: config[key] for key in (*keys, "skip_bad_tiles", "seed")}
+    keywords["season"] = find_season(config)
     keywords["label_count"] = config["label_count"] if split == "train" else 0
     return dataset(split=split, **keywords | more)
 
@@ -134,6 +137,7 @@ def open_splits(dataset, config, checkpoint, runtime):
     train = open_split(dataset, config, "train", sample_size=config["sample_size"], **shared)
     train.refuse_single_pixels()
     notice_splits(train.tiles)
+    notice_few_clear(train.tiles, config["min_valid"])
     notice_seen_pixels(train, checkpoint, config["checkpoint_path"])
     shared["bands"] = train.bands
     few = config["label_count"]
@@ -344,7 +348,9 @@ def fine_tune(task_class, config, defaults):
 
     defaults: the run_config of the script.
     """
-    config, checkpoint = inherit(config, INHERITED)
+    inherited = INHERITED if config["min_valid"] else (*INHERITED, "min_valid")
+    config = {**config, "min_valid": config["min_valid"] or MIN_VALID}
+    config, checkpoint = inherit(config, inherited)
     config = check_config(config, task_class.losses)
     if checkpoint and checkpoint["kind"] != "pretrained" and config["label_count"]:
         notice(
