@@ -363,6 +363,11 @@ class SentinelTimeSeriesDataset(_PixelDataset):
         self.sample_size = sample_size
         super().__init__(base_path, dataset_name, **keywords)
 
+    def set_sample_size(self, sample_size):
+        """Sample another number of dates for each view."""
+        self.sample_size = sample_size
+        self._plan_epoch()
+
     def _read_pixels(self, tiles, pixels, random):
         dates = sample_dates(self._read_clear(tiles, pixels), self.sample_size, random)
         return self._read_dates(tiles, pixels, dates)

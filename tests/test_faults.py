@@ -48,8 +48,8 @@ import train_classification
 from data import SHARDS, SentinelTimeSeriesDataset, iterate_batches
 from evaluation import classifiers, features, tasks
 from evaluation.validation import find_folds
-from finetuning import loop
 from tiles import Tile
+from training import finetuning as loop
 
 
 @contextmanager

@@ -30,8 +30,8 @@ from encoder import Encoder
 from evaluation import regressors
 from evaluation.networks import fit_ridge_start
 from evaluation.quantities import score_quantity
-from finetuning import loop
 from tiles import TEST, Tile
+from training import finetuning as loop
 
 SMALL = {"shape": (12, 20, 16, 6), "clear": 0.8, **GEOREFERENCE}  # for `make_dataset`
 TARGET = {"name": "yield", "unit": "t/ha"}
