@@ -154,6 +154,7 @@ def test_the_interval_is_of_resampled_blocks():
 # ---- up to a day ---------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_nothing_after_the_day_is_read(workplace, tmp_path):
     """With other observations after the day, its scores stay and those of the year change."""
     day, shape, found = 180, (20, 24, 16, 10), []
