@@ -213,8 +213,7 @@ class _PixelDataset(IterableDataset):
             edges = (edges - edges[0])[batch - first :][: self.last_step - step + 1]
             for start, stop in pairwise(edges):
                 samples = np.arange(start, stop)
-                samples = samples[np.argsort(samples % SHARDS, kind="stable")]  # shard by shard
-                own = rows[samples]
+                own = rows[samples[np.argsort(samples % SHARDS, kind="stable")]]  # shard by shard
                 own = own[own >= 0]
                 # numpy copies whole rows, several times as fast as torch
                 parts = [np.take(array.numpy(), own, axis=0) for array in arrays]
