@@ -7,9 +7,9 @@ import hashlib
 from copy import copy
 from itertools import pairwise
 
+from running.config import ALL_YEAR
 from running.errors import InputError
 from running.script import leave_signals_to_trainer
-from running.season import ALL_YEAR
 
 import numpy as np
 import torch
