@@ -134,8 +134,7 @@ class _PixelDataset(IterableDataset):
             found = f"{self.tiles[0].path.parent}: found {ends[-1]} labelled pixels"
             raise InputError(f"{found} (split={self.split}), wanted label_count={label_count}")
         kept = rng.choice(ends[-1], label_count, replace=False)
-        kept = keep_classes(kept, self.read_labels(), rng) if every_class else kept
-        is_kept[kept] = True
+        is_kept[keep_classes(kept, self.read_labels(), rng) if every_class else kept] = True
         for index, part in enumerate(np.split(is_kept, ends[:-1])):
             chosen = self.pixel_mask(index)
             chosen[chosen.copy()] = part
@@ -285,8 +284,7 @@ class _PixelDataset(IterableDataset):
         """(tile, slice) of each run of equal numbers in tile indices (N,); at least one."""
         if not len(tiles):
             yield self.tiles[0], slice(0, 0)
-        starts = np.flatnonzero(np.diff(tiles, prepend=-1))
-        for start, stop in pairwise([*starts, len(tiles)]):
+        for start, stop in pairwise([*np.flatnonzero(np.diff(tiles, prepend=-1)), len(tiles)]):
             yield self.tiles[tiles[start]], slice(start, stop)
 
     def _read_clear(self, tiles, pixels):
@@ -362,6 +360,11 @@ class SentinelTimeSeriesDataset(_PixelDataset):
     def __init__(self, base_path, dataset_name, *, sample_size=16, **keywords):
         self.sample_size = sample_size
         super().__init__(base_path, dataset_name, **keywords)
+
+    def set_sample_size(self, sample_size):
+        """Sample another number of dates for each view."""
+        self.sample_size = sample_size
+        self._plan_epoch()
 
     def _read_pixels(self, tiles, pixels, random):
         dates = sample_dates(self._read_clear(tiles, pixels), self.sample_size, random)

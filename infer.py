@@ -161,10 +161,8 @@ def is_done(output_dir, made_by, overwrite):
     before = {} if overwrite else read_provenance(file)
     if not before:
         return False
-    before = {
-        "dimensions": 0,
-        "season": name_season(ALL_YEAR),
-    } | before  # which older maps do not record
+    # which older maps do not record
+    before = {"dimensions": 0, "season": name_season(ALL_YEAR)} | before
     differ = [
         key if isinstance(value, dict) else f"{key} (was {before.get(key, 'not recorded')})"
         for key, value in made_by.items()

@@ -5,7 +5,7 @@ give both the same embedding, with decorrelated dimensions.
 
     python train.py                                  # simulated tiles, made on first use
     python train.py base_path=/data dataset_name=austria_2022 output_dir=checkpoints/austria
-    python train.py base_path=/data dataset_name=tyrol_2023 min_samples=300000 learning_rate=2e-3 \\
+    python train.py base_path=/data dataset_name=tyrol_2023 learning_rate=2e-3 \\
         checkpoint_path=checkpoints/austria/best.pt  # starts from an encoder of more regions
     torchrun --nproc-per-node=2 train.py base_path=/data dataset_name=austria_2022
 
@@ -40,6 +40,7 @@ from evaluation.validation import Validation
 from maps.false_color import color_tile
 from maps.pictures import plot_false_color, thin_place
 from tiles import Tile, checkpoint_bands, find_days, notice_splits
+from training.recipe import fill_in, find_length, read_recipe
 from transforms import AUGMENTATIONS
 from utils import learning_rate, plot_cross_corr
 
@@ -51,14 +52,15 @@ run_config = {
     "test_tile_path": "",  # tile of the false-colour picture; empty: the first training tile
     "skip_bad_tiles": False,  # leave out tiles that break the contract, in place of an error
     "output_dir": "",  # receives all files; empty: checkpoints/<time>
-    "sample_size": 16,  # clear dates sampled for a view; repeated where a pixel has fewer
-    "min_sample_size": 8,  # each step reads a random number of them, from this to sample_size
+    "sample_size": 0,  # clear dates sampled for a view; 0: half of a pixel's, at most 16
+    "min_sample_size": 0,  # each step reads this number of them to all; 0: three quarters or more
     "min_valid": 10,  # clear observations that a pixel needs to take part
     "block_size": 16,  # pixels along a block that is held out (no splits.npy) or in one fold
     "split_seed": 0,  # of the held-out blocks
     # model
     "checkpoint_path": "",  # of train.py: an encoder to start from, in place of random weights
-    # with a checkpoint_path, the next five, sample_size, block_size and split_seed are its own
+    # with a checkpoint_path, the next five, block_size and split_seed are its own, and so is
+    # sample_size of a cnn or mlp
     "backbone": "transformer",  # transformer, cnn or mlp
     "latent_dim": 128,  # dimensions of a representation
     "width": 64,  # of the backbone; a multiple of 16 for the transformer
@@ -76,7 +78,7 @@ run_config = {
     # optimiser
     "batch_size": 256,  # pixels a step, over all processes
     "epochs": 0,  # passes over all valid pixels; 0: one, or more until min_samples, see below
-    "min_samples": 1_000_000,  # a small data set is visited until this many pixels were read
+    "min_samples": 0,  # pixels read of a small data set; 0: 10 a clear observation, 1e5 to 1e6
     "max_samples": 1_000_000_000,  # a large one ends after this many
     "max_steps": 0,  # stop after N steps, the schedule unchanged; 0: no limit
     "learning_rate": 6e-3,  # of AdamW, after the warm-up
@@ -99,7 +101,7 @@ run_config = {
 }
 
 LAST_PIXELS, PREVIEW_PIXELS = 512, 96  # a side, of the false colour at the end and before
-INHERITED = ("backbone", *BACKBONE_KEYS, "block_size", "split_seed")
+INHERITED = ("backbone", *BACKBONE_KEYS[1:], "block_size", "split_seed")  # [0]: sample_size
 # keys that may differ when a run is resumed, since the weights do not depend on them
 FREE_KEYS = {"output_dir", "test_tile_path", "max_steps", "device", "num_workers", "log_interval"}
 FREE_KEYS |= {"checkpoint_interval", "wandb_mode", "wandb_dir", "base_path", "skip_bad_tiles"}
@@ -111,7 +113,7 @@ def check_config(config):
     if config["backbone"] == "transformer" and config["width"] % 16:
         raise InputError(f"width={config['width']}: wanted a multiple of 16 for the transformer")
     names = {"backbone": BACKBONES, "loss": LOSSES, "augment": AUGMENTATIONS}
-    config = check(config, **names, sample_size=(1, 1000), min_valid=(1, 65535))
+    config = check(config, **names, min_valid=(1, 65535))
     if config["min_samples"] > config["max_samples"]:
         raise InputError(
             f"min_samples={config['min_samples']}: wanted at most max_samples="
@@ -143,19 +145,22 @@ class Data(NamedTuple):
 
 
 def open_data(config, runtime, checkpoint=None):
-    """The Data of a training; bands and their statistics are the checkpoint's, if any.
+    """The config, with what follows from the data, and the Data of a training.
 
-    Raises InputError for tiles that break the contract, or that lack a band.
+    Bands and their statistics are the checkpoint's, if any. Raises InputError for tiles that break
+    the contract, or that lack a band.
     """
     base_path, name = config["base_path"], config["val_dataset_name"] or config["dataset_name"]
     keys = ("min_valid", "block_size", "split_seed", "seed", "skip_bad_tiles")
     keywords = {key: config[key] for key in keys}
-    views = {key: config[key] for key in ("sample_size", "batch_size")}
-    views["process"] = runtime.rank, runtime.world_size
     keywords["bands"] = checkpoint_bands(checkpoint, config["checkpoint_path"])
+    views = {"batch_size": config["batch_size"], "process": (runtime.rank, runtime.world_size)}
     train_set = SentinelTimeSeriesDataset(
         base_path, config["dataset_name"], split="train", **views, **keywords
     )
+    config = fill_in(config, read_recipe(train_set))
+    views["sample_size"] = config["sample_size"]
+    train_set.set_sample_size(config["sample_size"])
     keywords["bands"] = train_set.bands
     keywords["split"] = "train+validation" if config["val_dataset_name"] else "validation"
     val_set = SentinelTimeSeriesDataset(base_path, name, **views, **keywords)
@@ -169,7 +174,7 @@ def open_data(config, runtime, checkpoint=None):
     tile = Tile(config["test_tile_path"]) if config["test_tile_path"] else train_set.tiles[0]
     tile.choose_bands(train_set.bands)
     check_data(config, train_set, val_set)
-    return Data(train_set, val_set, labelled, tile)
+    return config, Data(train_set, val_set, labelled, tile)
 
 
 def check_data(config, train_set, val_set):
@@ -241,23 +246,6 @@ def plot_correlation(z, run):
 
 
 # ---- loop ----------------------------------------------------------------------------------------
-
-
-class Length(NamedTuple):
-    """How long a training is, in steps."""
-
-    steps_per_epoch: int  # visit every pixel once
-    total_steps: int  # of the schedule
-    stop_step: int  # where this run ends: total_steps, or earlier by max_steps
-
-
-def find_length(config, train_set):
-    """Length of a training: `epochs` passes, or one pass between min_samples and max_samples."""
-    steps_per_epoch, pixels = train_set.steps_per_epoch, train_set.num_pixels
-    samples = min(max(pixels, config["min_samples"]), config["max_samples"])
-    total_steps = config["epochs"] * steps_per_epoch or -(-samples * steps_per_epoch // pixels)
-    stop_step = min(total_steps, config["max_steps"] or total_steps)
-    return Length(steps_per_epoch, total_steps, stop_step)
 
 
 def keep_best(run, score, total_steps):
@@ -378,7 +366,8 @@ def print_start(run, data, length):
         f"bands, {data.train.num_pixels} training and {data.validation.num_pixels} validation "
         f"pixels; {run.config['backbone']} on {run.runtime.device}\n"
         f"steps {run.progress.step} to {length.stop_step} of {length.total_steps}, "
-        f"{length.total_steps / length.steps_per_epoch:.3g} passes over the training pixels"
+        f"{length.total_steps / length.steps_per_epoch:.3g} passes over the training pixels; "
+        f"views of {run.config['min_sample_size']} to {run.config['sample_size']} clear dates"
     )
 
 
@@ -398,12 +387,14 @@ def wrap_up(run, data, validate):
 def main(config):
     """Train an encoder. Returns a dict: output_dir, and the last line of metrics.jsonl."""
     config, checkpoint = inherit(config, INHERITED, ("pretrained",))
+    if checkpoint and not BACKBONES[config["backbone"]].any_length:
+        config = {**config, "sample_size": checkpoint["backbone"]["sample_size"]}
     config = check_config(config)
 
     # process and data; the folder comes after them, so that a mistake leaves none behind
     runtime = start_runtime(config["device"], config["precision"])
     make_simulated_tiles(config, runtime)
-    data = open_data(config, runtime, checkpoint)
+    config, data = open_data(config, runtime, checkpoint)
     output_dir = make_output_dir(
         config["output_dir"] or runtime.broadcast(time.strftime("checkpoints/%Y-%m-%d_%H-%M-%S"))
     )

@@ -24,8 +24,8 @@ from backbones import focal_loss
 from data import SentinelTimeSeriesDatasetForDownstreaming
 from evaluation.networks import fit_linear_start, predict
 from evaluation.scores import plot_confusion, print_scores, score_classes
-from finetuning.loop import Task, fine_tune
 from maps.land_cover import class_legend
+from training.finetuning import Task, fine_tune
 
 run_config = {
     # input

@@ -28,8 +28,8 @@ from evaluation.quantities import (
     print_quantity_scores,
     score_quantity,
 )
-from finetuning.loop import Task, fine_tune
 from tile_json import describe_target
+from training.finetuning import Task, fine_tune
 
 run_config = {
     # input

@@ -67,21 +67,21 @@ def fit_classifier(name, x, labels, seed=0, groups=None):
         warnings.simplefilter("ignore", ConvergenceWarning)
         warnings.filterwarnings("ignore", "Only one sample")  # of a class: it has no spread
         folds = find_label_folds(labels, seed, groups)[0] if setting else []
-        value = _choose(model, setting, values, x, labels, folds) if folds else None
+        value = choose_setting(model, setting, values, x, labels, folds) if folds else None
         if value is not None:
             model.set_params(**{setting: value})
         return model.fit(x, labels), value
 
 
-def _choose(model, setting, values, x, labels, folds):
-    """The value with the best cross-validated macro-F1."""
+def choose_setting(model, setting, values, x, labels, folds, scoring="f1_macro"):
+    """The value of a setting with the best cross-validated score, by scikit-learn's name."""
     if setting.endswith("n_neighbors"):
         smallest = min(len(train) for train, _ in folds)
         values = [value for value in values if value <= smallest]
     trees = model.get_params().get("n_estimators")
     if trees:
         model.set_params(n_estimators=SEARCH_TREES)
-    search = GridSearchCV(model, {setting: values}, scoring="f1_macro", cv=folds, refit=False)
+    search = GridSearchCV(model, {setting: values}, scoring=scoring, cv=folds, refit=False)
     value = search.fit(x, labels).best_params_[setting]
     if trees:
         model.set_params(n_estimators=trees)

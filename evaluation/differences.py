@@ -1,10 +1,12 @@
 """Is a difference between two models more than chance?
 
-Shapes: N test pixels, S label draws (seeds), G blocks of pixels, C classes.
+Shapes: N test pixels, S label draws (seeds).
 """
 
 import numpy as np
 from scipy.stats import ttest_rel
+
+from evaluation.rows import OWN
 
 BOOTSTRAPS = 1000
 
@@ -22,84 +24,73 @@ def paired_p(ours, theirs):
     return float(ttest_rel(ours, theirs).pvalue)
 
 
-def block_bootstrap(labels, groups, ours, theirs, seed=0, scored=None):
-    """95 % interval of the difference in macro-F1, from test blocks resampled with replacement.
+def block_bootstrap(resample, answers, groups, ours, theirs, seed=0):
+    """95 % interval of the difference in a score, from test blocks resampled with replacement.
 
     Whole blocks, since neighbours are alike: McNemar's test, or a bootstrap of pixels, takes them
     for independent and finds too much (Ploton et al. 2020, 10.1038/s41467-020-18321-y).
-    labels, groups: (N,) class code and block of each test pixel; ours, theirs: (S, N) predicted
-    codes, whose differences are averaged over S; scored: as `macro_f1` takes codes.
+    resample: gives the score, as `resample_f1` and `resample_rmse` do; answers, groups: (N,) class
+    code or value, and block of each test pixel; ours, theirs: (S, N) predictions, whose differences
+    are averaged over S.
     Returns (low, high), or None for a single block.
     """
-    blocks = np.unique(groups, return_inverse=True)[1]
+    blocks = np.unique(groups, return_inverse=True)[1].ravel()
     num_blocks = blocks.max() + 1
     if num_blocks < 2:
         return None
-    predicted = np.concatenate([ours, theirs])  # (2 S, N)
-    codes = np.union1d(labels, predicted)
-    is_scored = np.isin(codes, labels if scored is None else scored)
-    cells = [blocks * len(codes) + np.searchsorted(codes, row) for row in (labels, *predicted)]
-    size = num_blocks * len(codes)
-    labelled = np.bincount(cells[0], minlength=size)
-    counts = []  # of each block and class: pixels that are right; labelled plus predicted as such
-    for row, cell in zip(predicted, cells[1:], strict=True):
-        right = np.bincount(cells[0][row == labels], minlength=size)
-        counts.append([right, labelled + np.bincount(cell, minlength=size)])
-    counts = np.array(counts, np.float32).reshape(-1, num_blocks, len(codes))  # (4 S, G, C)
-    rng, differences = np.random.default_rng(seed), []
-    for _ in range(BOOTSTRAPS):
-        times = np.bincount(rng.integers(num_blocks, size=num_blocks), minlength=num_blocks)
-        counted = np.matmul(times.astype(np.float32), counts)  # (4 S, C)
-        right, both = np.moveaxis(counted.reshape(-1, 2, len(codes)), 1, 0)
-        present = (times @ labelled.reshape(num_blocks, -1) > 0) & is_scored  # for both models
-        if not present.any():
-            continue
-        f1 = np.divide(2 * right, both, out=np.zeros_like(both), where=both > 0)
-        ours, theirs = f1[:, present].mean(1).reshape(2, -1)
-        differences.append((ours - theirs).mean())
-    return tuple(float(value) for value in np.percentile(differences, [2.5, 97.5]))
+    rng = np.random.default_rng(seed)
+    drawn = [rng.integers(num_blocks, size=num_blocks) for _ in range(BOOTSTRAPS)]
+    times = np.stack([np.bincount(one, minlength=num_blocks) for one in drawn])
+    scores = resample(answers, np.concatenate([ours, theirs]), blocks, times.astype(float))
+    ours, theirs = np.split(scores, 2, axis=1)
+    edges = np.nanpercentile((ours - theirs).mean(1), [2.5, 97.5])
+    return tuple(float(value) for value in edges)
 
 
-def independent_f1(rows, all_labels):
-    """Macro-F1 of a model in each label draw of one count; of all labels, in each checkpoint.
+def independent_scores(rows, all_labels, key):
+    """A score of a model in each label draw of one count; of all labels, in each checkpoint.
 
     Draws of all labels are the same labels, so those of one checkpoint count once, by their mean.
-    all_labels: how many the training split has.
+    all_labels: how many the training split has. Returns an array; NaN where a score is None.
     """
     if rows[0]["label_count"] < all_labels:
-        return [row["macro_f1"] for row in rows]
+        return np.array([row[key] for row in rows], float)
     by_checkpoint = {}
     for row in rows:
-        by_checkpoint.setdefault(row["checkpoint"], []).append(row["macro_f1"])
-    return [float(np.mean(f1)) for f1 in by_checkpoint.values()]
+        by_checkpoint.setdefault(row["checkpoint"], []).append(np.array(row[key], float))
+    return np.array([np.mean(scores) for scores in by_checkpoint.values()], float)
 
 
-def run_tests(draws, test, all_labels, ours, scored):
+def run_tests(draws, test, all_labels, task):
     """Test each of our models against the best baseline at one count of labels: a list of dicts.
 
-    draws: what `score_draw` gave for each seed; all_labels: as `independent_f1` takes it; ours:
-    names of our models, all others are baselines; scored: as `macro_f1` takes codes. The best
+    draws: what `score_draw` gave for each seed; test: of `read_split`; all_labels: as
+    `independent_scores` takes it. Our models are those of OWN, all others are baselines. The best
     baseline is the one with the best mean on the test split, which favours the baseline.
     """
-    rows = {name: [draw[name][0] for draw in draws] for name in draws[0]}
-    f1 = {name: independent_f1(rows[name], all_labels) for name in rows}
-    predicted = {name: np.array([draw[name][1] for draw in draws]) for name in f1}
-    baselines = [name for name in f1 if name not in ours]
+    rows, key = (
+        {name: [draw[name][0] for draw in draws] for name in draws[0]},
+        next(iter(task.scores)),
+    )
+    scores = {name: independent_scores(rows[name], all_labels, key) for name in rows}
+    predicted = {name: np.array([draw[name][1] for draw in draws]) for name in scores}
+    baselines = [name for name in scores if name not in OWN]
     if not baselines:
         return []
-    best = max(baselines, key=lambda name: np.mean(f1[name]))
+    best = max(baselines, key=lambda name: task.sign * np.mean(scores[name]))
     return [
         {
-            "label_count": draws[0][best][0]["label_count"],
+            "label_count": rows[best][0]["label_count"],
+            "until": rows[best][0]["until"],
             "model": name,
             "baseline": best,
-            "difference": float(np.mean(f1[name]) - np.mean(f1[best])),
-            "p_seeds": paired_p(f1[name], f1[best]),
+            "difference": float(np.mean(scores[name]) - np.mean(scores[best])),
+            "p_seeds": paired_p(scores[name], scores[best]),
             "interval_blocks": block_bootstrap(
-                *test[1:], predicted[name], predicted[best], scored=scored
+                task.resample, *test[1:], predicted[name], predicted[best]
             ),
             "blocks": len(np.unique(test[2])),
         }
-        for name in f1
-        if name in ours
+        for name in scores
+        if name in OWN
     ]

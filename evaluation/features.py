@@ -5,6 +5,9 @@ Shapes: N pixels, T dates, B bands, F features.
 
 from functools import partial
 
+from running.config import ALL_YEAR
+from running.errors import InputError
+
 import numpy as np
 import torch
 
@@ -22,13 +25,15 @@ def find_key(features, number):
     return features, number if features in OF_CHECKPOINTS else 0
 
 
-def build_extractors(checkpoints, tiles, draws, runtime):
+def build_extractors(checkpoints, tiles, draws, runtime, until=ALL_YEAR[1]):
     """{`find_key`: function of x (N, T, B) and doys (N, T) that gives features (N, F)}.
 
-    draws: as `encode_series` takes them. The untrained encoder of a checkpoint has the same
-    architecture; its random weights have the checkpoint's number as seed.
+    draws: as `encode_series` takes them; until: the last day of year that is read. The
+    untrained encoder of a checkpoint has the same architecture; its random weights have the
+    checkpoint's number as seed.
     """
     days = np.unique(np.concatenate([tile.doys for tile in tiles]))
+    days = days[days <= until]
     if len(days) > MAX_DAYS:
         days = np.linspace(days[0], days[-1], MAX_DAYS)
     days = torch.from_numpy(days)
@@ -46,7 +51,16 @@ def build_extractors(checkpoints, tiles, draws, runtime):
         trained = load_backbone(checkpoint).to(runtime.device)
         extractors["embedding", number] = partial(encode, trained)
         extractors["untrained", number] = partial(encode, untrained)
-    return extractors
+    if until == ALL_YEAR[1]:
+        return extractors
+    return {key: partial(_extract_until, extract, until) for key, extract in extractors.items()}
+
+
+def _extract_until(extract, until, x, doys):
+    """Features of the observations up to a day, of which each pixel has one or more."""
+    doys = doys.masked_fill(doys > until, 0)  # days ascend, so padding stays at the end
+    longest = int((doys > 0).sum(1).max()) if len(doys) else 0
+    return extract(x[:, :longest], doys[:, :longest])
 
 
 def stack_features(features, names, number):
@@ -54,17 +68,25 @@ def stack_features(features, names, number):
     return np.hstack([features[find_key(name, number)] for name in names.split("+")])
 
 
-def read_split(dataset, extractors, maps=None):
+def read_split(dataset, extractors, maps=None, known_by=ALL_YEAR[1]):
     """Features {key: (N, F) float32}, labels (N,) and blocks (N,) of a labelled data set, numpy.
 
     maps: {name: the EmbeddingMap of each tile}; their values are the features (name, 0).
+    known_by: without maps, pixels without an observation up to that day of year are left out.
     """
     features, labels, groups = {key: [] for key in extractors}, [], []
-    for x, doys, label, group in walk(dataset):
+    for batch in walk(dataset):
+        is_known = batch[1][:, 0] <= known_by  # the first day of each pixel
+        if not is_known.any():
+            continue
+        x, doys, label, group = batch if is_known.all() else (part[is_known] for part in batch)
         for key, extract in extractors.items():
             features[key].append(extract(x, doys))
         labels.append(label)
         groups.append(group)
+    if not labels:
+        folder = dataset.tiles[0].path.parent
+        raise InputError(f"{folder}: found no {dataset.split} pixel seen up to day {known_by}")
     features = {key: torch.cat(parts).numpy() for key, parts in features.items()}
     tiles, pixels = dataset.read_places() if maps else (None, None)
     for name, of_tiles in (maps or {}).items():

@@ -1,142 +1,53 @@
-"""The models that label_efficiency.py compares, and its table and figure."""
+"""The table and the figures of label_efficiency.py: scores against labels, and against the day."""
 
 import math
-from dataclasses import dataclass
+from datetime import date, timedelta
 
 from running.files import atomic_write, write_json
 
 import numpy as np
 
-from evaluation.differences import independent_f1
-from evaluation.scores import MIN_TEST_PIXELS
+from evaluation.differences import independent_scores
+from evaluation.rows import FEATURES, OWN
+from tile_json import describe_target
 from utils import new_figure, save_figure
 
-
-@dataclass(frozen=True)
-class Model:
-    """A row of the table; features and classifier are "" for a network that is trained."""
-
-    label: str
-    color: str
-    features: str = ""
-    classifier: str = ""
-
-
-MODELS = {
-    "embedding": Model(
-        "embedding + logistic regression", "#08519c", "embedding", "logistic regression"
-    ),
-    "discriminant": Model(
-        "embedding + discriminant analysis", "#2171b5", "embedding", "discriminant analysis"
-    ),
-    "neighbours": Model(
-        "embedding + nearest neighbours", "#3b8bc8", "embedding", "k nearest neighbours"
-    ),
-    "finetuned": Model("fine-tuned network", "#6a51a3"),
-    "series": Model(
-        "gap-filled series + logistic regression", "#e6820a", "series", "logistic regression"
-    ),
-    "series_discriminant": Model(
-        "gap-filled series + discriminant analysis", "#b8860b", "series", "discriminant analysis"
-    ),
-    "forest": Model("gap-filled series + random forest", "#31a354", "series", "random forest"),
-    "harmonic": Model(
-        "harmonic coefficients + logistic regression", "#c51b1b", "harmonic", "logistic regression"
-    ),
-    "harmonic_discriminant": Model(
-        "harmonic coefficients + discriminant analysis",
-        "#e7298a",
-        "harmonic",
-        "discriminant analysis",
-    ),
-    "untrained": Model(
-        "untrained encoder + logistic regression", "#969696", "untrained", "logistic regression"
-    ),
-    "untrained_discriminant": Model(
-        "untrained encoder + discriminant analysis", "#bdbdbd", "untrained", "discriminant analysis"
-    ),
-    "scratch": Model("network from scratch", "#252525"),
-    "both": Model(
-        "embedding and harmonics + logistic regression",
-        "#17a2a2",
-        "embedding+harmonic",
-        "logistic regression",
-    ),
-    "both_discriminant": Model(
-        "embedding and harmonics + discriminant analysis",
-        "#0b7285",
-        "embedding+harmonic",
-        "discriminant analysis",
-    ),
-}
-# the others are baselines
-OWN = ("embedding", "discriminant", "neighbours", "finetuned", "both", "both_discriminant")
-NETWORKS = ("finetuned", "scratch")
-FEATURES = {  # their names, as in the labels of MODELS
-    "embedding": "embedding",
-    "untrained": "untrained encoder",
-    "series": "gap-filled series",
-    "harmonic": "harmonic coefficients",
-}
-MAP_HEADS = {  # a row each of an embedding map of others
-    "": ("logistic regression", "logistic regression"),
-    "_discriminant": ("discriminant analysis", "discriminant analysis"),
-    "_neighbours": ("nearest neighbours", "k nearest neighbours"),
-}
-MAP_COLORS = ("#8c564b", "#b07aa1", "#7f9c1f", "#d4a017")
 FOUND_AGAIN = (
     "Found again: share of {pixels} test pixels of which the features of one half of the dates are "
     "nearer to those of the other half than to those of any other pixel (1: always; by chance: "
     "{chance:.4f}). RankMe: how many dimensions an encoder uses, 1 to {dimensions}. One value for "
     "each checkpoint."
 )
+SIDE_BY_SIDE = {"label_count": 1.015, "until": 1.003}  # factor between the points of two models
 
 
-def list_models(maps=()):
-    """{name: Model} of every row: MODELS, and one of each map name and each of MAP_HEADS."""
-    models = dict(MODELS)
-    for number, name in enumerate(maps):
-        color = MAP_COLORS[number % len(MAP_COLORS)]
-        for suffix, (label, classifier) in MAP_HEADS.items():
-            models[name + suffix] = Model(f"{name} + {label}", color, name, classifier)
-    return models
+# ---- tables --------------------------------------------------------------------------------------
 
 
-# ---- table and figure ----------------------------------------------------------------------------
+def summarise(rows, result, key, by="label_count"):
+    """{name: {column: (mean, standard deviation or nan) of a score}}, in the order of the rows.
 
-
-def summarise(result):
-    """{name: {label count: (mean, standard deviation or nan) of macro-F1}}, in order."""
+    rows: dicts of scores; by: what their columns are, "label_count" or "until".
+    """
     groups = {}
-    for row in sorted(result["scores"], key=lambda row: row["label_count"]):
-        groups.setdefault(row["model"], {}).setdefault(row["label_count"], []).append(row)
+    for row in sorted(rows, key=lambda row: row[by]):
+        groups.setdefault(row["model"], {}).setdefault(row[by], []).append(row)
     summary = {}
     for name in result["rows"]:
-        for count, rows in groups.get(name, {}).items():
-            f1 = independent_f1(rows, result["all_labels"])
-            deviation = np.std(f1, ddof=1) if len(f1) > 1 else math.nan
-            summary.setdefault(name, {})[count] = (np.mean(f1), deviation)
+        for column, own in groups.get(name, {}).items():
+            scores = independent_scores(own, result["all_labels"], key)
+            deviation = np.std(scores, ddof=1) if len(scores) > 1 else math.nan
+            summary.setdefault(name, {})[column] = (np.mean(scores), deviation)
     return summary
 
 
-def write_table(result):
+def write_table(result, task):
     """The whole result as Markdown."""
-    summary, seeds, rows = summarise(result), result["config"]["seeds"], result["rows"]
-    counts = list(next(iter(summary.values())))
-    lines = [
-        f"Macro-F1 on {_name_test(result['config'])}, mean and standard deviation of {seeds} draws "
-        "of labels:",
-        "",
-        "| labels | " + " | ".join(str(count) for count in counts) + " |",
-        "|---" * (len(counts) + 1) + "|",
-    ]
-    for name, by_count in summary.items():
-        cells = [f"{mean:.3f} ± {std:.3f}" for mean, std in by_count.values()]
-        lines.append(f"| {rows[name]} | {' | '.join(cells).replace(' ± nan', '')} |")
-    lines += ["", *_write_notes(result)]
+    seeds = result["config"]["seeds"]
+    lines = _write_scores(result["scores"], result, task, "label_count")
+    lines += [task.write_note(), *_write_folds(result, task)]
+    lines += _write_tests(result["tests"], result, task, "label_count")
     if result["tests"]:
-        lines += ["", "| labels | model | best baseline | difference | p | 95 % interval |"]
-        lines += ["|---" * 6 + "|", *(_write_test(test, rows) for test in result["tests"]), ""]
         lines += [
             f"p: paired t-test over the {seeds} draws (would other labels say the same?); with all "
             "labels, over the checkpoints. "
@@ -158,52 +69,116 @@ def write_table(result):
     return "\n".join(lines) + "\n"
 
 
+def write_season(result, task):
+    """What is known by each day of the cut, as Markdown."""
+    season = result["season"]
+    lines = [
+        f"Only observations up to the day are read. The {season['test_pixels']} test pixels are "
+        f"the same for every day: those with an observation up to day {season['days'][0]} "
+        f"({season['left_out']} have none and are left out).",
+        "",
+    ]
+    lines += _write_scores(season["scores"], result, task, "until")
+    lines += [season["note"], *_write_tests(season["tests"], result, task, "until")]
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def _write_scores(rows, result, task, by):
+    """Lines of a table for each score that the task puts into tables."""
+    lines, titles = [], {"label_count": "labels", "until": "up to day"}
+    labels = "" if by == "label_count" else f", {rows[0]['label_count']} labels"
+    for key, score in task.scores.items():
+        summary = summarise(rows, result, key, by)
+        columns = [name_column(column, by) for column in next(iter(summary.values()))]
+        unit = f" [{task.target['unit']}]" if key == "rmse" and task.target["unit"] else ""
+        lines += [
+            f"{score.name}{unit} on {_name_test(result['config'])}{labels}, mean "
+            f"and standard deviation of {result['config']['seeds']} draws of labels:",
+            "",
+            f"| {titles[by]} | {' | '.join(columns)} |",
+            "|---" * (len(columns) + 1) + "|",
+        ]
+        for model, cells in summary.items():
+            words = [
+                f"{mean:{score.number}} ± {std:{score.spread}}" for mean, std in cells.values()
+            ]
+            lines.append(f"| {result['rows'][model]} | {' | '.join(words).replace(' ± nan', '')} |")
+        lines.append("")
+    return lines
+
+
+def name_column(value, by, form="{} ({})"):
+    """A number of labels, or a day of year as "120 (30 Apr)"."""
+    if by == "label_count":
+        return str(value)
+    day = date(2023, 1, 1) + timedelta(min(value, 365) - 1)
+    return form.format(value, f"{day.day} {day:%b}")
+
+
 def _name_test(config):
     if config["test_dataset_name"]:
         return f"all labels of {config['test_dataset_name']}, trained on {config['dataset_name']}"
     return f"the test split of {config['dataset_name']}"
 
 
-def _write_notes(result):
-    """Lines that say which classes macro-F1 is over, and by which folds settings were chosen."""
-    classes = result["test_classes"].values()
-    out = [f"{entry['name']} ({entry['pixels']})" for entry in classes if not entry["scored"]]
-    scored = f"Macro-F1 is over {len(classes) - len(out)} classes"
-    if out:
-        scored += f"; left out, with fewer than {MIN_TEST_PIXELS} test pixels: {', '.join(out)}"
+def _write_folds(result, task):
+    """A line that says over which folds settings were chosen; none where none were."""
     units = [row["folds"] for row in result["scores"] if row["folds"]]
-    folds = f"C, k and leaf size: chosen over folds of blocks in {units.count('blocks')} fits"
-    return [f"{scored}.", *([f"{folds}, of pixels in {units.count('pixels')}."] if units else [])]
+    folds = f"{task.settings}: chosen over folds of blocks in {units.count('blocks')} fits"
+    return [f"{folds}, of pixels in {units.count('pixels')}."] if units else []
 
 
-def _write_test(test, rows):
-    p, interval = test["p_seeds"], test["interval_blocks"]
-    cells = [str(test["label_count"]), rows[test["model"]], rows[test["baseline"]]]
-    cells += [f"{test['difference']:+.3f}", "" if p is None else f"{p:.3f}"]
-    cells += ["" if interval is None else "{:+.3f} .. {:+.3f}".format(*interval)]
-    return f"| {' | '.join(cells)} |"
+def _write_tests(tests, result, task, by):
+    """Lines of the table of differences; none without tests."""
+    if not tests:
+        return []
+    spread = next(iter(task.scores.values())).spread
+    first = "labels" if by == "label_count" else "up to day"
+    better = "" if task.sign > 0 else " (below 0: better)"
+    lines = ["", f"| {first} | model | best baseline | difference{better} | p | 95 % interval |"]
+    lines.append("|---" * 6 + "|")
+    for test in tests:
+        p, interval = test["p_seeds"], test["interval_blocks"]
+        cells = [
+            name_column(test[by], by),
+            *(result["rows"][test[k]] for k in ("model", "baseline")),
+        ]
+        cells += [f"{test['difference']:+{spread}}", "" if p is None else f"{p:.3f}"]
+        ends = [f"{end:+{spread}}" for end in interval or ()]
+        lines.append(f"| {' | '.join([*cells, ' .. '.join(ends)])} |")
+    return [*lines, ""]
 
 
-def plot(result, path):
-    """Macro-F1 against the number of labels, a line for each model, named at its end."""
-    summary, models = summarise(result), list_models(result["maps"])
+# ---- figures -------------------------------------------------------------------------------------
+
+
+def plot(rows, result, task, models, by, path):
+    """The first score against a column (`summarise`), a line for each model, named at its end."""
+    key, score = next(iter(task.scores.items()))
+    summary = summarise(rows, result, key, by)
+    columns = list(next(iter(summary.values())))
     figure = new_figure(figsize=(9, 5))
     axes = figure.subplots()
-    for place, (name, by_count) in enumerate(summary.items()):
-        # side by side, so that the bars of one count do not cover each other
-        counts = np.array(list(by_count)) * 1.015 ** (place - (len(summary) - 1) / 2)
-        mean, std = np.array(list(by_count.values())).T
-        style = {"color": models[name].color, "linestyle": "-" if name in OWN else "--"}
-        axes.errorbar(counts, mean, np.nan_to_num(std), marker="o", ms=4, capsize=2, **style)
-    counts = list(next(iter(summary.values())))
-    axes.set(xscale="log", xlabel="labels", ylabel="test macro-F1")
-    figure.suptitle(f"{_name_test(result['config'])}: mean and deviation over draws of labels")
-    axes.set_xticks(counts, [str(count) for count in counts])
+    for place, (model, cells) in enumerate(summary.items()):
+        mean, std = np.array(list(cells.values())).T
+        # side by side, so that the bars of one column do not cover each other
+        across = np.array(columns) * (SIDE_BY_SIDE[by] ** (place - (len(summary) - 1) / 2))
+        style = {"color": models[model].color, "linestyle": "-" if model in OWN else "--"}
+        axes.errorbar(across, mean, np.nan_to_num(std), marker="o", ms=4, capsize=2, **style)
+    if by == "label_count":
+        axes.set(xscale="log", xlabel="labels")
+        title = "mean and deviation over draws of labels"
+    else:
+        axes.set(xlabel="observations up to this day")
+        title = f"how early is a map worth drawing? ({rows[0]['label_count']} labels)"
+    quantity = f"{score.name} of {describe_target(task.target)}" if task.target else score.name
+    axes.set(ylabel=f"{quantity}, test pixels")
+    figure.suptitle(f"{_name_test(result['config'])}: {title}")
+    axes.set_xticks(columns, [name_column(column, by, "{}\n{}") for column in columns])
     axes.minorticks_off()
     axes.grid(axis="y", color="0.9")
     axes.spines[["top", "right"]].set_visible(False)
-    ends = {name: by_count[counts[-1]][0] for name, by_count in summary.items()}
-    name_lines(axes, ends, models)
+    name_lines(axes, {model: cells[columns[-1]][0] for model, cells in summary.items()}, models)
     save_figure(figure, path)
 
 
@@ -237,22 +212,26 @@ def name_lines(axes, ends, models):
         )
 
 
-def find_means(rows, labels):
+def find_means(rows, labels, keys):
     """{row of the table/score: mean over the label draws} of one count, for the log.
 
-    labels: {name: row of the table}.
+    labels: {name: row of the table}; keys: of the scores.
     """
     scores = {}
     for name, label in labels.items():
         own = [row for row in rows if row["model"] == name]
-        for key in ("macro_f1", "overall_accuracy"):
-            scores[f"{label}/{key}"] = float(np.mean([row[key] for row in own]))
+        for key in keys:
+            scores[f"{label}/{key}"] = float(np.mean(np.array([row[key] for row in own], float)))
     return scores
 
 
-def save_result(result, output_dir):
-    """Write JSON, table and picture of the counts that are done."""
+def save_result(result, task, models, output_dir):
+    """Write JSON, table and picture of the counts that are done; season.md and .png of its days."""
     write_json(output_dir / "label_efficiency.json", result)
-    with atomic_write(output_dir / "label_efficiency.md") as part:
-        part.write_text(write_table(result))
-    plot(result, output_dir / "label_efficiency.png")
+    parts = [("label_efficiency", result["scores"], write_table, "label_count")]
+    if "season" in result:
+        parts.append(("season", result["season"]["scores"], write_season, "until"))
+    for name, rows, write, by in parts:
+        with atomic_write(output_dir / f"{name}.md") as part:
+            part.write_text(write(result, task))
+        plot(rows, result, task, models, by, output_dir / f"{name}.png")

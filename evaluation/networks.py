@@ -12,7 +12,7 @@ from sklearn.dummy import DummyClassifier
 
 from data import iterate_batches
 from evaluation.classifiers import fit_classifier
-from evaluation.quantities import fit_ridge
+from evaluation.regressors import fit_regressor
 from utils import encode_series
 
 MAX_LABELS = 10_000  # that a head's start is fitted to: more hardly change it, and take long
@@ -103,10 +103,12 @@ def fit_linear_start(y, labels, num_classes, seed=0):
 
 
 def fit_ridge_start(y, targets, blocks):
-    """What a head's `start_from` takes, from representations y (N, D): `fit_ridge` of one output.
+    """What a head's `start_from` takes, from representations y (N, D), by ridge regression.
 
     targets: (N,), of mean 0 and deviation 1; blocks: (N,). Returns as `fit_linear_start`.
     """
-    weight, bias, mean, var = fit_ridge(y, targets, blocks)
-    weight = weight * np.sqrt((var + BATCHNORM_EPS) / np.maximum(var, 1e-12))
-    return [torch.from_numpy(np.float32(part)) for part in (mean, var, weight[None], [bias])]
+    model, _ = fit_regressor("ridge regression", y, targets, 0, blocks)
+    scaler, ridge = model[0], model[-1]
+    weight = ridge.coef_ * np.sqrt(scaler.var_ + BATCHNORM_EPS) / scaler.scale_
+    parts = (scaler.mean_, scaler.var_, weight[None], [ridge.intercept_])
+    return [torch.from_numpy(np.float32(part)) for part in parts]

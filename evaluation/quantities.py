@@ -1,20 +1,15 @@
-"""Scores of a predicted quantity, with intervals from blocks; picture, warning, ridge regression.
+"""Scores of a predicted quantity, with intervals from blocks; picture and warning.
 
-Shapes: N pixels, G blocks of neighbouring pixels, F features.
+Shapes: N pixels, G blocks of neighbouring pixels.
 """
 
 import numpy as np
-from sklearn.linear_model import RidgeCV
-from sklearn.model_selection import GroupKFold
-from threadpoolctl import threadpool_limits
 
 from tile_json import describe_target
 from utils import new_figure, save_figure
 
 SCORES = ("rmse", "mae", "r2", "bias")
 RESAMPLES, CONFIDENCE = 2000, 0.95  # of blocks, and of the intervals
-ALPHAS = 10.0 ** np.arange(-2, 6.5, 0.5)  # penalties of ridge regression on features of deviation 1
-FOLDS = 5
 MAX_POINTS = 20_000  # of a picture
 
 
@@ -69,6 +64,16 @@ def _scores(sums):
         return {"rmse": rmse, "mae": absolute / count, "r2": r2, "bias": error / count}
 
 
+def resample_rmse(actual, predicted, blocks, times):
+    """RMSE of K predictions in R resamples of G blocks, (R, K).
+
+    actual: (N,); predicted: (K, N); blocks: (N,) 0 .. G - 1; times: (R, G) float, how often a
+    resample has each block.
+    """
+    squared = np.stack([np.bincount(blocks, (row - actual) ** 2) for row in predicted], 1)
+    return np.sqrt(times @ squared / (times @ np.bincount(blocks))[:, None])
+
+
 def _plain(value):
     return float(value) if np.isfinite(value) else None
 
@@ -108,19 +113,3 @@ def plot_predicted(actual, predicted, scores, target, path, title=""):
     axes.set_aspect("equal")
     axes.legend(loc="upper left", frameon=False)
     save_figure(figure, path)
-
-
-def fit_ridge(x, targets, blocks):
-    """Ridge regression of standardised features x (N, F), its penalty chosen over folds of blocks.
-
-    targets: (N,). Pixels of one block resemble each other: with single pixels left out, a penalty
-    that is too small would win. Returns weights (F,), intercept, and the means and variances (F,)
-    of the features: predictions are intercept + (x - mean) / sqrt(variance) @ weights.
-    """
-    mean, var = x.mean(0, dtype=np.float64), x.var(0, dtype=np.float64)
-    number = min(FOLDS, len(np.unique(blocks)))
-    scaled = (x - mean) / np.sqrt(np.maximum(var, 1e-12))
-    folds = list(GroupKFold(number).split(x, groups=blocks)) if number > 1 else None
-    with threadpool_limits(1):
-        model = RidgeCV(ALPHAS, cv=folds, scoring="neg_mean_squared_error").fit(scaled, targets)
-    return model.coef_, float(model.intercept_), mean, var

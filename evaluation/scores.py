@@ -46,6 +46,33 @@ def macro_f1(labels, predicted, counts=None, codes=None):
     return float(f1_score(labels, predicted, sample_weight=counts, **keywords))
 
 
+def resample_f1(labels, predicted, blocks, times, codes=None):
+    """Macro-F1 of K predictions in R resamples of G blocks, (R, K).
+
+    labels: (N,) class codes; predicted: (K, N); blocks: (N,) 0 .. G - 1; times: (R, G) float, how
+    often a resample has each block; codes: as `macro_f1` takes them. The mean is over the classes
+    that a resample has; NaN where that is none.
+    """
+    all_codes, num_blocks = np.union1d(labels, predicted), times.shape[1]
+    is_scored = np.isin(all_codes, labels if codes is None else codes)
+
+    def count(codes, chosen=slice(None)):
+        """How many pixels each resample has of each class, by codes (N,) of some or all: (R, C)."""
+        cells = blocks * len(all_codes) + np.searchsorted(all_codes, codes)
+        counts = np.bincount(cells[chosen], minlength=num_blocks * len(all_codes))
+        return times @ counts.reshape(num_blocks, -1)
+
+    labelled = count(labels)
+    present = (labelled > 0) & is_scored
+    scores = np.full((len(times), len(predicted)), np.nan)
+    any_class = present.any(1)
+    for place, row in enumerate(predicted):
+        right, both = count(row, row == labels), labelled + count(row)
+        f1 = np.divide(2 * right, both, out=np.zeros_like(both), where=both > 0)
+        scores[any_class, place] = np.mean(f1[any_class], 1, where=present[any_class])
+    return scores
+
+
 def score_classes(labels, predicted, legend, counts=None):
     """The full report of a classification, as plain numbers for JSON.
 

@@ -1,4 +1,4 @@
-"""Labels that all rows of a comparison share: classes of two data sets, and pixels of all maps.
+"""Answers that all rows of a comparison share: classes, or a quantity, of two data sets and maps.
 
 The tiles are written again, with links to the observations and other labels, so that every model,
 also a network that a script of its own trains, has the same pixels and classes.
@@ -11,7 +11,7 @@ import numpy as np
 
 from maps.embeddings import open_maps
 from maps.land_cover import class_legend
-from tile_json import merge_classes
+from tile_json import merge_classes, merge_targets
 from tiles import (
     OBSERVATIONS,
     TEST,
@@ -23,32 +23,30 @@ from tiles import (
 )
 
 
-def share_labels(config, sources, checkpoint, base_path):
+def share_labels(config, sources, checkpoint, base_path, answers):
     """Write the labelled tiles of one or two data sets to <base_path>/data/, as all rows see them.
 
     Of two, dataset_name trains and test_dataset_name is the test, each with all of its labels, in
     the classes of one name that both have and the codes of the first. Of one, the splits are its
-    own. Pixels where a map has no value lose their label.
-    config: of label_efficiency.py; sources: of `parse_sources`. Returns the maps of each split,
-    {"train": {name: the EmbeddingMap of each tile}, "test": ..}.
+    own. Pixels where a map has no value lose their label, or target.
+    config: of label_efficiency.py; sources: of `parse_sources`; answers: "labels" or "targets".
+    Returns the maps of each split, {"train": {name: the EmbeddingMap of each tile}, "test": ..}.
     """
     names = [config["dataset_name"], *filter(None, [config["test_dataset_name"]])]
     if len({*names}) < len(names):
         raise InputError(f"test_dataset_name={names[1]}: found dataset_name, wanted another one")
     bands = checkpoint_bands(checkpoint, config["checkpoint_path"])
-    sets, legends, maps = {}, {}, {}
+    sets, maps = {}, {}
     for name in names:
-        tiles = open_dataset(config["base_path"], name, bands=bands, labelled=True)
-        classes = merge_classes([(tile.path / "tile.json", tile.info) for tile in tiles])
-        codes = np.unique(np.concatenate([np.unique(tile.labels) for tile in tiles]))
-        sets[name], legends[name] = tiles, class_legend(codes, classes)
+        tiles = sets[name] = open_dataset(config["base_path"], name, bands=bands, answers=answers)
         maps[name] = {kind: open_maps(source, name, tiles) for kind, source in sources.items()}
     if len(names) == 1:
         notice_splits(sets[names[0]])
     _refuse_shared_maps(maps)
     keys = {"block_size": checkpoint["config"]["block_size"]}
     keys |= {"seed": checkpoint["config"]["split_seed"]}
-    _write_sets(base_path, sets, legends, maps, keys)
+    match = {"labels": _match_labels, "targets": _match_targets}[answers]
+    _write_sets(base_path, sets, answers, match(sets), maps, keys)
     return {"train": maps[names[0]], "test": maps[names[-1]]}
 
 
@@ -62,23 +60,49 @@ def _refuse_shared_maps(maps):
         )
 
 
-def _write_sets(base_path, sets, legends, maps, split_keys):
+def _match_labels(sets):
+    """{data set: function that reads the labels of a tile}, none of them 0; and what tile.json has.
+
+    sets: {data set: its tiles}.
+    """
+    legends = {}
+    for name, tiles in sets.items():
+        classes = merge_classes([(tile.path / "tile.json", tile.info) for tile in tiles])
+        codes = np.unique(np.concatenate([np.unique(tile.labels) for tile in tiles]))
+        legends[name] = class_legend(codes, classes)
     lookups, classes = match_classes(legends)
+    readers = {
+        name: lambda tile, codes=codes: codes[tile.labels] for name, codes in lookups.items()
+    }
+    return readers, {"classes": classes}
+
+
+def _match_targets(sets):
+    """As `_match_labels`, of targets: NaN for none. InputError where two sets differ in unit."""
+    tiles = [tile for own in sets.values() for tile in own]
+    target = merge_targets([(tile.path / "tile.json", tile.info) for tile in tiles])
+    return dict.fromkeys(sets, lambda tile: np.array(tile.targets)), {"target": target}
+
+
+def _write_sets(base_path, sets, answers, matched, maps, split_keys):
+    """matched: of `_match_labels` or `_match_targets`."""
+    readers, info = matched
+    nothing = {"labels": 0, "targets": np.nan}[answers]
     for place, (name, tiles) in enumerate(sets.items()):
         lost, total = dict.fromkeys(maps[name], 0), 0
         for number, tile in enumerate(tiles):
-            labels = lookups[name][tile.labels]
-            is_labelled = labels > 0
+            values = readers[name](tile)
+            is_labelled = values > 0 if answers == "labels" else ~np.isnan(values)
             total += is_labelled.sum()
             for kind, of_tiles in maps[name].items():
                 missing = of_tiles[number].find_missing()
                 lost[kind] += (missing & is_labelled).sum()
-                labels[missing] = 0
+                values[missing] = nothing
             splits = tile.split_map(**split_keys)
             if len(sets) > 1:
                 splits = np.full_like(splits, (TRAIN, TEST)[place])
             folder = tiles_folder(base_path, name) / tile.path.name
-            _write_tile(folder, tile, {"labels": labels, "splits": splits}, classes)
+            _write_tile(folder, tile, {answers: values, "splits": splits}, info)
         for kind, count in lost.items():
             if count == total:
                 raise InputError(f"maps={kind}=..: found no value at any labelled pixel of {name}")
@@ -89,14 +113,14 @@ def _write_sets(base_path, sets, legends, maps, split_keys):
                 )
 
 
-def _write_tile(folder, tile, arrays, classes):
-    """A tile with the observations of another one and arrays of its own."""
+def _write_tile(folder, tile, arrays, info):
+    """A tile with the observations of another one; arrays and some of tile.json of its own."""
     folder.mkdir(parents=True)
     for name in (*OBSERVATIONS, "band_mean.npy", "band_std.npy"):
         (folder / name).symlink_to((tile.path / name).resolve())
     for name, array in arrays.items():
         np.save(folder / f"{name}.npy", array)
-    write_json(folder / "tile.json", tile.info | {"classes": classes})
+    write_json(folder / "tile.json", tile.info | info)
 
 
 def match_classes(legends):

@@ -46,7 +46,7 @@ from utils import encode_series, rankme, retrieval
 
 run_config = {
     "recipes": "",  # names in RECIPES and CLASSICAL, divided by commas; empty: all
-    "sets": "arkansas_2021,california_2021,caatinga_2025,flanders_2018",
+    "sets": "arkansas_2021,california_2021,caatinga_2025,flanders_2018,flanders_2019,pyrenees_2023",
     "seeds": "0",  # of pretraining, divided by commas
     "base_path": "../shared",  # folder above data/
     "results": str(Path(__file__).with_name("results.jsonl")),
@@ -76,7 +76,10 @@ PREDICT |= {"batch_size": 256, "learning_rate": 3e-3, "weight_decay": 1e-4, "hol
 SIZES = PREDICT | {"min_sample_size": 8}
 RATE = SIZES | {"learning_rate": 6e-3}
 HALF = RATE | {"blend": 0.5}
-DEFAULTS = HALF | {"day_cycles": 8, "mix_up": 1.0}  # train.py's, in a shorter training
+MIXED = HALF | {"day_cycles": 8, "mix_up": 1.0}
+# train.py's defaults: views and length follow the data
+DEFAULTS = MIXED | {"sample_size": 0, "min_sample_size": 0, "min_samples": 0}
+DEFAULTS |= {"max_samples": train.run_config["max_samples"]}
 RECIPES = {
     "untrained": PREDICT | {"learning_rate": 0.0, "max_steps": 1},
     "predict": PREDICT,
@@ -117,8 +120,9 @@ RECIPES = {
     "half + rate 3e-3": HALF | {"learning_rate": 3e-3},
     "half + rate 12e-3": HALF | {"learning_rate": 12e-3},
     "half + 12000 steps": HALF | steps(12_000),
-    "8 cycles + mix-up by day": DEFAULTS,
-    "8 cycles + mix-up by day + 4000 steps": DEFAULTS | steps(4000),
+    "8 cycles + mix-up by day": MIXED,
+    "8 cycles + mix-up by day + 4000 steps": MIXED | steps(4000),
+    "from the data": DEFAULTS,
 }
 CLASSICAL = ("series", "forest", "harmonic")  # features that need no training
 

@@ -105,8 +105,8 @@ MAX_INT = 2**63 - 1  # limit of whole numbers without another bound, as in numpy
 # whose range is narrower passes it to `check`; a wider one would be refused by `check_early`.
 RANGES = {
     # pixels and dates
-    "sample_size": (0, 1000),  # 0: all clear dates
-    "min_sample_size": (1, 1000),
+    "sample_size": (0, 1000),  # 0: all clear dates, or as many as suit the data
+    "min_sample_size": (0, 1000),
     "min_valid": (0, 65535),
     "block_size": (1, MAX_INT),
     "label_count": (0, MAX_INT),
@@ -139,7 +139,7 @@ RANGES = {
     # optimiser
     "batch_size": (2, MAX_INT),
     "epochs": (0, MAX_INT),  # 0: as long as the data need
-    "min_samples": (1, MAX_INT),
+    "min_samples": (0, MAX_INT),
     "max_samples": (1, MAX_INT),
     "max_steps": (0, MAX_INT),
     "learning_rate": (0, math.inf),

@@ -1,6 +1,7 @@
 """Cross-validated classifiers, and tests of a difference between two models."""
 
 import warnings
+from functools import partial
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ from evaluation import classifiers as module
 from evaluation import differences
 from evaluation.classifiers import classifiers, find_label_folds, fit_classifier
 from evaluation.differences import block_bootstrap, paired_p
-from evaluation.scores import macro_f1, measurable_classes
+from evaluation.scores import macro_f1, measurable_classes, resample_f1
 
 NAMES = list(classifiers(0))
 
@@ -146,9 +147,9 @@ def test_the_interval_is_of_the_scored_classes():
     ours, theirs = np.vstack([ours] * 2), np.vstack([ours] * 2)
     ours[:, :3], theirs[:, :3] = 9, 1
     groups = np.arange(1200) // 10
-    some = block_bootstrap(labels, groups, ours, theirs, scored=[2, 3, 4])
+    some = block_bootstrap(partial(resample_f1, codes=[2, 3, 4]), labels, groups, ours, theirs)
     assert some == (0, 0)
-    assert block_bootstrap(labels, groups, ours, theirs)[1] > 0.1
+    assert block_bootstrap(resample_f1, labels, groups, ours, theirs)[1] > 0.1
 
 
 def test_a_difference_in_every_draw_has_a_smaller_p_than_one_by_chance():
@@ -183,21 +184,23 @@ def test_the_interval_agrees_with_resampled_pixels():
         ]
         differences.append(np.mean(f1[0]) - np.mean(f1[1]))
     wanted = np.percentile(differences, [2.5, 97.5])
-    np.testing.assert_allclose(block_bootstrap(labels, groups, ours, theirs), wanted, atol=0.01)
+    np.testing.assert_allclose(
+        block_bootstrap(resample_f1, labels, groups, ours, theirs), wanted, atol=0.01
+    )
 
 
 def test_blocks_that_are_alike_inside_make_a_wider_interval():
     """The same pixels thirty times say no more; taken for independent they would."""
     labels, ours, theirs = (np.repeat(values, 30, axis=-1) for values in predictions(100))
-    blocks = block_bootstrap(labels, np.arange(3000) // 30, ours, theirs)
-    pixels = block_bootstrap(labels, np.arange(3000), ours, theirs)
+    blocks = block_bootstrap(resample_f1, labels, np.arange(3000) // 30, ours, theirs)
+    pixels = block_bootstrap(resample_f1, labels, np.arange(3000), ours, theirs)
     assert blocks[1] - blocks[0] > 3 * (pixels[1] - pixels[0])
 
 
 def test_equal_models_differ_by_nothing_and_one_block_has_no_interval():
     labels, ours, _ = predictions()
-    assert block_bootstrap(labels, np.arange(1200) // 10, ours, ours) == (0, 0)
-    assert block_bootstrap(labels, np.zeros(1200, int), ours, ours) is None
+    assert block_bootstrap(resample_f1, labels, np.arange(1200) // 10, ours, ours) == (0, 0)
+    assert block_bootstrap(resample_f1, labels, np.zeros(1200, int), ours, ours) is None
 
 
 def test_both_models_are_scored_on_the_classes_that_a_resample_has(monkeypatch):
@@ -215,4 +218,6 @@ def test_both_models_are_scored_on_the_classes_that_a_resample_has(monkeypatch):
         f1 = [macro_f1(labels[rows], model[0, rows]) for model in (ours, theirs)]
         found.append(f1[0] - f1[1])
     wanted = np.percentile(found, [2.5, 97.5])
-    np.testing.assert_allclose(block_bootstrap(labels, groups, ours, theirs), wanted, atol=1e-6)
+    np.testing.assert_allclose(
+        block_bootstrap(resample_f1, labels, groups, ours, theirs), wanted, atol=1e-6
+    )

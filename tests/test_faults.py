@@ -46,10 +46,10 @@ import tiles
 import train
 import train_classification
 from data import SHARDS, SentinelTimeSeriesDataset, iterate_batches
-from evaluation import classifiers
+from evaluation import classifiers, features, tasks
 from evaluation.validation import find_folds
-from finetuning import loop
 from tiles import Tile
+from training import finetuning as loop
 
 
 @contextmanager
@@ -230,12 +230,11 @@ def test_label_efficiency_keeps_what_is_done(workplace, tmp_path, monkeypatch):
     keywords |= {"models": "embedding,harmonic"}
     results = run(label_efficiency, label_counts="2", **keywords)
     assert len(results["scores"]) == 12, "two labels are of one class in half of the draws"
-    fit_classifier = label_efficiency.fit_classifier
-    monkeypatch.setattr(
-        label_efficiency,
-        "fit_classifier",
-        lambda name, x, *rest: fit_classifier(name, x, *rest) if len(x) < 60 else 1 / 0,
-    )
+
+    def fit_few(name, x, *rest):
+        return classifiers.fit_classifier(name, x, *rest) if len(x) < 60 else 1 / 0
+
+    monkeypatch.setattr(tasks.Classes, "fit", staticmethod(fit_few))
     with pytest.raises(ZeroDivisionError):
         run(label_efficiency, label_counts="20,60", **keywords)
     saved = json.loads((tmp_path / "out/label_efficiency.json").read_text())
@@ -246,16 +245,14 @@ def test_label_efficiency_keeps_what_is_done(workplace, tmp_path, monkeypatch):
 
 def test_label_efficiency_holds_so_many_pixels_at_most(workplace, tmp_path, monkeypatch):
     sizes = []
-    read_split = label_efficiency.read_split
+    walk = features.walk
     monkeypatch.setattr(
-        label_efficiency,
-        "read_split",
-        lambda dataset, *rest: sizes.append(dataset.num_pixels) or read_split(dataset, *rest),
+        features, "walk", lambda dataset: sizes.append(dataset.num_pixels) or walk(dataset)
     )
     keywords = {"checkpoint_path": workplace / "pretrained/best.pt", "base_path": workplace}
     keywords |= {"dataset_name": "toy", "output_dir": tmp_path / "out", "seeds": 1}
     run(label_efficiency, label_counts="0", most_pixels=50, models="harmonic", **keywords)
-    assert sizes == [50, 50]
+    assert set(sizes) == {50}
 
 
 # ---- crashes -------------------------------------------------------------------------------------

@@ -27,8 +27,8 @@ from helpers import (
 
 import label_efficiency
 import train_classification
-from evaluation import classifiers
-from evaluation.label_report import MODELS, NETWORKS, OWN
+from evaluation import classifiers, comparison, tasks
+from evaluation.rows import MODELS, NETWORKS, OWN
 from tiles import Tile
 
 QUICK = "embedding,harmonic"
@@ -113,14 +113,14 @@ def run_forked(command, **_):
 def test_networks_see_the_labels_and_test_pixels_of_the_others(workplace, tmp_path, monkeypatch):
     """Rows of one table that were trained or scored on other pixels cannot be compared."""
     trained = []
-    train_network = label_efficiency.train_network
+    train_network = comparison.train_network
 
     def spy(*arguments):
         content = train_network(*arguments)
         trained.append((content, sorted(path.name for path in (tmp_path / "out").iterdir())))
         return content
 
-    monkeypatch.setattr(label_efficiency, "train_network", spy)
+    monkeypatch.setattr(comparison, "train_network", spy)
     monkeypatch.setattr("subprocess.run", run_forked)
     result = score(
         workplace, tmp_path / "out", models="finetuned,scratch", seeds=2, label_counts="30"
@@ -187,14 +187,14 @@ def test_a_run_that_was_stopped_resumes(workplace, tmp_path, monkeypatch):
     models = "discriminant,harmonic_discriminant,neighbours"
     keywords = {"models": models, "label_counts": "20,60"}
     whole = score(workplace, tmp_path / "whole", **keywords)
-    fit, fitted = label_efficiency.fit_classifier, []
+    fit, fitted = tasks.Classes.fit, []
 
     def fit_some(name, x, *rest):
         assert len(rest[2]) == len(x), "the block of each label, so that folds are of blocks"
         fitted.append(name)
         return fit(name, x, *rest) if len(fitted) != 5 else 1 / 0
 
-    monkeypatch.setattr(label_efficiency, "fit_classifier", fit_some)
+    monkeypatch.setattr(tasks.Classes, "fit", staticmethod(fit_some))
     with pytest.raises(ZeroDivisionError):
         score(workplace, tmp_path / "parts", **keywords)
     result = score(workplace, tmp_path / "parts", **keywords)
@@ -214,7 +214,7 @@ def test_a_run_that_was_stopped_resumes(workplace, tmp_path, monkeypatch):
 def test_a_network_that_cannot_be_trained_ends_in_one_line(workplace, tmp_path, monkeypatch):
     script = tmp_path / "train_classification.py"
     script.write_text("raise SystemExit('error: no space left')")
-    monkeypatch.setattr(label_efficiency, "__file__", str(tmp_path / "label_efficiency.py"))
+    monkeypatch.setattr(comparison, "ROOT", tmp_path)
     with pytest.raises(InputError, match="train_classification.py ended: error: no space"):
         score(workplace, tmp_path / "out", models="scratch", seeds=1, label_counts="20")
     assert not (tmp_path / "out/.network").exists()

@@ -14,7 +14,7 @@ from running.errors import InputError
 import pytest
 from helpers import ROOT
 
-FOLDERS = ("running", "maps", "evaluation", "finetuning", "preparation", "explorer")
+FOLDERS = ("running", "maps", "evaluation", "training", "preparation", "explorer")
 ROOT_FILES = sorted(ROOT.glob("*.py"))
 PYTHON_FILES = ROOT_FILES + [
     file for folder in FOLDERS for file in sorted((ROOT / folder).glob("*.py"))
@@ -26,7 +26,7 @@ MAY_IMPORT = {
     "running": set(),
     "maps": {"running", *CORE},
     "evaluation": {"running", "maps", *CORE},
-    "finetuning": {"running", "evaluation", *CORE},
+    "training": {"running", "evaluation", *CORE},
     "preparation": {"running", "maps", *CORE},
     "explorer": {"running", "maps", *CORE},
 }

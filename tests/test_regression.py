@@ -27,11 +27,11 @@ from data import (
     iterate_batches,
 )
 from encoder import Encoder
-from evaluation import quantities
+from evaluation import regressors
 from evaluation.networks import fit_ridge_start
 from evaluation.quantities import score_quantity
-from finetuning import loop
 from tiles import TEST, Tile
+from training import finetuning as loop
 
 SMALL = {"shape": (12, 20, 16, 6), "clear": 0.8, **GEOREFERENCE}  # for `make_dataset`
 TARGET = {"name": "yield", "unit": "t/ha"}
@@ -169,7 +169,7 @@ def test_the_head_starts_from_ridge_regression():
         head[1].bias.copy_(bias)
         found = head(torch.from_numpy(y))[:, 0].numpy()
     scaled = (y - y.mean(0)) / y.std(0)
-    fits = [Ridge(alpha).fit(scaled, targets).predict(scaled) for alpha in quantities.ALPHAS]
+    fits = [Ridge(alpha).fit(scaled, targets).predict(scaled) for alpha in regressors.ALPHAS]
     assert min(abs(found - fit).max() for fit in fits) < 1e-4, "it is one of the penalties"
     assert np.std(found - targets) < 0.15
 

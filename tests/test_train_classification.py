@@ -23,8 +23,8 @@ import infer
 import train_classification
 from backbones import BACKBONES, HEADS, Classifier, load_backbone
 from evaluation import networks
-from finetuning import loop
 from tiles import TEST, TRAIN, VALIDATION, Tile
+from training import finetuning as loop
 
 
 def test_fine_tuning_starts_from_the_pretrained_weights(workplace, tmp_path, monkeypatch):

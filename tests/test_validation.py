@@ -23,7 +23,7 @@ def test_validation_loss_is_the_mean_over_pixels(dataset, tmp_path):
     """Guards against a sum of n + 1 batches divided by n, and equal weights of unequal batches."""
     config = tiny(dataset, tmp_path / "out", batch_size=30)
     runtime = start_runtime("cpu")
-    train_set, val_set, labelled, _ = open_data(config, runtime)
+    _, (train_set, val_set, labelled, _) = open_data(config, runtime)
     validate = Validation(val_set, labelled, config, runtime)
     torch.manual_seed(0)
     model = build_model(config, train_set.num_bands)
@@ -44,7 +44,7 @@ def test_validation_loss_is_the_mean_over_pixels(dataset, tmp_path):
 
 def test_validation_never_sees_training_or_test_pixels(dataset, tmp_path):
     config = tiny(dataset, tmp_path / "out")
-    train_set, val_set, labelled, _ = open_data(config, start_runtime("cpu"))
+    _, (train_set, val_set, labelled, _) = open_data(config, start_runtime("cpu"))
     for index in range(2):
         taken = train_set.pixel_mask(index)
         test = train_set.tiles[index].split_map(4) == 3
@@ -57,7 +57,7 @@ def test_validation_never_sees_training_or_test_pixels(dataset, tmp_path):
 def test_the_score_is_the_probe_or_minus_the_loss(tmp_path, has_labels):
     config = tiny(make_dataset(tmp_path, labels=has_labels), tmp_path / "out")
     runtime = start_runtime("cpu")
-    train_set, val_set, labelled, _ = open_data(config, runtime)
+    _, (train_set, val_set, labelled, _) = open_data(config, runtime)
     assert (labelled is not None) == has_labels
     validate = Validation(val_set, labelled, config, runtime)
     model = build_model(config, train_set.num_bands)
@@ -133,7 +133,7 @@ def test_classes_of_another_name_in_two_tiles_are_not_probed(dataset, tmp_path, 
         path = tile_of(dataset, number) / "tile.json"
         path.write_text(json.dumps({"classes": {"40": {"name": name}}}))
     notice.cache_clear()
-    assert open_data(tiny(dataset, tmp_path / "out"), start_runtime("cpu"))[2] is None
+    assert open_data(tiny(dataset, tmp_path / "out"), start_runtime("cpu"))[1].labelled is None
     said = r"MGRS-1/tile.json: found name 'Wheat' for class 40, wanted 'Maize' as in .*tile.json; "
     assert re.search(said + "without a probe, the loss chooses best.pt", capsys.readouterr().out)
 
@@ -146,6 +146,6 @@ def test_classes_that_the_probe_leaves_out_are_named(tmp_path, capsys):
     save(tile, "labels", labels)
     notice.cache_clear()
     runtime = start_runtime("cpu")
-    _, val_set, labelled, _ = open_data(config, runtime)
+    _, (_, val_set, labelled, _) = open_data(config, runtime)
     Validation(val_set, labelled, config, runtime)
     assert "val_pixels=4096: the probe leaves out classes [10], of which" in capsys.readouterr().out
