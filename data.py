@@ -53,11 +53,10 @@ class _PixelDataset(IterableDataset):
     c e a f b d: every batch takes equally from each shard.
 
     Every random number is seeded by seed, epoch, chunk and shard, and a process or loader worker
-    owns whole shards. So the content of a batch depends on seed, epoch and step alone.
-
-    Iterating gives the batches `first_step` .. `last_step` - 1 (step = epoch * steps_per_epoch + k;
-    one epoch unless `set_steps` changes it) as tuples of tensors, bands as they are stored; in a
-    worker of a DataLoader, that worker's part of each. `iterate_batches` standardises them.
+    owns whole shards. So what a batch holds depends on seed, epoch and step alone. Iterating gives
+    the batches `first_step` .. `last_step` - 1 (step = epoch * steps_per_epoch + k; one epoch
+    unless `set_steps` changes it) as tuples of tensors, bands as they are stored; in a worker of a
+    DataLoader, that worker's part of each. `iterate_batches` standardises them.
     """
 
     SPLITS = {"train": (TRAIN,), "validation": (VALIDATION,), "test": (TEST,)}
@@ -83,7 +82,7 @@ class _PixelDataset(IterableDataset):
         (self.rank, self.world_size), self.batch_size = process, batch_size
         if self.world_size > SHARDS:
             raise InputError(f"{self.world_size} processes: a batch is shared by at most {SHARDS}")
-        opened = (skip_bad_tiles, bands, self.answers, season)
+        opened = skip_bad_tiles, bands, self.answers, season
         self.tiles = open_dataset(base_path, dataset_name, *opened)
         self.seed, self.min_valid = seed, max(1, min_valid)
         self.split, self.block_size, self.split_seed = split, block_size, split_seed
@@ -213,8 +212,7 @@ class _PixelDataset(IterableDataset):
             edges = (edges - edges[0])[batch - first :][: self.last_step - step + 1]
             for start, stop in pairwise(edges):
                 samples = np.arange(start, stop)
-                samples = samples[np.argsort(samples % SHARDS, kind="stable")]  # shard by shard
-                own = rows[samples]
+                own = rows[samples[np.argsort(samples % SHARDS, kind="stable")]]  # shard by shard
                 own = own[own >= 0]
                 # numpy copies whole rows, several times as fast as torch
                 parts = [np.take(array.numpy(), own, axis=0) for array in arrays]

@@ -119,6 +119,8 @@ def earlier_map(place, folder):
     (folder / "explore.html").write_text("of explore.py")
     for name in ("confidence.tif.aux.xml", "false_color.tif.ovr", "classification_map.png.aux.xml"):
         (folder / name).write_text("of QGIS")
+    for ending in ("npy", "tif", "png"):  # a classifier maps no quantity
+        (folder / f"regression_map.{ending}").write_text("of a quantity")
     (folder / "notes.txt").write_text("mine")
 
 

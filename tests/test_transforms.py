@@ -279,6 +279,24 @@ def test_jitter_shifts_each_band_of_each_view_by_the_same_on_all_dates():
     assert not moved.equal(augmented("jitter_bands", x, doys, seed=1)[0])
 
 
+def test_views_of_other_years_differ_in_days_and_brightness_and_keep_their_order():
+    x = torch.rand(400, 2, 5, 3)
+    doys = torch.tensor([20, 90, 180, 270, 350], dtype=torch.int16).expand(400, 2, 5)
+    moved, days = augmented("vary_years", x, doys)
+    shift = (days - doys).float()
+    assert days.dtype == doys.dtype and int(days.min()) >= 1 and int(days.max()) <= 366
+    assert bool((days.diff(dim=-1) > 0).all()), "dates ascend"
+    assert float(shift[..., 2].std()) == pytest.approx(5.3, rel=0.1)  # 6 days, cut at 12
+    assert float(shift.abs().max()) < 25
+    assert float((shift[..., 4] - shift[..., 0]).std()) == pytest.approx(5.8, rel=0.15), "stretch"
+    assert float((shift[:, 0] - shift[:, 1]).std()) > 5, "views differ"
+    zeros, _ = augmented("vary_years", torch.zeros_like(x), doys)
+    assert float(zeros[:, :, 0].std()) == pytest.approx(0.1, rel=0.1)
+    scale = (moved - zeros) / x
+    torch.testing.assert_close(scale, scale[:, :, :1, :1].expand_as(x), atol=1e-4, rtol=0)
+    assert float(scale[:, :, 0, 0].std()) == pytest.approx(0.1, rel=0.1)
+
+
 def test_no_augmentation_leaves_the_views():
     x, doys = torch.rand(4, 2, 5, 3), torch.arange(5).expand(4, 2, 5)
     same_x, same_doys = augmented("none", x, doys)
