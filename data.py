@@ -7,9 +7,9 @@ import hashlib
 from copy import copy
 from itertools import pairwise
 
+from running.config import ALL_YEAR
 from running.errors import InputError
 from running.script import leave_signals_to_trainer
-from running.season import ALL_YEAR
 
 import numpy as np
 import torch
@@ -133,8 +133,7 @@ class _PixelDataset(IterableDataset):
             found = f"{self.tiles[0].path.parent}: found {ends[-1]} labelled pixels"
             raise InputError(f"{found} (split={self.split}), wanted label_count={label_count}")
         kept = rng.choice(ends[-1], label_count, replace=False)
-        kept = keep_classes(kept, self.read_labels(), rng) if every_class else kept
-        is_kept[kept] = True
+        is_kept[keep_classes(kept, self.read_labels(), rng) if every_class else kept] = True
         for index, part in enumerate(np.split(is_kept, ends[:-1])):
             chosen = self.pixel_mask(index)
             chosen[chosen.copy()] = part
@@ -283,8 +282,7 @@ class _PixelDataset(IterableDataset):
         """(tile, slice) of each run of equal numbers in tile indices (N,); at least one."""
         if not len(tiles):
             yield self.tiles[0], slice(0, 0)
-        starts = np.flatnonzero(np.diff(tiles, prepend=-1))
-        for start, stop in pairwise([*starts, len(tiles)]):
+        for start, stop in pairwise([*np.flatnonzero(np.diff(tiles, prepend=-1)), len(tiles)]):
             yield self.tiles[tiles[start]], slice(start, stop)
 
     def _read_clear(self, tiles, pixels):

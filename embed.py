@@ -17,12 +17,11 @@ import tempfile
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
-from running.config import check
+from running.config import check, in_season
 from running.errors import InputError, notice
 from running.files import atomic_write, create_npy, make_output_dir
 from running.log import ProgressBar, refuse_training_folder, start_log
 from running.script import refuse_torchrun, run_script
-from running.season import in_season
 
 import numpy as np
 

@@ -18,11 +18,10 @@ from pathlib import Path
 from typing import NamedTuple
 
 from running.checkpoints import KINDS, load_checkpoint
-from running.config import check
+from running.config import check, find_season, in_season
 from running.device import Runtime, start_runtime
 from running.errors import InputError, notice
 from running.files import Watch, file_hash
-from running.season import find_season, in_season
 
 import numpy as np
 import torch

@@ -15,7 +15,7 @@ import os
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
-from running.config import check
+from running.config import ALL_YEAR, check, name_season
 from running.device import start_runtime
 from running.errors import InputError, Stopped, notice, what_is_there
 from running.files import (
@@ -27,7 +27,6 @@ from running.files import (
 )
 from running.log import ProgressBar, refuse_training_folder, start_log
 from running.script import run_script, stop_on_signals
-from running.season import ALL_YEAR, name_season
 
 import numpy as np
 
@@ -162,10 +161,8 @@ def is_done(output_dir, made_by, overwrite):
     before = {} if overwrite else read_provenance(file)
     if not before:
         return False
-    before = {
-        "dimensions": 0,
-        "season": name_season(ALL_YEAR),
-    } | before  # which older maps do not record
+    # which older maps do not record
+    before = {"dimensions": 0, "season": name_season(ALL_YEAR)} | before
     differ = [
         key if isinstance(value, dict) else f"{key} (was {before.get(key, 'not recorded')})"
         for key, value in made_by.items()

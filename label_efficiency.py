@@ -30,13 +30,12 @@ import tempfile
 from pathlib import Path
 
 from running.checkpoints import load_checkpoint
-from running.config import MAX_INT, check
+from running.config import MAX_INT, check, find_season, read_day
 from running.device import start_runtime
 from running.errors import InputError
 from running.files import lock_folder, make_output_dir
 from running.log import ProgressBar, refuse_training_folder, start_log
 from running.script import refuse_torchrun, run_script
-from running.season import find_season, read_day
 
 from evaluation.comparison import (
     INHERITED,

@@ -13,9 +13,9 @@ import zlib
 from pathlib import Path
 from typing import NamedTuple
 
+from running.config import ALL_YEAR, in_season
 from running.errors import InputError, notice, what_is_there
 from running.files import Watch, cached_array, open_npy
-from running.season import ALL_YEAR, in_season
 
 import numpy as np
 import torch

@@ -11,11 +11,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from running.checkpoints import OLD_CHECKPOINT_DEFAULTS, load_checkpoint
+from running.config import ALL_YEAR, find_season
 from running.device import Runtime
 from running.errors import InputError, notice
 from running.files import atomic_write, file_hash, write_json
 from running.log import ProgressBar
-from running.season import ALL_YEAR, find_season
 
 import numpy as np
 

@@ -5,8 +5,8 @@ Shapes: N pixels, T dates, B bands, F features.
 
 from functools import partial
 
+from running.config import ALL_YEAR
 from running.errors import InputError
-from running.season import ALL_YEAR
 
 import numpy as np
 import torch

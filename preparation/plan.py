@@ -3,8 +3,8 @@
 import datetime
 from dataclasses import dataclass, fields
 
+from running.config import ALL_YEAR, find_season, in_season, name_season
 from running.errors import InputError
-from running.season import ALL_YEAR, find_season, in_season, name_season
 
 from preparation import pixels, place, sentinel2
 from preparation.items import ItemError
@@ -60,7 +60,7 @@ class Request:
     bbox: tuple | None  # a box of preparation/place.py
     first: datetime.date  # of the year
     last: datetime.date
-    season: tuple  # first and last day of year, see running/season.py
+    season: tuple  # first and last day of year, see running/config.py
     max_cloud_cover: float
     skip_items: frozenset
     bands: list

@@ -7,9 +7,8 @@ import sys
 from pathlib import Path
 
 from running.checkpoints import load_checkpoint
-from running.config import check_early
+from running.config import check_early, find_season, in_season, read_day
 from running.errors import InputError
-from running.season import find_season, in_season, read_day
 
 import numpy as np
 import pytest

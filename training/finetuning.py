@@ -10,14 +10,13 @@ import math
 import time
 
 from running.checkpoints import Run, find_last, inherit, load_checkpoint, one_run_at_a_time
-from running.config import check
+from running.config import check, find_season
 from running.device import start_runtime
 from running.distributed import gather
 from running.errors import InputError, notice
 from running.files import file_hash, make_output_dir, write_json
 from running.log import ProgressBar
 from running.script import stop_on_signals
-from running.season import find_season
 
 import numpy as np
 import torch
