@@ -74,7 +74,7 @@ run_config = {
     "harmonics": 8,  # the prediction has sines and cosines of 1 .. 8 cycles a year
     "blend": 0.5,  # share of pixels replaced by x + w (other - x), w in -0.5 .. 0.5
     "mix_up": 1.0,  # weight of mix-up regularisation, times barlow_lambda; 0: none
-    "augment": "none",  # a key of transforms.AUGMENTATIONS
+    "augment": "vary_years",  # a key of transforms.AUGMENTATIONS
     # optimiser
     "batch_size": 256,  # pixels a step, over all processes
     "epochs": 0,  # passes over all valid pixels; 0: one, or more until min_samples, see below

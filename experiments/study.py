@@ -79,7 +79,7 @@ HALF = RATE | {"blend": 0.5}
 MIXED = HALF | {"day_cycles": 8, "mix_up": 1.0}
 # train.py's defaults: views and length follow the data
 DEFAULTS = MIXED | {"sample_size": 0, "min_sample_size": 0, "min_samples": 0}
-DEFAULTS |= {"max_samples": train.run_config["max_samples"]}
+DEFAULTS |= {"max_samples": train.run_config["max_samples"], "augment": "vary_years"}
 RECIPES = {
     "untrained": PREDICT | {"learning_rate": 0.0, "max_steps": 1},
     "predict": PREDICT,
