@@ -41,7 +41,7 @@ def test_two_processes_train_the_weights_of_one(dataset, tmp_path, backbone, wor
     main(config)
     done = run_ranks({**config, "output_dir": str(tmp_path / "two"), "num_workers": workers})
     assert done.returncode == 0, done.stderr
-    assert_same_weights(weights(tmp_path / "one"), weights(tmp_path / "two"), atol=1e-5, rtol=1e-5)
+    assert_same_weights(weights(tmp_path / "one"), weights(tmp_path / "two"), atol=2e-5, rtol=1e-5)
     one, two = lines(tmp_path / "one"), lines(tmp_path / "two")
     assert [line["step"] for line in one] == [line["step"] for line in two]
     for key in ("loss", "val_loss", "rankme"):
