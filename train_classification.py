@@ -32,6 +32,7 @@ run_config = {
     "checkpoint_path": "",  # of train.py; empty: train from scratch
     "base_path": ".",  # folder above data/
     "dataset_name": "simulated",  # labelled tiles
+    "map_dataset_name": "",  # tiles to map when done, and to score by their labels; empty: none
     "skip_bad_tiles": False,  # leave out tiles that are out of contract, in place of an error
     "output_dir": "",  # receives all files; empty: checkpoints/<time>
     "overwrite": False,  # remove an earlier run from output_dir that this one cannot resume
@@ -104,6 +105,7 @@ class LandCover(Task):
     logged = ("macro_f1", "overall_accuracy")
     reported = ("overall_accuracy", "macro_f1", "weighted_f1")
     picture, shows = "confusion_matrix", "what was mapped as what"
+    map = "classification_map"
 
     def __init__(self, config, train, runtime):
         self.config, self.legend = config, find_legend(train)

@@ -36,6 +36,7 @@ run_config = {
     "checkpoint_path": "",  # of train.py; empty: train from scratch
     "base_path": ".",  # folder above data/
     "dataset_name": "simulated",  # tiles with targets.npy
+    "map_dataset_name": "",  # tiles to map when done, and to score by their labels; empty: none
     "skip_bad_tiles": False,  # leave out tiles that are out of contract, in place of an error
     "output_dir": "",  # receives all files; empty: checkpoints/<time>
     "overwrite": False,  # remove an earlier run from output_dir that this one cannot resume
@@ -85,6 +86,7 @@ class Quantity(Task):
     losses, criterion, sign = tuple(LOSSES), "rmse", -1
     logged, reported = ("rmse", "r2"), ("rmse", "mae", "r2", "bias")
     picture, shows, size = "predicted_actual", "predicted against actual values", 1
+    map = "regression_map"
 
     def __init__(self, config, train, runtime):
         targets = train.read_labels().astype(np.float64)

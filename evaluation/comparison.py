@@ -5,8 +5,6 @@ Shapes: N pixels.
 
 import json
 import shutil
-import subprocess
-import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -16,6 +14,7 @@ from running.device import Runtime
 from running.errors import InputError, notice
 from running.files import atomic_write, file_hash, write_json
 from running.log import ProgressBar
+from running.script import start_script
 
 import numpy as np
 
@@ -28,7 +27,6 @@ from tiles import checkpoint_bands
 
 INHERITED = ("min_valid", "block_size", "split_seed")  # which pixels are in which split
 ARCHITECTURE = ("backbone", *BACKBONE_KEYS)
-ROOT = Path(__file__).parent.parent  # of the scripts
 
 
 def open_split(split, checkpoint, config, label_count=0, seed=0):
@@ -70,12 +68,9 @@ def train_network(task, name, path, checkpoint, config, label_count, seed, folde
         before = OLD_CHECKPOINT_DEFAULTS | checkpoint["config"]
         keys |= {key: before[key] for key in INHERITED + ARCHITECTURE}
     keys["min_valid"] = config["min_valid"] or checkpoint["config"]["min_valid"]
-    script = ROOT / task.script
-    arguments = [f"{key}={value}" for key, value in (keys | {"wandb_mode": "disabled"}).items()]
+    keys |= {"wandb_mode": "disabled"}
     try:
-        done = subprocess.run(
-            [sys.executable, str(script), *arguments], capture_output=True, text=True
-        )
+        done = start_script(task.script, keys, capture_output=True, text=True)
         if done.returncode:
             line = (done.stderr.strip().splitlines() or ["no message"])[-1]
             raise InputError(f"models={name}: {task.script} ended: {line}")

@@ -4,6 +4,7 @@ import ast
 import os
 import shutil
 import signal
+import subprocess
 import sys
 import textwrap
 import threading
@@ -128,6 +129,20 @@ def refuse_torchrun():
     processes = os.environ.get("WORLD_SIZE", "1")
     if processes != "1":
         raise InputError(f"WORLD_SIZE={processes}: wanted one process (python, not torchrun)")
+
+
+TORCHRUN = {"RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"}
+
+
+def start_script(name, keys, **keywords):
+    """Run a script in one process of its own, as a user would. Returns the CompletedProcess.
+
+    keys: of its run_config, with their values; keywords: of subprocess.run.
+    """
+    script = Path(__file__).resolve().parent.parent / name
+    words = [sys.executable, str(script), *(f"{key}={value}" for key, value in keys.items())]
+    alone = {key: value for key, value in os.environ.items() if key not in TORCHRUN}
+    return subprocess.run(words, env=alone, check=False, **keywords)
 
 
 class StopSignal:

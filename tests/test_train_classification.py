@@ -1,6 +1,7 @@
 """Fine-tuning: what it starts from, what it learns, reports and refuses."""
 
 import json
+import re
 
 from running.checkpoints import load_checkpoint
 from running.errors import InputError, notice
@@ -352,3 +353,32 @@ def test_a_fine_tuning_is_not_resumed_on_corrected_bands(workplace, tmp_path):
     bands.flush()
     with pytest.raises(InputError, match="found a run on other data .observations"):
         fine_tune(workplace, tmp_path / "out", base_path=base_path, epochs=1)
+
+
+# ---- another year --------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_one_command_maps_another_year_and_scores_it_by_class_names(workplace, tmp_path, capfd):
+    """Scripts of their own, as a user starts them; codes of the other year differ, names agree."""
+    make_dataset(workplace, tiles=1, name="next")
+    tile = tile_of(workplace, 0, "next")
+    labels = np.load(tile / "labels.npy")
+    save(tile, "labels", np.where(labels == 40, 95, np.where(labels == 95, 40, labels)))
+    info = json.loads((tile / "tile.json").read_text())
+    names = load_checkpoint(workplace / "classifier/best.pt")["classes"]
+    info["classes"] = {"95": names["40"], "40": names["95"]}
+    (tile / "tile.json").write_text(json.dumps(info))
+    fine_tune(workplace, tmp_path / "out", epochs=2, map_dataset_name="next")
+    folder = tmp_path / "out/maps/MGRS-0"
+    assert np.load(folder / "classification_map.npy").shape == labels.shape
+    assert (folder / "inference_map.png").exists()
+    printed = capfd.readouterr().out.split("agreement with")[1]
+    right = float(re.search(r"overall accuracy (\S+)", printed)[1])
+    assert right > 0.6, "by name; by code it would be below .4"
+
+
+def test_the_other_year_is_looked_for_before_training(workplace, tmp_path):
+    with pytest.raises(InputError, match="data/nowhere/processed: found no tile"):
+        fine_tune(workplace, tmp_path / "out", map_dataset_name="nowhere")
+    assert not (tmp_path / "out").exists()

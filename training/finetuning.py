@@ -33,7 +33,8 @@ from backbones import (
 from data import iterate_batches
 from evaluation.networks import read_representations
 from evaluation.seen_pixels import notice_seen_pixels, record_splits
-from tiles import checkpoint_bands, find_days, notice_splits
+from tiles import checkpoint_bands, find_days, notice_splits, open_dataset
+from training.mapping import map_tiles
 from transforms import drop_dates
 from utils import learning_rate, notice_few_clear
 
@@ -43,7 +44,15 @@ MAX_EPOCHS = 25  # with a pretrained encoder: 50 steps for 50 labels
 INHERITED = ("backbone", *BACKBONE_KEYS, "block_size", "split_seed")
 MIN_VALID = 10  # clear observations, without an encoder whose training had another number
 # what may differ when a run is resumed, since the weights do not depend on it
-FREE_KEYS = {"output_dir", "overwrite", "device", "num_workers", "wandb_mode", "wandb_dir"}
+FREE_KEYS = {
+    "output_dir",
+    "overwrite",
+    "map_dataset_name",
+    "device",
+    "num_workers",
+    "wandb_mode",
+    "wandb_dir",
+}
 FREE_KEYS |= {"base_path", "skip_bad_tiles", "checkpoint_path"}
 OLD_KEYS = {"start_share": -1.0, "warmup_fraction": WARMUP}  # a run that had others cannot resume
 
@@ -54,14 +63,15 @@ class Task:
     Of the class: kind, of its checkpoints; dataset, the class of its pixels; losses, the names that
     the key loss may have; criterion, the score of the validation split that chooses best.pt, and
     sign, -1 where a lower one is better; logged and reported, the scores of the validation and of
-    the test split that the log gets; picture, the name of the report's, and what it shows.
+    the test split that the log gets; picture, the name of the report's, and what it shows; map,
+    the name of infer.py's.
     Of an object: size, C; header, what its checkpoints hold of it, for JSON, too; about, words for
     what its pixels have. Made of the config, the training pixels and the runtime; raises InputError
     for pixels that nothing can be learned from.
     """
 
     kind, dataset, losses, criterion, sign = "", None, (), "", 1
-    logged, reported, picture, shows = (), (), "", ""
+    logged, reported, picture, shows, map = (), (), "", "", ""
 
     def has_exact_start(self):
         """Whether a frozen encoder's linear head starts at the minimum of the loss."""
@@ -362,13 +372,18 @@ def fine_tune(task_class, config, defaults):
     runtime = start_runtime(config["device"], config["precision"])
     splits = open_splits(task_class.dataset, config, checkpoint, runtime)
     task = task_class(config, splits[0], runtime)
+    name, bands = config["map_dataset_name"], splits[0].bands
+    to_map = open_dataset(config["base_path"], name, bands=bands) if name else []
 
     # folder; after the checks, so that a mistake leaves none behind
     output_dir = make_output_dir(
         config["output_dir"] or runtime.broadcast(time.strftime("checkpoints/%Y-%m-%d_%H-%M-%S"))
     )
     with one_run_at_a_time(output_dir, runtime):
-        return train_and_score(config, defaults, checkpoint, splits, task, output_dir, runtime)
+        scores = train_and_score(config, defaults, checkpoint, splits, task, output_dir, runtime)
+    if to_map and runtime.is_main:
+        map_tiles(to_map, config, task.map, output_dir)
+    return scores
 
 
 def make_header(config, checkpoint, arguments, splits, task):
