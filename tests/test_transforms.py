@@ -280,7 +280,7 @@ def test_jitter_shifts_each_band_of_each_view_by_the_same_on_all_dates():
 
 
 def test_views_of_other_years_differ_in_days_and_brightness_and_keep_their_order():
-    x = torch.rand(400, 2, 5, 3)
+    x = 1 + torch.rand(400, 2, 5, 3)
     doys = torch.tensor([20, 90, 180, 270, 350], dtype=torch.int16).expand(400, 2, 5)
     moved, days = augmented("vary_years", x, doys)
     shift = (days - doys).float()
