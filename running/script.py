@@ -131,6 +131,7 @@ def refuse_torchrun():
         raise InputError(f"WORLD_SIZE={processes}: wanted one process (python, not torchrun)")
 
 
+ROOT = Path(__file__).resolve().parent.parent  # of the scripts
 TORCHRUN = {"RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"}
 
 
@@ -139,8 +140,7 @@ def start_script(name, keys, **keywords):
 
     keys: of its run_config, with their values; keywords: of subprocess.run.
     """
-    script = Path(__file__).resolve().parent.parent / name
-    words = [sys.executable, str(script), *(f"{key}={value}" for key, value in keys.items())]
+    words = [sys.executable, str(ROOT / name), *(f"{key}={value}" for key, value in keys.items())]
     alone = {key: value for key, value in os.environ.items() if key not in TORCHRUN}
     return subprocess.run(words, env=alone, check=False, **keywords)
 

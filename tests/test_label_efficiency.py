@@ -214,7 +214,7 @@ def test_a_run_that_was_stopped_resumes(workplace, tmp_path, monkeypatch):
 def test_a_network_that_cannot_be_trained_ends_in_one_line(workplace, tmp_path, monkeypatch):
     script = tmp_path / "train_classification.py"
     script.write_text("raise SystemExit('error: no space left')")
-    monkeypatch.setattr(comparison, "ROOT", tmp_path)
+    monkeypatch.setattr("running.script.ROOT", tmp_path)
     with pytest.raises(InputError, match="train_classification.py ended: error: no space"):
         score(workplace, tmp_path / "out", models="scratch", seeds=1, label_counts="20")
     assert not (tmp_path / "out/.network").exists()
