@@ -138,11 +138,16 @@ TORCHRUN = {"RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR
 def start_script(name, keys, **keywords):
     """Run a script in one process of its own, as a user would. Returns the CompletedProcess.
 
-    keys: of its run_config, with their values; keywords: of subprocess.run.
+    keys: of its run_config, with their values; keywords: of subprocess.run. Raises Stopped where
+    Ctrl-C or SIGTERM ended it.
     """
     words = [sys.executable, str(ROOT / name), *(f"{key}={value}" for key, value in keys.items())]
     alone = {key: value for key, value in os.environ.items() if key not in TORCHRUN}
-    return subprocess.run(words, env=alone, check=False, **keywords)
+    done = subprocess.run(words, env=alone, check=False, **keywords)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        if done.returncode in (128 + number, -number):  # -: before the script could notice it
+            raise Stopped(f"stopped in {name}", 128 + number)
+    return done
 
 
 class StopSignal:

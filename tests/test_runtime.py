@@ -6,8 +6,8 @@ import sys
 
 from running.config import check, override
 from running.device import start_runtime, usable_cores
-from running.errors import InputError
-from running.script import run_script
+from running.errors import InputError, Stopped
+from running.script import run_script, start_script
 
 import pytest
 import torch
@@ -166,3 +166,26 @@ def test_an_error_without_text_is_told_by_its_kind(monkeypatch):
     monkeypatch.setattr("signal.signal", lambda *_: None)  # this process keeps its own
     with pytest.raises(SystemExit, match="error: TimeoutError"):
         run_script(fail, {}, "")
+
+
+@pytest.mark.parametrize(
+    ("ending", "status"),
+    [
+        ("sys.exit(130)", 130),
+        ("sys.exit(143)", 143),
+        ("os.kill(os.getpid(), 15)", 143),  # before the script could notice it
+        ("sys.exit(1)", None),
+        ("os.kill(os.getpid(), 9)", None),
+    ],
+)
+def test_a_script_that_a_signal_stops_stops_the_one_that_started_it(
+    ending, status, tmp_path, monkeypatch
+):
+    (tmp_path / "child.py").write_text(f"import os, sys\n{ending}")
+    monkeypatch.setattr("running.script.ROOT", tmp_path)
+    if not status:
+        assert start_script("child.py", {}).returncode
+        return
+    with pytest.raises(Stopped, match="stopped in child.py") as stop:
+        start_script("child.py", {})
+    assert stop.value.status == status

@@ -1,1 +1,1 @@
-"""Fine-tuning: the loop that all its scripts share."""
+"""How encoders learn: what pretraining takes from the data, and the loop of fine-tuning."""

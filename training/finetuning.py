@@ -8,6 +8,7 @@ Shapes: N pixels, S dates, B bands, C outputs of the head.
 
 import math
 import time
+from abc import ABC, abstractmethod
 
 from running.checkpoints import Run, find_last, inherit, load_checkpoint, one_run_at_a_time
 from running.config import check, find_season
@@ -44,20 +45,12 @@ MAX_EPOCHS = 25  # with a pretrained encoder: 50 steps for 50 labels
 INHERITED = ("backbone", *BACKBONE_KEYS, "block_size", "split_seed")
 MIN_VALID = 10  # clear observations, without an encoder whose training had another number
 # what may differ when a run is resumed, since the weights do not depend on it
-FREE_KEYS = {
-    "output_dir",
-    "overwrite",
-    "map_dataset_name",
-    "device",
-    "num_workers",
-    "wandb_mode",
-    "wandb_dir",
-}
-FREE_KEYS |= {"base_path", "skip_bad_tiles", "checkpoint_path"}
+FREE_KEYS = {"output_dir", "overwrite", "device", "num_workers", "wandb_mode", "wandb_dir"}
+FREE_KEYS |= {"base_path", "skip_bad_tiles", "checkpoint_path", "map_dataset_name"}
 OLD_KEYS = {"start_share": -1.0, "warmup_fraction": WARMUP}  # a run that had others cannot resume
 
 
-class Task:
+class Task(ABC):
     """What is learned, and how it is scored: all in which two scripts of fine-tuning differ.
 
     Of the class: kind, of its checkpoints; dataset, the class of its pixels; losses, the names that
@@ -73,36 +66,37 @@ class Task:
     kind, dataset, losses, criterion, sign = "", None, (), "", 1
     logged, reported, picture, shows, map = (), (), "", "", ""
 
+    @abstractmethod
     def has_exact_start(self):
         """Whether a frozen encoder's linear head starts at the minimum of the loss."""
-        raise NotImplementedError
 
+    @abstractmethod
     def fit_start(self, y, labels, groups):
         """What a head's `start_from` takes, of representations (N, D), labels and blocks (N,)."""
-        raise NotImplementedError
 
+    @abstractmethod
     def encode(self, labels):
         """Labels (N,) of a batch as `loss` takes them."""
-        raise NotImplementedError
 
+    @abstractmethod
     def loss(self, outputs, target):
         """The loss of outputs (N, C) and target (N,) float32, of `encode`; a scalar tensor."""
-        raise NotImplementedError
 
+    @abstractmethod
     def predict(self, network, dataset, runtime):
         """What `score` takes, of a data set: arrays (N,)."""
-        raise NotImplementedError
 
+    @abstractmethod
     def score(self, *predicted):
         """All scores of what is predicted, as plain numbers for JSON."""
-        raise NotImplementedError
 
+    @abstractmethod
     def plot(self, scores, predicted, path, title):
         """Plot the scores, or what is predicted, to a PNG."""
-        raise NotImplementedError
 
+    @abstractmethod
     def print_scores(self, scores):
-        raise NotImplementedError
+        """Print all scores, and warnings."""
 
 
 def check_config(config, losses):
@@ -372,8 +366,8 @@ def fine_tune(task_class, config, defaults):
     runtime = start_runtime(config["device"], config["precision"])
     splits = open_splits(task_class.dataset, config, checkpoint, runtime)
     task = task_class(config, splits[0], runtime)
-    name, bands = config["map_dataset_name"], splits[0].bands
-    to_map = open_dataset(config["base_path"], name, bands=bands) if name else []
+    data = config["base_path"], config["map_dataset_name"], config["skip_bad_tiles"]
+    to_map = open_dataset(*data, splits[0].bands) if config["map_dataset_name"] else []
 
     # folder; after the checks, so that a mistake leaves none behind
     output_dir = make_output_dir(
@@ -412,14 +406,13 @@ def train_and_score(config, defaults, checkpoint, splits, task, output_dir, runt
     train, validation, test = splits
     sizes = (train.num_bands, task.size, defaults["sample_size"])
     network, arguments = build_network(config, checkpoint, *sizes)
-    network.to(runtime.device)
-    optimiser = build_optimiser(network, config)
+    optimiser = build_optimiser(network.to(runtime.device), config)
     header = make_header(config, checkpoint, arguments, splits, task)
 
     # the run, from the head's start or from where an earlier run stopped
     old = OLD_KEYS | {"backbone_learning_rate": config["learning_rate"]}
-    keys, defaults, data = {**config, **old}, defaults | old, header["data"]
-    last = find_last(output_dir, task.kind, keys, data, defaults, FREE_KEYS, runtime)
+    keys, before = {**config, **old}, defaults | old
+    last = find_last(output_dir, task.kind, keys, header["data"], before, FREE_KEYS, runtime)
     averages = config["label_count"] > 0 and starts_from_probe(config)
     if averages or (last is None and starts_from_probe(config)):
         start_head(network, config, train, task, runtime)

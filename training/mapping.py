@@ -9,12 +9,13 @@ def map_tiles(tiles, config, name, output_dir):
 
     By infer.py, which says what makes a map doubtful, and read_inference_map.py, which matches
     classes by their names: in processes of their own, as a user would run them. name: of the map.
-    Raises InputError where one of them fails; its own message is above that one.
+    Raises InputError where one of them fails; its own message is above that one. Raises Stopped
+    where a signal ends one.
     """
     logged = {key: config[key] for key in ("wandb_mode", "wandb_dir")}
-    keys = {"checkpoint_path": output_dir / "best.pt", "tile_path": tiles[0].path.parent}
-    keys |= {"output_dir": output_dir / "maps", "overwrite": str(config["overwrite"]).lower()}
-    jobs = [("infer.py", keys | {"device": config["device"]})]
+    keys = {key: config[key] for key in ("device", "overwrite", "skip_bad_tiles")}
+    keys |= {"checkpoint_path": output_dir / "best.pt", "tile_path": tiles[0].path.parent}
+    jobs = [("infer.py", keys | {"output_dir": output_dir / "maps"})]
     folders = [output_dir / "maps" / tile.path.resolve().name for tile in tiles]
     jobs += [("read_inference_map.py", {"map_path": folder / f"{name}.npy"}) for folder in folders]
     for script, keys in jobs:
