@@ -2,6 +2,7 @@
 
 import json
 import re
+import subprocess
 
 from running.checkpoints import load_checkpoint
 from running.errors import InputError, notice
@@ -26,6 +27,7 @@ from backbones import BACKBONES, HEADS, Classifier, load_backbone
 from evaluation import networks
 from tiles import TEST, TRAIN, VALIDATION, Tile
 from training import finetuning as loop
+from training import mapping
 
 
 def test_fine_tuning_starts_from_the_pretrained_weights(workplace, tmp_path, monkeypatch):
@@ -382,3 +384,25 @@ def test_the_other_year_is_looked_for_before_training(workplace, tmp_path):
     with pytest.raises(InputError, match="data/nowhere/processed: found no tile"):
         fine_tune(workplace, tmp_path / "out", map_dataset_name="nowhere")
     assert not (tmp_path / "out").exists()
+
+
+def test_bad_tiles_of_the_other_year_are_skipped_where_bad_tiles_are(
+    workplace, tmp_path, monkeypatch
+):
+    make_dataset(tmp_path, tiles=2, name="next")
+    (tile_of(tmp_path, 0, "next") / "doys.npy").unlink()
+    (tmp_path / "data/toy").symlink_to(workplace / "data/toy")
+    started = []
+
+    def spy(script, keys):
+        started.append((script, keys))
+        return subprocess.CompletedProcess(script, 0)
+
+    monkeypatch.setattr(mapping, "start_script", spy)
+    other = {"base_path": tmp_path, "map_dataset_name": "next", "epochs": 1, "label_count": 40}
+    with pytest.raises(InputError, match="MGRS-0"):
+        fine_tune(workplace, tmp_path / "out", **other)
+    fine_tune(workplace, tmp_path / "out", skip_bad_tiles=True, **other)
+    (_, infer_keys), (_, read_keys) = started
+    assert infer_keys["skip_bad_tiles"] is True
+    assert read_keys["map_path"] == tmp_path / "out/maps/MGRS-1/classification_map.npy"
