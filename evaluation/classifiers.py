@@ -24,6 +24,7 @@ REPEATS = 4  # of the folds where labels are few: one partition of 50 labels cho
 BLOCK_SHARE = 0.9  # of the labels, at least, that folds of blocks keep; else folds are of pixels
 SEARCH_LABELS = 2000  # at most, chosen at random, that choose the setting
 SEARCH_TREES = 100  # of a forest while its leaf size is chosen
+NEIGHBOURS, LEAF_SIZES = [1, 3, 5, 9, 15, 25, 45], [1, 3, 9]  # to choose from
 
 
 def classifiers(seed):
@@ -39,12 +40,8 @@ def classifiers(seed):
     return {
         "logistic regression": (logistic, "logisticregression__C", list(10.0 ** np.arange(-3, 4))),
         "discriminant analysis": (discriminant, None, []),
-        "k nearest neighbours": (
-            neighbours,
-            "kneighborsclassifier__n_neighbors",
-            [1, 3, 5, 9, 15, 25, 45],
-        ),
-        "random forest": (forest, "min_samples_leaf", [1, 3, 9]),
+        "k nearest neighbours": (neighbours, "kneighborsclassifier__n_neighbors", NEIGHBOURS),
+        "random forest": (forest, "min_samples_leaf", LEAF_SIZES),
     }
 
 
@@ -62,19 +59,30 @@ def fit_classifier(name, x, labels, seed=0, groups=None):
     model, setting, values = classifiers(seed)[name]
     if name == "discriminant analysis" and len(np.unique(labels)) == len(labels):
         model = LogisticRegression()  # of one label each there is no spread within a class
-    with threadpool_limits(1), warnings.catch_warnings():  # more threads: small products wait
+    with warnings.catch_warnings():
         # a weak penalty on separable classes, whose weights grow for ever, predicts well enough
         warnings.simplefilter("ignore", ConvergenceWarning)
         warnings.filterwarnings("ignore", "Only one sample")  # of a class: it has no spread
         folds = find_label_folds(labels, seed, groups)[0] if setting else []
-        value = choose_setting(model, setting, values, x, labels, folds) if folds else None
-        if value is not None:
+        return fit_best(model, setting, values, x, labels, folds, "f1_macro")
+
+
+def fit_best(model, setting, values, x, answers, folds, scoring):
+    """Fit a model with the value of its setting that has the best score over the folds, if any.
+
+    answers: (N,) class codes or values; scoring: scikit-learn's name of the score.
+    Returns the model and the value, None without folds.
+    """
+    value = None
+    with threadpool_limits(1):  # more threads: small products wait
+        if folds:
+            value = choose_setting(model, setting, values, x, answers, folds, scoring)
             model.set_params(**{setting: value})
-        return model.fit(x, labels), value
+        return model.fit(x, answers), value
 
 
-def choose_setting(model, setting, values, x, labels, folds, scoring="f1_macro"):
-    """The value of a setting with the best cross-validated score, by scikit-learn's name."""
+def choose_setting(model, setting, values, x, answers, folds, scoring):
+    """The value of a setting with the best score over the folds."""
     if setting.endswith("n_neighbors"):
         smallest = min(len(train) for train, _ in folds)
         values = [value for value in values if value <= smallest]
@@ -82,7 +90,7 @@ def choose_setting(model, setting, values, x, labels, folds, scoring="f1_macro")
     if trees:
         model.set_params(n_estimators=SEARCH_TREES)
     search = GridSearchCV(model, {setting: values}, scoring=scoring, cv=folds, refit=False)
-    value = search.fit(x, labels).best_params_[setting]
+    value = search.fit(x, answers).best_params_[setting]
     if trees:
         model.set_params(n_estimators=trees)
     return value
@@ -91,11 +99,10 @@ def choose_setting(model, setting, values, x, labels, folds, scoring="f1_macro")
 def find_label_folds(labels, seed=0, groups=None):
     """Stratified folds of at most SEARCH_LABELS of the labels, with every class in every part.
 
-    Folds of whole blocks, since neighbours are alike; a class that lies in a
-    single block is left out. Folds of pixels where that loses more than a tenth of the labels; a
-    class with a single label is left out. The number of folds is that of the blocks (or labels) of
-    the smallest class, at most FOLDS. Few labels are partitioned several times: 200 / labels, at
-    most REPEATS.
+    Folds of whole blocks, since neighbours are alike; a class that lies in a single block is left
+    out. Folds of pixels where that loses more than a tenth of the labels; a class with a single
+    label is left out. The number of folds is that of the blocks (or labels) of the smallest class,
+    at most FOLDS. Few labels are partitioned several times: 200 / labels, at most REPEATS.
     groups: (N,) block of each label, or None where they are not known.
     Returns a list of (training, test) indices, and "blocks" or "pixels"; [] and "" for fewer than
     two classes.

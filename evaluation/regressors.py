@@ -10,9 +10,8 @@ from sklearn.model_selection import GroupKFold, KFold
 from sklearn.neighbors import KNeighborsRegressor
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
-from threadpoolctl import threadpool_limits
 
-from evaluation.classifiers import FOLDS, SEARCH_LABELS, choose_setting
+from evaluation.classifiers import FOLDS, LEAF_SIZES, NEIGHBOURS, SEARCH_LABELS, fit_best
 
 ALPHAS = 10.0 ** np.arange(-2, 6.5, 0.5)  # penalties on features of deviation 1
 
@@ -27,12 +26,8 @@ def regressors(seed):
     forest = RandomForestRegressor(500, max_features=1 / 3, n_jobs=-1, random_state=seed)
     return {
         "ridge regression": (ridge, "ridge__alpha", list(ALPHAS)),
-        "k nearest neighbours": (
-            neighbours,
-            "kneighborsregressor__n_neighbors",
-            [1, 3, 5, 9, 15, 25, 45],
-        ),
-        "random forest": (forest, "min_samples_leaf", [1, 3, 9]),
+        "k nearest neighbours": (neighbours, "kneighborsregressor__n_neighbors", NEIGHBOURS),
+        "random forest": (forest, "min_samples_leaf", LEAF_SIZES),
     }
 
 
@@ -45,13 +40,8 @@ def fit_regressor(name, x, targets, seed=0, groups=None):
     """
     model, setting, values = regressors(seed)[name]
     x = x.astype(np.float64)  # in float32, products of features that are alike lose their digits
-    with threadpool_limits(1):  # more threads: small products wait
-        folds = find_target_folds(targets, seed, groups)[0]
-        error = "neg_mean_squared_error"
-        value = choose_setting(model, setting, values, x, targets, folds, error) if folds else None
-        if value is not None:
-            model.set_params(**{setting: value})
-        return model.fit(x, targets), value
+    folds = find_target_folds(targets, seed, groups)[0]
+    return fit_best(model, setting, values, x, targets, folds, "neg_mean_squared_error")
 
 
 def find_target_folds(targets, seed=0, groups=None):
