@@ -342,6 +342,14 @@ def focal_loss(logits, target, gamma, weight=None):
     return loss.mean() if weight is None else loss.sum() / weight[target].sum()
 
 
+def decode_quantity(outputs, target):
+    """Values (N,) float64 of a regressor's outputs (N, 1), deviations from the target's mean.
+
+    target: of its checkpoint.
+    """
+    return outputs[:, 0].double() * target["std"] + target["mean"]
+
+
 def load_backbone(checkpoint):
     """The backbone of a checkpoint (`load_checkpoint`), all keys matched, in eval mode.
 

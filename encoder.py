@@ -26,7 +26,7 @@ from running.files import Watch, file_hash
 import numpy as np
 import torch
 
-from backbones import load_backbone, load_classifier
+from backbones import decode_quantity, load_backbone, load_classifier
 from tile_json import TILE_JSON, is_class_table, match_bands
 from transforms import clear_dates, even_dates, standardise
 from utils import BLOCK_BYTES, encode_series
@@ -152,7 +152,7 @@ class Encoder:
         """Of outputs of the head (N, C): probabilities (N, C), or of a regressor values (N,)."""
         if not self.target:
             return outputs.softmax(1)
-        return (outputs[:, 0].double() * self.target["std"] + self.target["mean"]).float()
+        return decode_quantity(outputs, self.target).float()
 
     def choose(self, probabilities):
         """`Classes` of probabilities (.., C): the most probable class."""

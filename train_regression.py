@@ -14,12 +14,15 @@ end. The test split is scored once, at the end. Started again with the same outp
 resumes from last.pt as if it had never stopped.
 """
 
+from functools import partial
+
 from running.errors import InputError, notice
 from running.script import run_script
 
 import numpy as np
 import torch.nn.functional as F
 
+from backbones import decode_quantity
 from data import SentinelTimeSeriesDatasetForRegression
 from evaluation.networks import fit_ridge_start, predict_values
 from evaluation.quantities import (
@@ -90,15 +93,15 @@ class Quantity(Task):
 
     def __init__(self, config, train, runtime):
         targets = train.read_labels().astype(np.float64)
-        self.low, self.high = float(targets.min()), float(targets.max())
-        if self.low == self.high:
+        numbers = {"mean": targets.mean(), "std": targets.std()}
+        numbers |= {"low": targets.min(), "high": targets.max()}
+        if numbers["low"] == numbers["high"]:
             path = train.tiles[0].path / "targets.npy"
-            line = f"found {self.low:g} in all {len(targets)} training pixels"
+            line = f"found {numbers['low']:g} in all {len(targets)} training pixels"
             raise InputError(f"{path}: {line}, wanted at least two values")
-        self.mean, self.std = float(targets.mean()), float(targets.std())
-        numbers = {key: getattr(self, key) for key in ("mean", "std", "low", "high")}
-        self.header = {"target": train.target | numbers}
-        self.config, self.about = config, f"with {describe_target(train.target)}"
+        self.target = train.target | {key: float(value) for key, value in numbers.items()}
+        self.config, self.header = config, {"target": self.target}
+        self.about = f"with {describe_target(self.target)}"
 
     def has_exact_start(self):
         return self.config["loss"] == "squared"
@@ -107,31 +110,30 @@ class Quantity(Task):
         return fit_ridge_start(y, self.encode(labels), groups)
 
     def encode(self, labels):
-        return (labels - self.mean) / self.std
+        return (labels - self.target["mean"]) / self.target["std"]
 
     def loss(self, outputs, target):
         return LOSSES[self.config["loss"]](outputs[:, 0].float(), target)
 
     def predict(self, network, dataset, runtime):
-        def decode(outputs):
-            return outputs[:, 0].double() * self.std + self.mean
-
+        decode = partial(decode_quantity, target=self.target)
         return predict_values(network, dataset, decode, runtime)
 
     def score(self, actual, predicted, blocks):
         scores = score_quantity(actual, predicted, blocks)
-        outside = count_outside(predicted, self.low, self.high)
-        return scores | {"outside_training_range": outside, "target": self.header["target"]}
+        outside = count_outside(predicted, self.target["low"], self.target["high"])
+        return scores | {"outside_training_range": outside, "target": self.target}
 
     def plot(self, scores, predicted, path, title):
-        plot_predicted(*predicted[:2], scores, self.header["target"], path, title)
+        plot_predicted(*predicted[:2], scores, self.target, path, title)
 
     def print_scores(self, scores):
-        print_quantity_scores(scores, self.header["target"])
+        print_quantity_scores(scores, self.target)
         if outside := scores["outside_training_range"]["pixels"]:
             notice(
                 f"{outside} of {scores['pixels']} predictions leave the range of the training "
-                f"targets, {self.low:.4g} to {self.high:.4g} {self.header['target']['unit']}: "
+                f"targets, {self.target['low']:.4g} to {self.target['high']:.4g} "
+                f"{self.target['unit']}: "
                 "nothing there has been learned from"
             )
 

@@ -302,10 +302,11 @@ def vary_years(x, doys, generator):
     (2 %), bands are scaled (10 %, all alike) and shifted (0.1 each). These are deviations of normal
     numbers, those of days cut at two. Time shift, scale and magnitude: as in arXiv 2509.03497.
     """
-    shift, stretch, scale, *bands = generator.normal(x.shape[1], 3 + x.shape[3], 1).unbind(2)
+    normal = generator.normal(x.shape[1], 1, 3 + x.shape[3])  # (N, V, 1, 3 + B)
+    shift, stretch, scale = normal[..., :3].unbind(-1)
     shift, stretch = 6 * shift.clamp(-2, 2), 1 + 0.02 * stretch.clamp(-2, 2)
     days = (doys - DAYS / 2) * stretch + DAYS / 2 + shift
-    x = x * (1 + 0.1 * scale[..., None]) + 0.1 * torch.cat(bands, -1)[:, :, None]
+    x = x * (1 + 0.1 * scale[..., None]) + 0.1 * normal[..., 3:]
     return x, days.round().clamp(1, 366).to(doys.dtype)
 
 
@@ -313,5 +314,4 @@ def vary_years(x, doys, generator):
 # normal(*shape) and uniform(*shape) give (N, *shape) random numbers. It returns new x and doys,
 # with days that still ascend. It comes after the views are thinned and before mix-up; the bands to
 # predict and validation are never augmented. Register it here.
-AUGMENTATIONS = {"none": no_augmentation, "jitter_bands": jitter_bands}
-AUGMENTATIONS["vary_years"] = vary_years
+AUGMENTATIONS = {"none": no_augmentation, "jitter_bands": jitter_bands, "vary_years": vary_years}

@@ -68,10 +68,8 @@ def run_tests(draws, test, all_labels, task):
     `independent_scores` takes it. Our models are those of OWN, all others are baselines. The best
     baseline is the one with the best mean on the test split, which favours the baseline.
     """
-    rows, key = (
-        {name: [draw[name][0] for draw in draws] for name in draws[0]},
-        next(iter(task.scores)),
-    )
+    rows = {name: [draw[name][0] for draw in draws] for name in draws[0]}
+    key = next(iter(task.scores))
     scores = {name: independent_scores(rows[name], all_labels, key) for name in rows}
     predicted = {name: np.array([draw[name][1] for draw in draws]) for name in scores}
     baselines = [name for name in scores if name not in OWN]

@@ -11,6 +11,7 @@ about, what the JSON has of the test; and the methods below.
 Shapes: N test pixels.
 """
 
+from functools import partial
 from typing import NamedTuple
 
 from running.errors import InputError
@@ -18,6 +19,7 @@ from running.errors import InputError
 import numpy as np
 from sklearn.metrics import accuracy_score
 
+from backbones import decode_quantity
 from data import SentinelTimeSeriesDatasetForDownstreaming, SentinelTimeSeriesDatasetForRegression
 from evaluation.classifiers import find_label_folds, fit_classifier
 from evaluation.networks import predict, predict_values
@@ -97,6 +99,7 @@ class Quantity:
     answers, dataset = "targets", SentinelTimeSeriesDatasetForRegression
     models, map_methods = QUANTITY_MODELS, QUANTITY_MAP_METHODS
     fit, find_folds = staticmethod(fit_regressor), staticmethod(find_target_folds)
+    resample = staticmethod(resample_rmse)
     script, kind = "train_regression.py", "regressor"
     settings = "Penalty, k and leaf size"
     scores, sign = {"rmse": Score("RMSE", ".4g", ".2g"), "r2": Score("R2", ".3f", ".3f")}, -1
@@ -115,16 +118,9 @@ class Quantity:
         return {key: scores[key] for key in ("rmse", "r2", "mae", "bias")}
 
     def predict(self, trained, network, dataset, runtime):
-        target = trained["target"]
-
-        def decode(outputs):
-            return outputs[:, 0].double() * target["std"] + target["mean"]
-
+        decode = partial(decode_quantity, target=trained["target"])
         targets, predicted, _ = predict_values(network, dataset, decode, runtime)
         return targets.astype(np.float32), predicted
-
-    def resample(self, targets, predicted, blocks, times):
-        return resample_rmse(targets, predicted, blocks, times)
 
     def write_note(self):
         deviation = f"{self.about['test_deviation']:.4g} {self.target['unit']}".rstrip()
