@@ -44,7 +44,10 @@ def test_few_dates_make_short_views_and_few_observations_a_short_training(recipe
 
 def test_keys_that_are_given_win_over_the_data():
     given = {**train.run_config, "sample_size": 10, "min_sample_size": 2, "min_samples": 77}
-    assert fill_in(given, Recipe(50, 127_000)) == given
+    filled = fill_in(given, Recipe(50, 127_000))
+    assert filled == given
+    with pytest.raises(TypeError, match="assignment"):
+        filled["seed"] = 1  # frozen, as it came
     shorter = {**train.run_config, "max_samples": 5000}
     assert fill_in(shorter, Recipe(50, 127_000))["min_samples"] == 5000
 

@@ -5,6 +5,7 @@ four pixels have, and no more than 16. And an encoder that reads few observation
 the pixels by heart, so the length follows their number (experiments/README.md).
 """
 
+from types import MappingProxyType
 from typing import NamedTuple
 
 import numpy as np
@@ -34,14 +35,12 @@ def read_recipe(dataset):
 
 
 def fill_in(config, recipe):
-    """The config with sample_size, min_sample_size and min_samples in place of 0."""
-    config = dict(config)
-    config["sample_size"] = config["sample_size"] or min(MAX_DATES, max(2, recipe.dates // 2))
-    shortest = max(1, round(SHORTEST * config["sample_size"]))
-    config["min_sample_size"] = config["min_sample_size"] or shortest
+    """The config, frozen, with sample_size, min_sample_size and min_samples in place of 0."""
+    size = config["sample_size"] or min(MAX_DATES, max(2, recipe.dates // 2))
     samples = min(max(READS * recipe.observations, LEAST), MOST, config["max_samples"])
-    config["min_samples"] = config["min_samples"] or samples
-    return config
+    found = {"sample_size": size, "min_sample_size": max(1, round(SHORTEST * size))}
+    found |= {"min_samples": samples}
+    return MappingProxyType(config | {key: config[key] or found[key] for key in found})
 
 
 class Length(NamedTuple):
