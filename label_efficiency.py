@@ -237,19 +237,25 @@ def score_models(config, data, models, checkpoints, maps, test_set, output_dir, 
         step = rows[0]["label_count"]
         log.line({"step": step, **find_means(rows, result["rows"], task.logged)})
     bar.close()
-    pictures, text = {"label_efficiency": "the number of labels"}, write_table(result, task)
     if days:
         result["season"] = score_season(comparison, days, counts[-1], train_set, test_set)
         save_result(result, task, models, output_dir)
-        pictures["season"] = "the day up to which observations are read"
-        text += f"\n{write_season(result, task)}"
     shutil.rmtree(kept)
-    log.images({name: output_dir / f"{name}.png" for name in pictures})
-    log.finish()
-    print(f"\n{text}")
-    for name, column in pictures.items():
-        print(f"{output_dir / name}.png: {next(iter(task.scores.values())).name} against {column}")
+    report(result, task, output_dir, log)
     return result
+
+
+def report(result, task, output_dir, log):
+    """Print the tables and where the pictures are, and log these."""
+    columns = {"label_efficiency": "the number of labels"}
+    print(f"\n{write_table(result, task)}")
+    if "season" in result:
+        columns["season"] = "the day up to which observations are read"
+        print(write_season(result, task))
+    log.images({name: output_dir / f"{name}.png" for name in columns})
+    log.finish()
+    for name, column in columns.items():
+        print(f"{output_dir / name}.png: {next(iter(task.scores.values())).name} against {column}")
 
 
 if __name__ == "__main__":

@@ -361,13 +361,15 @@ def make_header(config, checkpoint, data, validate):
 
 def print_start(run, data, length):
     """Print what is trained on, and how long."""
+    dates, fewest = (run.config[key] for key in ("sample_size", "min_sample_size"))
+    fewest = min(fewest, dates) if BACKBONES[run.config["backbone"]].any_length else dates
     print(
         f"{run.config['dataset_name']}: {len(data.train.tiles)} tiles, {data.train.num_bands} "
         f"bands, {data.train.num_pixels} training and {data.validation.num_pixels} validation "
         f"pixels; {run.config['backbone']} on {run.runtime.device}\n"
         f"steps {run.progress.step} to {length.stop_step} of {length.total_steps}, "
         f"{length.total_steps / length.steps_per_epoch:.3g} passes over the training pixels; "
-        f"views of {run.config['min_sample_size']} to {run.config['sample_size']} clear dates"
+        f"views of {fewest} to {dates} clear dates"
     )
 
 

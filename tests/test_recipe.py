@@ -66,7 +66,7 @@ def test_a_training_prints_and_keeps_what_followed_from_the_data(tmp_path, capsy
         train.main({**config, "max_steps": 6, "sample_size": kept["sample_size"] + 1})
 
 
-def test_views_of_a_started_encoder_follow_the_new_data(tmp_path):
+def test_views_of_a_started_encoder_follow_the_new_data(tmp_path, capsys):
     """A general encoder had views of 16 dates; a region of few dates needs shorter ones."""
     base_path = make_dataset(tmp_path)
     train.main(tiny(base_path, tmp_path / "first", max_steps=2, sample_size=12))
@@ -77,6 +77,7 @@ def test_views_of_a_started_encoder_follow_the_new_data(tmp_path):
     start = {"checkpoint_path": str(tmp_path / "mlp/last.pt")}
     train.main(tiny(base_path, tmp_path / "again", max_steps=2, **AUTO, **start))
     assert load_checkpoint(tmp_path / "again/last.pt")["config"]["sample_size"] == 7
+    assert "views of 7 to 7 clear dates" in capsys.readouterr().out, "an mlp reads all of them"
 
 
 @pytest.mark.parametrize(
