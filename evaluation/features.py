@@ -13,6 +13,7 @@ import torch
 
 from backbones import build_backbone, load_backbone
 from evaluation.networks import walk
+from tiles import find_days
 from transforms import gap_fill, harmonic_coefficients, split_dates
 from utils import encode_series, rankme, retrieval
 
@@ -32,7 +33,7 @@ def build_extractors(checkpoints, tiles, draws, runtime, until=ALL_YEAR[1]):
     untrained encoder of a checkpoint has the same architecture; its random weights have the
     checkpoint's number as seed.
     """
-    days = np.unique(np.concatenate([tile.doys for tile in tiles]))
+    days = np.array(find_days(tiles))
     days = days[days <= until]
     if len(days) > MAX_DAYS:
         days = np.linspace(days[0], days[-1], MAX_DAYS)

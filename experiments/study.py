@@ -41,6 +41,7 @@ from data import (
 )
 from evaluation.classifiers import fit_classifier
 from evaluation.scores import macro_f1
+from tiles import find_days
 from transforms import gap_fill, harmonic_coefficients, split_dates
 from utils import encode_series, rankme, retrieval
 
@@ -146,7 +147,7 @@ class Pixels:
                 base_path, name, split=split, **keywords
             )
             self.splits[split] = next(iter(iterate_batches(labelled)))
-        self.days = torch.from_numpy(np.unique(np.concatenate([t.doys for t in every.tiles])))
+        self.days = torch.tensor(find_days(every.tiles))
 
 
 def score(features, splits, classifier):
