@@ -406,3 +406,15 @@ def test_bad_tiles_of_the_other_year_are_skipped_where_bad_tiles_are(
     (_, infer_keys), (_, read_keys) = started
     assert infer_keys["skip_bad_tiles"] is True
     assert read_keys["map_path"] == tmp_path / "out/maps/MGRS-1/classification_map.npy"
+
+
+@pytest.mark.parametrize("few", [{"label_count": 40}, {}])
+def test_a_finished_run_that_is_started_again_keeps_its_maps(workplace, tmp_path, few):
+    """`infer.py` refuses a checkpoint of another hash, though its weights are the same."""
+    fine_tune(workplace, tmp_path, epochs=1, **few)
+    before = (tmp_path / "best.pt").read_bytes()
+    fine_tune(workplace, tmp_path, epochs=1, **few)
+    assert (tmp_path / "best.pt").read_bytes() == before
+    (tmp_path / "best.pt").unlink()  # a kill before it was written
+    fine_tune(workplace, tmp_path, epochs=1, **few)
+    assert load_checkpoint(tmp_path / "best.pt")

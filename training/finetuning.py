@@ -311,6 +311,20 @@ def average_with_start(run, start, train):
         )
 
 
+def save_best(run, last, validation):
+    """Save best.pt, unless a validation or an earlier start that ended the run has saved it.
+
+    Then its bytes stay, by which `infer.py` knows the maps of it. last: what the run resumed from.
+    """
+    if run.runtime.is_main:
+        print("saving best.pt")
+        if validation or (last and last["step"] == run.progress.step):
+            run.keep_a_best()
+        else:
+            run.save("best.pt")
+    run.runtime.barrier()  # best.pt is written
+
+
 def report_test(run, test, task):
     """Score the best model on the test split, once. Returns the scores."""
     if run.runtime.is_main:
@@ -430,13 +444,7 @@ def train_and_score(config, defaults, checkpoint, splits, task, output_dir, runt
     fit(run, train, validation, task)
     if averages:
         average_with_start(run, start, train)
-    if runtime.is_main:
-        print("saving best.pt")
-    if not validation:
-        run.save("best.pt")
-    elif runtime.is_main:
-        run.keep_a_best()
-    runtime.barrier()  # best.pt is written
+    save_best(run, last, validation)
     scores = report_test(run, test, task)
     run.log.finish()
     return scores
