@@ -92,15 +92,16 @@ class RepresentationMap:
             self.made_by["dates"] = None
         self.name, self.title = folder.name, self.info.get("tile", folder.name)
 
-    def blocks(self, stride=1):
+    def blocks(self, stride=1, start=0):
         """Yield (first row, values (rows, W, D) float32) from north to south, NaN for no data.
 
-        stride: only every stride-th row and column is read, and rows are counted among them. The
-        file is opened again for each block, so that the memory of pages already read is freed.
+        stride: only every stride-th row and column is read, and rows are counted among them. start:
+        the first row that is read, a multiple of stride. The file is opened again for each block,
+        so that the memory of pages already read is freed.
         """
         height, width, size = self.shape
         rows = max(1, BLOCK_BYTES // (4 * width * size)) * stride
-        for first in range(0, height, rows):
+        for first in range(start, height, rows):
             part = slice(first, first + rows, stride), slice(None, None, stride)
             array, scales = open_representations(self.path)
             values = array[part].astype(np.float32)
