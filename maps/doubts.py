@@ -5,6 +5,7 @@ from running.errors import notice
 import numpy as np
 
 from maps.land_cover import count_classes
+from tile_json import fold_name
 
 # how far a tile may be from the training's tiles before its maps are called doubtful
 FAR_MEAN = 0.5  # between means of a band, in the training's deviations
@@ -63,7 +64,7 @@ def unlike_classes(tile, model):
         return ""
     occurs = count_classes(tile.labels).sum(0) > 0
     here, there = (
-        {entry["name"].casefold(): entry["name"] for entry in table.values()}
+        {fold_name(entry): entry["name"] for entry in table.values()}
         for table in ({c: e for c, e in classes.items() if occurs[int(c)]}, model.classes)
     )
     unknown, missing = (

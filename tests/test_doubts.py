@@ -14,7 +14,7 @@ def test_a_tile_unlike_those_of_training_is_doubtful(workplace, tmp_path, capsys
     keywords = {"tile_path": tile_of(workplace).parent}
     map_tile(workplace, tmp_path / "same", **keywords)
     assert "doubtful" not in capsys.readouterr().out
-    classes = {"40": {"name": "cropland"}, "95": {"name": "Oats"}, "7": {"name": "Rye"}}
+    classes = {"40": {"name": "cropland "}, "95": {"name": "Oats"}, "7": {"name": "Rye"}}
     tile = make_tile(tmp_path / "MGRS-year", (20, 24, 16, 10), clear=0.8, classes=classes)
     doys = np.load(tile / "doys.npy")
     np.save(tile / "doys.npy", doys // 2 + 1)  # ends in July
