@@ -24,6 +24,7 @@ from maps.reader import (
     read_codes,
     read_map,
     row_blocks,
+    scales_path,
 )
 from tile_json import find_years, is_georeferenced, match_classes
 
@@ -108,7 +109,9 @@ class Years:
         return {
             name: {
                 "path": str(one.path.resolve()),
-                "files": describe_files(one.path.parent, [one.path.name, *CLASS_FILES]),
+                "files": describe_files(
+                    one.path.parent, [one.path.name, scales_path(one.path).name, *CLASS_FILES]
+                ),
                 **{key: one.info[key] for key in keys if key in one.info},
             }
             for name, one in zip(("before", "after"), self.both, strict=True)

@@ -35,8 +35,12 @@ def unlike_bands(tile, model):
     far = (np.abs(shift) > FAR_MEAN) | (np.abs(np.log(spread)) > np.log(FAR_SPREAD))
     names = tile.read_names or [f"band {number}" for number in range(len(mean))]
     words = [f"{names[i]} {shift[i]:+.1f} (x {spread[i]:.1f})" for i in np.flatnonzero(far)]
-    listed = ", ".join(words)
-    return words and f"means of bands, in the training's deviations (and theirs by it): {listed}"
+    if not words:
+        return ""
+    return (
+        "bands differ from the training's, their means by deviations of these (x: ratio of the "
+        f"deviations): {', '.join(words)}"
+    )
 
 
 def unlike_days(tile, model):
@@ -72,4 +76,4 @@ def unlike_classes(tile, model):
         for one, other in ((here, there), (there, here))
     )
     words = f"classes that the checkpoint lacks: {unknown:.200}; that it lacks: {missing:.200}"
-    return unknown and words
+    return words if unknown else ""

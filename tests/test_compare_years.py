@@ -206,6 +206,10 @@ def test_geotiffs_picture_and_what_they_were_made_from(years):
     assert made_from["after"]["path"] == str((after / "representation_map.npy").resolve())
     assert made_from["before"]["checkpoint_sha256"] == "a" * 64
     assert made_from["false_alarms"] == 0.01
+    np.save(before / "representation_map_scales.npy", np.zeros(1))
+    files = change.Years(before, after).describe()["before"]["files"]
+    (before / "representation_map_scales.npy").unlink()
+    assert {*files} - {*made_from["before"]["files"]} == {"representation_map_scales.npy"}
     assert not list(folder.glob(".*part*"))
 
 

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from helpers import ROOT, assert_same_weights, fine_tune, make_tile, map_tile, tile_of
 from scenes import prepare, settings
-from small_scenes import items_of, make_item, save
+from small_scenes import items_of, local, make_item, save, values, write_day
 
 from data import (
     SentinelTimeSeriesDataset,
@@ -210,3 +210,12 @@ def test_a_tile_has_the_scenes_of_a_season_alone(tmp_path):
     assert (tile.masks == 1).all() and (tile.bands[0] == tile.bands[1]).all()
     with pytest.raises(InputError, match="was made with another start, end"):
         plan.check_same(tmp_path, {**request.made_with, "start": "", "end": ""}, request.made_with)
+
+
+def test_local_scenes_of_another_season_are_refused_in_one_line(tmp_path):
+    """Regression: the year that was asked for was named as the one to ask for."""
+    write_day(tmp_path / "in/a_2021-04-10.tif", values())
+    keys = local(tmp_path / "in", year="2021", start="11-01", end="12-31")
+    line = "found none of its dates .*, wanted another start and end, or a year like year=2021$"
+    with pytest.raises(InputError, match=line):
+        prepare(tmp_path, **keys)
