@@ -145,13 +145,14 @@ def burn_values(targets, transform, shape, crs):
     here = features.to_crs(crs) if to_tile else features
     west, south, east, north = array_bounds(*shape, transform)
     here = here.cx[west:east, south:north]
-    sums, counts = np.zeros(shape), np.zeros(shape)
+    sums, counts = np.zeros(shape), np.zeros(shape, np.float32)
     for array, numbers in ((sums, here["value"]), (counts, np.ones(len(here)))):
         if len(here):
             pairs = zip(here.geometry, numbers, strict=True)
             rasterize(pairs, out=array, transform=transform, merge_alg=MergeAlg.add)
-    with np.errstate(invalid="ignore"):
-        return (sums / np.where(counts > 0, counts, np.nan)).astype(np.float32)
+    np.divide(sums, counts, out=sums, where=counts > 0)
+    sums[counts == 0] = np.nan
+    return sums.astype(np.float32)
 
 
 def read_raster(file, grid):
