@@ -30,9 +30,11 @@ def plot_quick_look(folder):
     stride = -(-max(tile.shape[1:3]) // MAX_PIXELS)
     clear = np.stack([mask[::stride, ::stride] for mask in tile.masks])
     color = median_color(tile, stride)
-    figure = new_figure(figsize=(3 + 3 * max(3, 2 + len(tile.answers)), 6))
-    maps = ["color", "clear", *tile.answers]
-    axes = figure.subplot_mosaic([maps, ["dates"] * len(maps)], height_ratios=(3, 1))
+    rows = [["color", "clear", *tile.answers], ["dates"] * (2 + len(tile.answers))]
+    if len(tile.answers) == 2:  # of both, side by side, the maps would be small
+        rows = [["color", "clear"], tile.answers, ["dates", "dates"]]
+    figure = new_figure(figsize=(12, 1.5 + 4.5 * (len(rows) - 1)))
+    axes = figure.subplot_mosaic(rows, height_ratios=(*[3] * (len(rows) - 1), 1))
     extent, unit = _extent(tile)
     title = "no true colour:\ntile.json names no B04, B03, B02"
     if color is not None:
@@ -49,7 +51,7 @@ def plot_quick_look(folder):
     if "targets" in tile.answers:
         _plot_targets(axes["targets"], tile, stride, extent)
     _plot_dates(axes["dates"], tile, clear)
-    for name in maps:
+    for name in ("color", "clear", *tile.answers):
         axes[name].set(xlabel=unit, ylabel=unit, xlim=extent[:2], ylim=extent[2:], aspect="equal")
     figure.suptitle(", ".join(filter(None, (tile.title, find_years(tile.info)))))
     path = Path(folder) / "quick_look.png"
