@@ -72,10 +72,8 @@ def write_maps(years, no_change, config, output_dir):
     writer = MapWriter(output_dir, arrays, made_from, room=8 * height * width)
     threshold = norm.isf(config["false_alarms"])
     with ProgressBar(total=height, initial=writer.rows, desc="change", unit="row") as bar:
-        for first, pair in years.blocks():
+        for first, pair in years.blocks(start=writer.rows):
             rows, known = slice(first, first + len(pair)), {}
-            if rows.stop <= writer.rows:
-                continue
             scores = no_change.scores(pair)
             if years.legend:
                 known = {"classes": years.read_classes(rows)}
@@ -84,6 +82,23 @@ def write_maps(years, no_change, config, output_dir):
             writer.write((rows.start, rows.stop), {"change": scores, "changed": codes})
             bar.update(len(pair))
     return writer
+
+
+def write_files(writer, years, basis, areas, result):
+    """Picture, GeoTIFFs and change.json, which names what the others are made from.
+
+    So change.json is removed first and written last.
+    """
+    folder, codes = writer.folder, writer.read("changed")
+    (folder / "change.json").unlink(missing_ok=True)
+    writer.free_room()
+    save_picture(draw_change(years, codes, basis, areas), folder / "change.png")
+    if is_georeferenced(years.info):
+        write_geotiff(folder / "change.tif", writer.read("change"), years.info, np.nan)
+        write_geotiff(folder / "changed.tif", codes, years.info, 0, CHANGE_LEGEND)
+    writer.publish()
+    write_json(folder / "change.json", result | writer.made_from)
+    remove_parts(folder)
 
 
 def draw_change(years, codes, basis, areas):
@@ -167,20 +182,10 @@ def main(config):
         result = describe_areas(areas, years.legend, config["seed"])
         if truth:
             result |= {"truth": truth_name, "scores": score_change(codes, truth)}
-
-        # files: change.json, which names what the others were made from, goes first and comes last
-        (output_dir / "change.json").unlink(missing_ok=True)
-        writer.free_room()
-        picture = output_dir / "change.png"
-        save_picture(draw_change(years, codes, basis, areas), picture)
-        if is_georeferenced(years.info):
-            write_geotiff(output_dir / "change.tif", writer.read("change"), years.info, np.nan)
-            write_geotiff(output_dir / "changed.tif", codes, years.info, 0, CHANGE_LEGEND)
-        writer.publish()
-        write_json(output_dir / "change.json", result | writer.made_from)
-        remove_parts(output_dir)
+        write_files(writer, years, basis, areas, result)
 
     # report
+    picture = output_dir / "change.png"
     print_result(result, years, config)
     numbers = {"changed_share": result["changed"] / result["compared"]}
     log.line({"step": 0, **numbers, **result.get("scores", {})})

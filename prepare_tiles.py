@@ -162,7 +162,6 @@ def main(config):
     for folder in folders:
         plot_quick_look(folder)
         warn(folder)
-        print(f"{folder / 'quick_look.png'}: median colours, clear dates and labels")
     return folders
 
 

@@ -183,16 +183,16 @@ def match_classes(classes, others):
     """
     table = list(range(256))
     if classes and others:
-        ours = {_fold(entry): int(code) for code, entry in reversed(classes.items())}
+        ours = {fold_name(entry): int(code) for code, entry in reversed(classes.items())}
         free = (code for code in range(1, 256) if not {str(code)} & {*classes, *others})
         for code, entry in others.items():
-            known = ours.get(_fold(entry))
+            known = ours.get(fold_name(entry))
             table[int(code)] = next(free, 0) if known is None else known
     return table
 
 
-def _fold(entry):
-    """The name of a class, however it is spaced and capitalised."""
+def fold_name(entry):
+    """The name of a class of tile.json, however it is spaced and capitalised."""
     return " ".join(entry["name"].casefold().split())
 
 
@@ -212,5 +212,6 @@ def merge_targets(sources):
 
 
 def describe_target(target):
-    """A quantity in words, as "biomass [t/ha]". target: with name and unit."""
+    """A quantity in words, as "biomass [t/ha]". target: as in tile.json; {} where it has none."""
+    target = {**TARGET, **target}
     return f"{target['name']} [{target['unit']}]" if target["unit"] else target["name"]

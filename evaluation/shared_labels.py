@@ -11,7 +11,7 @@ import numpy as np
 
 from maps.embeddings import open_maps
 from maps.land_cover import class_legend
-from tile_json import merge_classes, merge_targets
+from tile_json import fold_name, merge_classes, merge_targets
 from tiles import (
     OBSERVATIONS,
     TEST,
@@ -134,14 +134,14 @@ def match_classes(legends):
     if not others:
         classes = {str(code): entry for code, entry in legends[first].items()}
         return {first: np.arange(256, dtype=np.uint8)}, classes
-    names = [{_class_key(entry) for entry in legend.values()} for legend in legends.values()]
+    names = [{fold_name(entry) for entry in legend.values()} for legend in legends.values()]
     common = set.intersection(*names)
     lookups, codes, alone = {}, {}, []
     for name, legend in legends.items():
         lookups[name] = np.zeros(256, np.uint8)
         for code, entry in legend.items():
-            if _class_key(entry) in common:
-                lookups[name][code] = codes.setdefault(_class_key(entry), code)
+            if fold_name(entry) in common:
+                lookups[name][code] = codes.setdefault(fold_name(entry), code)
         if lost := [entry["name"] for code, entry in legend.items() if not lookups[name][code]]:
             alone.append(f"{', '.join(lost)} ({name} alone)")
     classes = {str(code): legends[first][code] for code in codes.values()}
@@ -154,10 +154,6 @@ def match_classes(legends):
         )
     notice(f"classes of both {' and '.join(legends)}: {found}{alone}")
     return lookups, classes
-
-
-def _class_key(entry):
-    return entry["name"].strip().casefold()
 
 
 def notice_same_ground(train, test):

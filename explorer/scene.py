@@ -20,7 +20,6 @@ from maps.land_cover import class_legend, row_hectares
 from maps.reader import RepresentationMap, check_same_place, read_codes, read_map
 from maps.writer import quantise
 from tile_json import (
-    TARGET,
     band_key,
     describe_target,
     find_bands,
@@ -160,8 +159,8 @@ def number_values(scene):
     steps = np.zeros(values.shape, np.uint16)
     steps[known] = 1 + ((values[known] - low) / ((high - low) or 1) * 65534).round()
     colors = np.percentile(steps[known], (2, 98)).tolist() if known.any() else [1, 1]
-    target = {**TARGET, **scene.info.get("target", {})}
-    return steps, {"label": describe_target(target), "low": low, "high": high, "colors": colors}
+    label = describe_target(scene.info.get("target", {}))
+    return steps, {"label": label, "low": low, "high": high, "colors": colors}
 
 
 def row_ranges(scene, step):

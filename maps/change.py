@@ -24,6 +24,7 @@ from maps.reader import (
     read_codes,
     read_map,
     row_blocks,
+    scales_path,
 )
 from tile_json import find_years, is_georeferenced, match_classes
 
@@ -36,6 +37,7 @@ CHANGE_LEGEND = {
 CLASS_FILES = ("classification_map.npy", "confidence.npy")
 KEPT = 0.8  # share of the pixels, those with the least change, that no change is learnt from
 ROUNDS = 3  # of choosing them
+ENOUGH = 20  # pixels for each dimension: with half of them false alarms are two to three times more
 POWERS = np.linspace(0, 1 / 3, 11)  # from the logarithm to the root that makes chi-squared normal
 BLOCKS = 10  # of a map along its longer side, for intervals ..
 MIN_BLOCK = 16  # .. but none smaller than this, in pixels: a field should not fill several
@@ -45,8 +47,8 @@ BOOTSTRAPS = 1000
 class Years:
     """The maps of two years of one place, read together in blocks of rows.
 
-    before, after: RepresentationMap of each. path, shape (H, W, D), info: of the place. names: of
-    the years. legend: of the class maps, {} where one of the years has none.
+    before, after: RepresentationMap of each; both: a list of them. path, shape (H, W, D), info: of
+    the place. names: of the years. legend: of the class maps, {} where one year has none.
     Raises InputError for maps of different places, shapes or checkpoints.
     """
 
@@ -55,16 +57,16 @@ class Years:
         paths = [path / "representation_map.npy" if path.is_dir() else path for path in paths]
         if paths[0].resolve() == paths[1].resolve():
             raise InputError(f"{paths[1]}: found the same map twice, wanted that of another year")
-        self.before, self.after = both = [RepresentationMap(path) for path in paths]
+        self.before, self.after = self.both = [RepresentationMap(path) for path in paths]
         self.path, self.shape = self.after.path, self.before.shape
-        check_together(both)
+        check_together(self.both)
         if self.after.shape != self.shape:
             raise InputError(
                 f"{self.path}: found {self.after.shape[0]} x {self.after.shape[1]} pixels, wanted "
                 f"{self.shape[0]} x {self.shape[1]} as {self.before.path}"
             )
         check_same_place(self.path, self.after.info, self.before.info)
-        infos = [one.info for one in both]
+        infos = [one.info for one in self.both]
         if not all(map(is_georeferenced, infos)) and self.before.title != self.after.title:
             notice(f"{self.path}: not known whether it shows the place of {self.before.path}")
         self.info = {key: infos[0][key] for key in ("crs", "transform") if key in infos[0]}
@@ -75,7 +77,7 @@ class Years:
         self.legend = self._read_legend()
 
     def _read_legend(self):
-        folders = [one.path.parent for one in (self.before, self.after)]
+        folders = [one.path.parent for one in self.both]
         if not all((folder / name).exists() for folder in folders for name in CLASS_FILES):
             return {}
         counts = sum(count_classes(read_codes(f / CLASS_FILES[0], self.shape[:2])) for f in folders)
@@ -85,19 +87,19 @@ class Years:
         """Rows, a slice, of the maps of both years of a name in CLASS_FILES: (2, rows, W)."""
         for watch in self.watch:
             watch.check()
-        folders = [one.path.parent for one in (self.before, self.after)]
+        folders = [one.path.parent for one in self.both]
         return np.stack([read_map(f / name, self.shape[:2], kind)[rows] for f in folders])
 
     def read_classes(self, rows):
         """Class codes of both years of rows, a slice: (2, rows, W) uint8."""
         return self.read(CLASS_FILES[0], "iu", rows).astype(np.uint8)
 
-    def blocks(self, stride=1):
+    def blocks(self, stride=1, start=0):
         """Yield (first row, representations of both years (rows, W, 2 D)), NaN for no data.
 
-        stride: as of `RepresentationMap.blocks`.
+        stride, start: as of `RepresentationMap.blocks`.
         """
-        pairs = zip(self.before.blocks(stride), self.after.blocks(stride), strict=True)
+        pairs = zip(*(one.blocks(stride, start) for one in self.both), strict=True)
         for (first, before), (_, after) in pairs:
             yield first, np.concatenate([before, after], -1)
 
@@ -107,10 +109,12 @@ class Years:
         return {
             name: {
                 "path": str(one.path.resolve()),
-                "files": describe_files(one.path.parent, [one.path.name, *CLASS_FILES]),
+                "files": describe_files(
+                    one.path.parent, [one.path.name, scales_path(one.path).name, *CLASS_FILES]
+                ),
                 **{key: one.info[key] for key in keys if key in one.info},
             }
-            for name, one in (("before", self.before), ("after", self.after))
+            for name, one in zip(("before", "after"), self.both, strict=True)
         }
 
 
@@ -153,10 +157,17 @@ def fit_change(sample, path):
     Most pixels are taken to be unchanged: mean and covariance, which is shrunk half way to a
     sphere, are those of the share KEPT that moved least, found in ROUNDS. Median and deviation are
     robust: of all, but from quartiles and the median absolute deviation.
-    path: of a map, for the InputError where nothing differs.
+    path: of a map, for the InputError where nothing differs, and a notice where the pixels are few.
     """
     before, after = np.split(sample.astype(np.float64), 2, -1)
     difference = after - before
+    count, size = difference.shape
+    if count < ENOUGH * size:
+        notice(
+            f"{path}: found {count} pixels to learn no change of {size} dimensions from, wanted "
+            f"{ENOUGH * size} or more: more than false_alarms may be called changed (a larger map "
+            "or sample_pixels, or fewer dimensions= of infer.py)"
+        )
     kept = np.ones(len(sample), bool)
     for _ in range(ROUNDS):
         center = difference[kept].mean(0)
@@ -260,11 +271,11 @@ def describe_areas(areas, legend, seed=0):
         low, high = areas.interval(areas.matrix, seed)
         sums = {"area": areas.matrix.sum(0), "low": low, "high": high}
         sums["certain"] = areas.certain.sum(0)
-        matrix = {name: values.round(4).tolist() for name, values in sums.items()}
+        matrix = {name: values.tolist() for name, values in sums.items()}
     return {
         "unit": areas.unit,
-        "compared": round(float(areas.states[:, UNCHANGED:].sum()), 4),
-        "changed": round(float(changed.sum()), 4),
+        "compared": float(areas.states[:, UNCHANGED:].sum()),
+        "changed": float(changed.sum()),
         "interval": areas.interval(changed, seed).tolist(),
         "classes": {str(code): entry["name"] for code, entry in legend.items()},
         "matrix": matrix,
@@ -278,16 +289,17 @@ def find_truth(truth_path, years):
     """What is known of true change: (words for it, a function), or ("", None) for nothing.
 
     truth_path: of a map (H, W), 1 or true where the place changed; empty: changed.npy of the later
-    tile, else labels of both tiles, compared by the names of their classes. The function gives of
+    tile, else labels of both tiles, compared by the names of their classes. changed.npy says what
+    changed since a first year, so it counts where the earlier tile has none. The function gives of
     rows, a slice, where the truth is known and where it is change, both (rows, W) bool.
     """
-    path = truth_path or Path(years.after.info.get("tile_path", ""), "changed.npy")
-    if truth_path or (years.after.info.get("tile_path") and path.exists()):
+    earlier, later = (find_labels("", one.info, "changed.npy")[0] for one in years.both)
+    if path := truth_path or (later if not earlier else ""):
         truth = read_map(path, years.shape[:2], "biu")
         if truth.min() < 0 or truth.max() > 1:
             raise InputError(f"{path}: found values other than 0 and 1, wanted 1 for change")
-        return str(path), lambda rows: (np.ones_like(truth[rows], bool), truth[rows] > 0)
-    found = [find_labels("", one.info) for one in (years.before, years.after)]
+        return path, lambda rows: (np.ones_like(truth[rows], bool), truth[rows] > 0)
+    found = [find_labels("", one.info) for one in years.both]
     if not all(path for path, _ in found):
         return "", None
     first, second = (read_codes(path, years.shape[:2]) for path, _ in found)

@@ -5,6 +5,7 @@ from running.errors import notice
 import numpy as np
 
 from maps.land_cover import count_classes
+from tile_json import fold_name
 
 # how far a tile may be from the training's tiles before its maps are called doubtful
 FAR_MEAN = 0.5  # between means of a band, in the training's deviations
@@ -34,8 +35,12 @@ def unlike_bands(tile, model):
     far = (np.abs(shift) > FAR_MEAN) | (np.abs(np.log(spread)) > np.log(FAR_SPREAD))
     names = tile.read_names or [f"band {number}" for number in range(len(mean))]
     words = [f"{names[i]} {shift[i]:+.1f} (x {spread[i]:.1f})" for i in np.flatnonzero(far)]
-    listed = ", ".join(words)
-    return words and f"means of bands, in the training's deviations (and theirs by it): {listed}"
+    if not words:
+        return ""
+    return (
+        "bands differ from the training's, their means by deviations of these (x: ratio of the "
+        f"deviations): {', '.join(words)}"
+    )
 
 
 def unlike_days(tile, model):
@@ -63,7 +68,7 @@ def unlike_classes(tile, model):
         return ""
     occurs = count_classes(tile.labels).sum(0) > 0
     here, there = (
-        {entry["name"].casefold(): entry["name"] for entry in table.values()}
+        {fold_name(entry): entry["name"] for entry in table.values()}
         for table in ({c: e for c, e in classes.items() if occurs[int(c)]}, model.classes)
     )
     unknown, missing = (
@@ -71,4 +76,4 @@ def unlike_classes(tile, model):
         for one, other in ((here, there), (there, here))
     )
     words = f"classes that the checkpoint lacks: {unknown:.200}; that it lacks: {missing:.200}"
-    return unknown and words
+    return words if unknown else ""

@@ -19,7 +19,7 @@ from rasterio.errors import RasterioError
 from rasterio.transform import array_bounds
 from rasterio.windows import Window
 
-from maps.reader import BLOCK_BYTES, open_representations, read_provenance, scales_path
+from maps.reader import block_rows, open_representations, read_provenance, scales_path
 from tile_json import is_georeferenced
 
 ALPHAEARTH, ALPHAEARTH_NODATA = "alphaearth:", -128
@@ -186,21 +186,15 @@ class EmbeddingMap:
             values *= np.where(scales[first:last] > 0, scales[first:last], np.nan)[..., None]
         return values
 
-    def blocks(self):
-        """Yield (first row, last row + 1) from north to south, a block's bounds."""
-        height, width, size = self.shape
-        rows = max(1, BLOCK_BYTES // (4 * width * size))
-        for first in range(0, height, rows):
-            yield first, min(first + rows, height)
-
     def find_missing(self):
         """Whether a pixel has no value, or lacks one of the D, (H, W) bool."""
-        return np.concatenate([np.isnan(self.read_rows(*rows)).any(2) for rows in self.blocks()])
+        blocks = block_rows(self.shape)
+        return np.concatenate([np.isnan(self.read_rows(*rows)).any(2) for rows in blocks])
 
     def read_pixels(self, pixels):
         """Values (N, D) float32 of pixels (N,), flat indices in any order."""
         width, values = self.shape[1], np.empty((len(pixels), self.shape[2]), np.float32)
-        for first, last in self.blocks():
+        for first, last in block_rows(self.shape):
             chosen = np.flatnonzero((pixels >= first * width) & (pixels < last * width))
             if len(chosen):
                 row, column = np.divmod(pixels[chosen], width)

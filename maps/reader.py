@@ -73,6 +73,17 @@ def open_representations(path):
     return array, read_map(scales_path(path), array.shape[:2], kind="f")
 
 
+def block_rows(shape, stride=1, start=0):
+    """Yield (first row, last row + 1) of blocks of a map (H, W, D), from north to south.
+
+    stride: of which every stride-th row is read; start: the first row.
+    """
+    height, width, size = shape
+    rows = max(1, BLOCK_BYTES // (4 * width * size)) * stride
+    for first in range(start, height, rows):
+        yield first, min(first + rows, height)
+
+
 class RepresentationMap:
     """A representation map on disk, read in blocks of rows, and what is known of it.
 
@@ -92,16 +103,15 @@ class RepresentationMap:
             self.made_by["dates"] = None
         self.name, self.title = folder.name, self.info.get("tile", folder.name)
 
-    def blocks(self, stride=1):
+    def blocks(self, stride=1, start=0):
         """Yield (first row, values (rows, W, D) float32) from north to south, NaN for no data.
 
-        stride: only every stride-th row and column is read, and rows are counted among them. The
-        file is opened again for each block, so that the memory of pages already read is freed.
+        stride: only every stride-th row and column is read, and rows are counted among them. start:
+        the first row that is read, a multiple of stride. The file is opened again for each block,
+        so that the memory of pages already read is freed.
         """
-        height, width, size = self.shape
-        rows = max(1, BLOCK_BYTES // (4 * width * size)) * stride
-        for first in range(0, height, rows):
-            part = slice(first, first + rows, stride), slice(None, None, stride)
+        for first, last in block_rows(self.shape, stride, start):
+            part = slice(first, last, stride), slice(None, None, stride)
             array, scales = open_representations(self.path)
             values = array[part].astype(np.float32)
             if scales is not None:

@@ -38,22 +38,39 @@ def read_features(config, classes):
         wanted["splits"] = splits
     features = read_file("labels", path, config["labels_layer"], wanted)
     values = clean_classes(features[column], path)
-    has_class = values.notna()
-    has_place = features.geometry.notna() & ~features.geometry.is_empty
-    for found, what in ((has_class, "class"), (has_place, "geometry")):
-        if not found.all():
-            print(f"{path}: {(~found).sum()} features without a {what} are left out")
-    whole = has_class & has_place
-    if not whole.any():
-        raise InputError(f"labels={path}: found no feature with class and geometry, wanted some")
+    whole = find_whole(features, values, f"labels={path}", "class")
     codes, classes = number_classes(values[whole], classes, path)
-    chosen = need("geopandas").GeoDataFrame({"code": codes}, geometry=[*features.geometry[whole]])
-    chosen = chosen.set_crs(features.crs)
+    return keep_features(features[whole], {"code": codes}, splits, config["seed"]), classes
+
+
+def find_whole(features, values, origin, what):
+    """Which features have a value and a geometry, (N,) bool; says how many have not.
+
+    values: pandas Series (N,); origin, what: words for the file and the value. Raises InputError
+    where none has both.
+    """
+    has_place = features.geometry.notna() & ~features.geometry.is_empty
+    for found, word in ((values.notna(), what), (has_place, "geometry")):
+        if not found.all():
+            print(f"{origin}: {(~found).sum()} features without a {word} are left out")
+    whole = values.notna() & has_place
+    if not whole.any():
+        raise InputError(f"{origin}: found no feature with {what} and geometry, wanted some")
+    return whole
+
+
+def keep_features(features, columns, splits, seed):
+    """A GeoDataFrame of the geometries of features with columns, and split where polygons have one.
+
+    columns: {name: (N,)}, code among them. splits: polygons, blocks, a column, or empty.
+    """
+    kept = need("geopandas").GeoDataFrame(columns, geometry=[*features.geometry])
+    kept = kept.set_crs(features.crs)
     if splits == "polygons":
-        chosen["split"] = choose_splits(chosen, config["seed"])
-    elif "splits" in wanted:
-        chosen["split"] = read_splits(features[splits][whole], splits)
-    return chosen, classes
+        kept["split"] = choose_splits(kept, seed)
+    elif splits not in ("", "blocks"):
+        kept["split"] = _read_splits(features[splits], splits)
+    return kept
 
 
 # ---- files ---------------------------------------------------------------------------------------
@@ -203,7 +220,7 @@ def number_classes(values, classes, path):
     return values.map(known).to_numpy(np.uint8), classes
 
 
-def read_splits(values, column):
+def _read_splits(values, column):
     """Splits (N,) uint8 of a column of train, validation and test, or 1, 2 and 3; empty: 0."""
     texts = [
         "" if is_missing else str(value).strip().lower().removesuffix(".0")

@@ -33,12 +33,8 @@ RESULT_KEYS = (
     "clear_scl",
     "offset",
 )
-LATER_KEYS = {
-    "local_scale": 0.0,
-    "local_mask": "auto",
-    "start": "",
-    "end": "",
-}  # of older tiles, which lack them
+# keys that older tiles lack, with what those were made with
+LATER_KEYS = {"local_scale": 0.0, "local_mask": "auto", "start": "", "end": ""}
 REASONS = ("skip_items", "of another tile", "of other dates", "too cloudy", "bad")  # to leave out
 
 
@@ -176,23 +172,35 @@ def choose_items(items, request):
             continue
         days = chosen.setdefault(sentinel2.tile_of(item), {})
         days.setdefault(sentinel2.solar_date(item), []).append(item)
-    counted = ", ".join(f"{count} {reason}" for reason, count in counts.items() if count)
+    counts = {reason: count for reason, count in counts.items() if count}
+    counted = ", ".join(f"{count} {reason}" for reason, count in counts.items())
     print(f"found {len(items)} {noun}" + (f"; left out: {counted}" if counted else ""))
     if not chosen:
-        year, hint = request.made_with["year"], "mgrs_tile, bbox, year and max_cloud_cover"
-        if request.season != ALL_YEAR:
-            year, hint = f"{year} (days {name_season(request.season)})", f"start, end, {hint}"
-        if request.local_path and counts["of other dates"]:
-            days = sorted(map(sentinel2.solar_date, items.values()))
-            raise InputError(
-                f"year={year}: found none of its dates among {len(items)} scenes of {days[0]} to "
-                f"{days[-1]}, wanted a year like year={days[0].year}"
-            )
-        raise InputError(
-            f"year={year}: found no {noun[:-1]} to use among {len(items)} ({counted or 'none'}), "
-            f"wanted some; look at {hint}"
-        )
+        raise InputError(describe_empty(items, counts, request))
     return chosen
+
+
+def describe_empty(items, counts, request):
+    """The line that says why none of the items is used.
+
+    items: {id: item}; counts: {reason: how many were left out}.
+    """
+    year, keys = request.made_with["year"], ""
+    if request.season != ALL_YEAR:
+        year, keys = f"{year} (days {name_season(request.season)})", "start, end, "
+    if request.local_path and "of other dates" in counts:
+        days = sorted(map(sentinel2.solar_date, items.values()))
+        return (
+            f"year={year}: found none of its dates among {len(items)} scenes of {days[0]} to "
+            f"{days[-1]}, wanted {keys and 'another start and end, or '}a year like "
+            f"year={days[0].year}"
+        )
+    noun = "scene" if request.local_path else "item"
+    counted = ", ".join(f"{count} {reason}" for reason, count in counts.items()) or "none"
+    return (
+        f"year={year}: found no {noun} to use among {len(items)} ({counted}), wanted some; look at "
+        f"{keys}mgrs_tile, bbox, year and max_cloud_cover"
+    )
 
 
 def why_not(item, request):

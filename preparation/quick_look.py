@@ -11,7 +11,8 @@ from matplotlib.ticker import MaxNLocator
 from rasterio.crs import CRS
 
 from maps.land_cover import class_legend
-from tile_json import find_years
+from maps.pictures import COLORS, find_bar
+from tile_json import describe_target, find_years
 from tiles import Tile
 from utils import median_color, new_figure, save_figure
 
@@ -19,18 +20,21 @@ MAX_PIXELS = 400  # along the longer edge of a picture
 
 
 def plot_quick_look(folder):
-    """Plot median colours, clear dates, labels, and the clear share of each date to quick_look.png.
+    """Plot median colours, clear dates, labels, targets, and the clear share of each date to a PNG.
 
-    folder: of a finished tile. Of a large tile every N-th row and column is read. Returns what
-    `utils.median_color` returns for it. Raises InputError for a tile that is not in the contract.
+    folder: of a finished tile, which gets quick_look.png. Of a large tile every N-th row and column
+    is read. Returns what `utils.median_color` returns for it. Raises InputError for a tile that is
+    not in the contract.
     """
     tile = Tile(folder)
     stride = -(-max(tile.shape[1:3]) // MAX_PIXELS)
     clear = np.stack([mask[::stride, ::stride] for mask in tile.masks])
     color = median_color(tile, stride)
-    figure = new_figure(figsize=(12, 6))
-    maps = ["color", "clear", "labels"][: 3 if "labels" in tile.answers else 2]
-    axes = figure.subplot_mosaic([maps, ["dates"] * len(maps)], height_ratios=(3, 1))
+    rows = [["color", "clear", *tile.answers], ["dates"] * (2 + len(tile.answers))]
+    if len(tile.answers) == 2:  # of both, side by side, the maps would be small
+        rows = [["color", "clear"], tile.answers, ["dates", "dates"]]
+    figure = new_figure(figsize=(12, 1.5 + 4.5 * (len(rows) - 1)))
+    axes = figure.subplot_mosaic(rows, height_ratios=(*[3] * (len(rows) - 1), 1))
     extent, unit = _extent(tile)
     title = "no true colour:\ntile.json names no B04, B03, B02"
     if color is not None:
@@ -44,11 +48,15 @@ def plot_quick_look(folder):
     bar.set_label(f"clear dates of {len(clear)}")
     if "labels" in tile.answers:
         _plot_labels(axes["labels"], tile, stride, extent)
+    if "targets" in tile.answers:
+        _plot_targets(axes["targets"], tile, stride, extent)
     _plot_dates(axes["dates"], tile, clear)
-    for name in maps:
+    for name in ("color", "clear", *tile.answers):
         axes[name].set(xlabel=unit, ylabel=unit, xlim=extent[:2], ylim=extent[2:], aspect="equal")
     figure.suptitle(", ".join(filter(None, (tile.title, find_years(tile.info)))))
-    save_figure(figure, Path(folder) / "quick_look.png")
+    path = Path(folder) / "quick_look.png"
+    save_figure(figure, path)
+    print(f"{path}: {', '.join(['median colours', 'clear dates', *tile.answers])}")
     return color
 
 
@@ -73,6 +81,14 @@ def _plot_labels(axes, tile, stride, extent):
         axes.scatter([], [], marker="s", color=entry["color"], label=f"{code} {entry['name']}")
     axes.imshow(rgba, interpolation="none", extent=extent)
     axes.legend(loc="upper left", bbox_to_anchor=(1, 1), frameon=False)
+
+
+def _plot_targets(axes, tile, stride, extent):
+    bar = find_bar(tile.targets[::stride, ::stride], describe_target(tile.info.get("target", {})))
+    axes.set_title("targets")
+    limits = {"vmin": bar.low, "vmax": bar.high, "cmap": COLORS, "interpolation": "none"}
+    image = axes.imshow(tile.targets[::stride, ::stride], extent=extent, **limits)
+    axes.figure.colorbar(image, ax=axes, shrink=0.7, label=bar.label, extend="both")
 
 
 def _plot_dates(axes, tile, clear):

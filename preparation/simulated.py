@@ -203,23 +203,34 @@ def draw_overpasses(num_dates, rng):
     return np.sort(rng.choice(73, num_dates, replace=False)) * 5 + rng.integers(1, 5)
 
 
-def write_tile(folder, number, config):
-    """Write one simulated tile of the tile contract; tiles lie side by side from west to east."""
-    folder.mkdir(parents=True)
-    size, num_dates = config["size"], config["num_dates"]
-    seed, year = config["seed"], config["year"]
+def simulate_year(number, config):
+    """What a tile's year is like: days of overpasses, properties of pixels, changed (H, W), rng.
+
+    changed: where the cover is not that of FIRST_YEAR. rng: for what is drawn next.
+    """
+    seed, year, num_dates = config["seed"], config["year"], config["num_dates"]
     rng = np.random.default_rng([seed, number])
     overpasses = draw_overpasses(num_dates, rng)
-    shape = (num_dates, size, size, len(BANDS))
-    bands = create_npy(folder / "bands.npy", np.uint16, shape)
-    masks = create_npy(folder / "masks.npy", np.uint8, shape[:3])
-    cover, field = simulate_covers(size, rng)
+    cover, field = simulate_covers(config["size"], rng)
     pixels = grow(cover, field, rng)
     if year != FIRST_YEAR:
         rng = np.random.default_rng([seed, number, year])
         overpasses = draw_overpasses(num_dates, rng)
         pixels = grow_in(year, pixels, field, seed, rng)
-        np.save(folder / "changed.npy", pixels["cover"] != cover)
+    return overpasses, pixels, pixels["cover"] != cover, rng
+
+
+def write_tile(folder, number, config):
+    """Write one simulated tile of the tile contract; tiles lie side by side from west to east."""
+    folder.mkdir(parents=True)
+    size, num_dates = config["size"], config["num_dates"]
+    seed, year = config["seed"], config["year"]
+    shape = (num_dates, size, size, len(BANDS))
+    bands = create_npy(folder / "bands.npy", np.uint16, shape)
+    masks = create_npy(folder / "masks.npy", np.uint8, shape[:3])
+    overpasses, pixels, changed, rng = simulate_year(number, config)
+    if year != FIRST_YEAR:
+        np.save(folder / "changed.npy", changed)
     counted = {}
     for index, doy in enumerate(overpasses):
         bands[index], masks[index] = simulate_date(pixels, doy, config, rng)
@@ -233,7 +244,7 @@ def write_tile(folder, number, config):
     np.save(folder / "band_std.npy", std)
     codes = np.array([kind[0] for kind in COVERS.values()], np.uint8)
     np.save(folder / "labels.npy", codes[pixels["cover"]])
-    biomass = simulate_biomass(pixels, np.random.default_rng([config["seed"], number, 1]))
+    biomass = simulate_biomass(pixels, np.random.default_rng([seed, number, 1]))
     for name, values in zip(("targets", "targets_truth"), biomass, strict=True):
         np.save(folder / f"{name}.npy", values)
     info = {

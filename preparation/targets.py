@@ -21,9 +21,9 @@ from rasterio.transform import array_bounds
 from rasterio.vrt import WarpedVRT
 from rasterio.windows import Window
 
-from preparation.features import choose_splits, is_vector_name, read_file, read_splits
+from preparation.features import find_whole, is_vector_name, keep_features, read_file
 from preparation.labels import BLOCK_PIXELS, burn_features, find_transform, map_splits
-from tile_json import is_georeferenced, read_tile_json
+from tile_json import is_georeferenced
 from tiles import Tile
 
 KEYS = ("targets", "targets_layer", "target_column", "target_name", "target_unit")
@@ -69,26 +69,16 @@ def open_targets(config):
 
 def _choose_features(features, config):
     """The features that have a number and a geometry, with columns value, code and split."""
-    origin, column, splits = (config[key] for key in ("targets", "target_column", "splits"))
+    origin, column = config["targets"], config["target_column"]
     values = features[column]
     if values.dtype.kind not in "iuf":
         found = f"{values.dtype} like {str(values.dropna().tolist()[:3])[:40]}"
         raise InputError(f"target_column={column}: found {found} in {origin}, wanted numbers")
     if np.isinf(values.to_numpy(float)).any():
         raise InputError(f"target_column={column}: found an infinite number, wanted finite ones")
-    whole = values.notna() & features.geometry.notna() & ~features.geometry.is_empty
-    if not whole.any():
-        raise InputError(f"targets={origin}: found no feature that has a number and a geometry")
-    if not whole.all():
-        print(f"{origin}: {(~whole).sum()} features without a number or a geometry are left out")
-    chosen = features[whole].reset_index(drop=True)
-    chosen = chosen.set_geometry(chosen.geometry)[[chosen.geometry.name]]
-    chosen["value"], chosen["code"] = values[whole].to_numpy(float), 1
-    if splits == "polygons":
-        chosen["split"] = choose_splits(chosen, config["seed"])
-    elif splits not in ("", "blocks"):
-        chosen["split"] = read_splits(features[splits][whole], splits)
-    return chosen
+    whole = find_whole(features, values, f"targets={origin}", "number")
+    columns = {"value": values[whole].to_numpy(float), "code": 1}
+    return keep_features(features[whole], columns, config["splits"], config["seed"])
 
 
 # ---- onto a tile ---------------------------------------------------------------------------------
@@ -101,7 +91,7 @@ def write_targets(folder, targets, config):
     whether one does. Raises InputError for a tile without crs and transform.
     """
     tile = Tile(folder)
-    info, shape = read_tile_json(folder / "tile.json"), tile.shape[1:3]
+    info, shape = tile.info, tile.shape[1:3]
     if not is_georeferenced(info):
         raise InputError(f"{folder / 'tile.json'}: found no crs and transform, wanted both")
     grid = rasterio.Affine(*info["transform"]), shape, info["crs"]
@@ -116,12 +106,9 @@ def write_targets(folder, targets, config):
             keys = {**config, "labels": targets.origin}
             splits = burn_features(targets.features, *grid, keys)[1]
     known = np.isfinite(values)
+    forget_targets(folder, info)
     if not known.any():
         print(f"{folder}: no target of {targets.origin} lies inside")
-        if info.pop("targets_from", None):  # two quantities in one data set could not be learned
-            info.pop("target", None)
-            (folder / "targets.npy").unlink(missing_ok=True)
-            write_json(folder / "tile.json", info)
         return False
     for name, array in (("targets", values), ("splits", splits)):
         if array is not None:
@@ -136,6 +123,21 @@ def write_targets(folder, targets, config):
     return True
 
 
+def forget_targets(folder, info):
+    """Remove the targets of an earlier call from a tile and its tile.json, `info`, and its splits.
+
+    Else those of another quantity, or of other places, would be left. Splits of labels stay.
+    """
+    before = info.pop("targets_from", None)
+    if not before:
+        return
+    info.pop("target", None)
+    had_splits = before["splits"] and not info.get("labels_from", {}).get("splits")
+    for name in ("targets", "splits")[: 2 if had_splits else 1]:
+        (folder / f"{name}.npy").unlink(missing_ok=True)
+    write_json(folder / "tile.json", info)
+
+
 def burn_values(targets, transform, shape, crs):
     """The mean of the features of each pixel, (H, W) float32, NaN where there is none."""
     features = targets.features
@@ -143,13 +145,14 @@ def burn_values(targets, transform, shape, crs):
     here = features.to_crs(crs) if to_tile else features
     west, south, east, north = array_bounds(*shape, transform)
     here = here.cx[west:east, south:north]
-    sums, counts = np.zeros(shape), np.zeros(shape)
+    sums, counts = np.zeros(shape), np.zeros(shape, np.float32)
     for array, numbers in ((sums, here["value"]), (counts, np.ones(len(here)))):
         if len(here):
             pairs = zip(here.geometry, numbers, strict=True)
             rasterize(pairs, out=array, transform=transform, merge_alg=MergeAlg.add)
-    with np.errstate(invalid="ignore"):
-        return (sums / np.where(counts > 0, counts, np.nan)).astype(np.float32)
+    np.divide(sums, counts, out=sums, where=counts > 0)
+    sums[counts == 0] = np.nan
+    return sums.astype(np.float32)
 
 
 def read_raster(file, grid):

@@ -115,6 +115,41 @@ def test_a_shift_of_all_pixels_is_no_change(years, tmp_path):
         np.testing.assert_allclose(one, other, atol=1e-3)
 
 
+def test_a_sample_that_is_small_for_its_dimensions_is_named(tmp_path, capsys):
+    rng = np.random.default_rng(0)
+    folders = [write_map(tmp_path / year, rng.normal(size=(16, 20, 64))) for year in "ab"]
+    result = compare(*folders)
+    assert result["changed"] / result["compared"] > 0.02, "though 0.01 is asked for"
+    line = f"{folders[1]}/representation_map.npy: found 320 pixels to learn no change of 64 dimens"
+    assert line in capsys.readouterr().out
+    for year, folder in zip("cd", folders, strict=True):
+        write_map(tmp_path / year, np.load(folder / "representation_map.npy")[..., :16])
+    compare(tmp_path / "c", tmp_path / "d")
+    assert "found 320 pixels" not in capsys.readouterr().out
+
+
+def test_areas_of_pixels_below_a_square_metre_are_not_rounded_away(tmp_path):
+    """Regression: 0.00003 ha were rounded to 0, by which the share of change was divided."""
+    rng, fine = np.random.default_rng(0), {**GEO, "transform": [0.1, 0, 500000, 0, -0.1, 5400000]}
+    folders = [write_map(tmp_path / year, rng.normal(size=(5, 6, 3)), **fine) for year in "ab"]
+    assert compare(*folders)["compared"] == pytest.approx(30 * 0.1**2 / 10_000, rel=2e-3)
+
+
+def test_changed_npy_of_two_years_after_the_first_is_no_truth_of_what_lies_between(tmp_path):
+    """Regression: what changed since the first year was taken for what changed in between."""
+    folders = make_years(tmp_path, classes=False)[:2]
+    for year, folder in zip(("2025", "2026"), folders, strict=True):
+        tile = tmp_path / "tiles" / year
+        tile.mkdir(parents=True)
+        (tile / "tile.json").write_text(json.dumps({"classes": CLASSES, **GEO}))
+        np.save(tile / "labels.npy", np.ones(SHAPE, np.uint8))
+        np.save(tile / "changed.npy", np.ones(SHAPE, bool))
+        info = json.loads((folder / "infer.json").read_text())
+        (folder / "infer.json").write_text(json.dumps(info | {"tile_path": str(tile)}))
+    result = compare(*folders)
+    assert result["truth"].startswith("labels of both years") and result["scores"]["recall"] is None
+
+
 @pytest.mark.parametrize("false_alarms", [0.01, 0.1])
 def test_where_nothing_changed_the_false_alarms_are_those_named(tmp_path, false_alarms):
     rng = np.random.default_rng(0)
@@ -171,6 +206,10 @@ def test_geotiffs_picture_and_what_they_were_made_from(years):
     assert made_from["after"]["path"] == str((after / "representation_map.npy").resolve())
     assert made_from["before"]["checkpoint_sha256"] == "a" * 64
     assert made_from["false_alarms"] == 0.01
+    np.save(before / "representation_map_scales.npy", np.zeros(1))
+    files = change.Years(before, after).describe()["before"]["files"]
+    (before / "representation_map_scales.npy").unlink()
+    assert {*files} - {*made_from["before"]["files"]} == {"representation_map_scales.npy"}
     assert not list(folder.glob(".*part*"))
 
 
@@ -273,7 +312,14 @@ def test_a_run_that_was_killed_resumes_with_the_same_bytes(years, tmp_path, monk
     monkeypatch.setattr(
         MapWriter, "write", lambda *arguments: (written.append(arguments[1]), write(*arguments))
     )
+    read, blocks = [], reader.RepresentationMap.blocks
+    monkeypatch.setattr(
+        reader.RepresentationMap,
+        "blocks",
+        lambda one, stride=1, start=0: (read.append(start), blocks(one, stride, start))[1],
+    )
     compare(before, after, **keywords)
+    assert sorted(read)[-2:] == [24, 24], "rows of both maps that are done are not read again"
     assert written == [(row, row + 8) for row in range(0, 48, 8)]
     for name in ("change.npy", "changed.npy", "change.png", "change.json", "changed.tif"):
         assert (folder / name).read_bytes() == (tmp_path / "out" / name).read_bytes(), name

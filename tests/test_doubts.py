@@ -14,7 +14,7 @@ def test_a_tile_unlike_those_of_training_is_doubtful(workplace, tmp_path, capsys
     keywords = {"tile_path": tile_of(workplace).parent}
     map_tile(workplace, tmp_path / "same", **keywords)
     assert "doubtful" not in capsys.readouterr().out
-    classes = {"40": {"name": "cropland"}, "95": {"name": "Oats"}, "7": {"name": "Rye"}}
+    classes = {"40": {"name": "cropland "}, "95": {"name": "Oats"}, "7": {"name": "Rye"}}
     tile = make_tile(tmp_path / "MGRS-year", (20, 24, 16, 10), clear=0.8, classes=classes)
     doys = np.load(tile / "doys.npy")
     np.save(tile / "doys.npy", doys // 2 + 1)  # ends in July
@@ -22,7 +22,7 @@ def test_a_tile_unlike_those_of_training_is_doubtful(workplace, tmp_path, capsys
     np.save(tile / "band_mean.npy", np.load(tile / "band_mean.npy") + std * [0, 2, *[0] * 8])
     map_tile(workplace, tmp_path / "other", tile_path=tile)
     bands, days, names = [s for s in capsys.readouterr().out.splitlines() if "doubtful: " in s]
-    assert "deviations (and theirs by it): X1 +2." in bands and "X2" not in bands
+    assert "(x: ratio of the deviations): X1 +2." in bands and "X2" not in bands
     assert re.search(r"it lacks dates of days 2\d\d to 3\d\d \(so 1 of 1 tiles\)$", days)
     january, december = SimpleNamespace(doys=np.array([5])), {"days": [360]}
     assert unlike_days(january, SimpleNamespace(checkpoint=december)) == "", "a year is a circle"

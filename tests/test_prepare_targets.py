@@ -10,6 +10,7 @@ import shapely
 from helpers import make_tile
 
 import prepare_tiles
+from preparation import quick_look
 from tiles import Tile
 
 CRS, LEFT, TOP, SIZE = "EPSG:32633", 300000, 5400000, 20
@@ -62,6 +63,19 @@ def test_a_raster_of_whole_numbers_gives_means_and_no_value_where_it_has_none(tm
     assert (np.asarray(tile.splits) > 0).tolist() == np.isfinite(expected).tolist()
 
 
+def test_the_picture_of_a_tile_shows_its_quantity(tmp_path, folder, monkeypatch, capsys):
+    figures = []
+    monkeypatch.setattr(quick_look, "save_figure", lambda figure, path: figures.append(figure))
+    shapes = [square(2, 3, 4), square(12, 12, 3)]
+    path = write_features(tmp_path / "fields.gpkg", [1.25, 7], shapes)
+    tile = add(folder, targets=path, target_column="height", target_unit="m")
+    assert "median colours, clear dates, targets" in capsys.readouterr().out
+    (axes,) = [axes for axes in figures[0].axes if axes.get_title() == "targets"]
+    (image,) = axes.images
+    np.testing.assert_array_equal(image.get_array().filled(np.nan), tile.targets)
+    assert image.colorbar.ax.get_ylabel() == "height [m]" and image.get_clim() == (1.25, 7)
+
+
 def test_polygons_and_points_give_the_mean_within_a_pixel(tmp_path, folder):
     shapes = [square(2, 3, 4), square(4, 3, 4), square(12, 12, 3), square(15, 2, 2)]
     tile = add(
@@ -81,6 +95,7 @@ def test_polygons_and_points_give_the_mean_within_a_pixel(tmp_path, folder):
     points = [shapely.Point(LEFT + x, TOP - y) for x, y in ((11, 12), (19, 18), (55, 5))]
     path = write_features(tmp_path / "points.gpkg", [10, 13, 4], points)
     tile = add(folder, targets=path, target_column="height", target_unit="m")
+    assert tile.splits is None, "those of the polygons are not of these points"
     known = np.argwhere(np.isfinite(tile.targets)).tolist()
     assert known == [[0, 5], [1, 1]]
     assert tile.targets[1, 1] == 11.5
@@ -92,7 +107,7 @@ def test_polygons_and_points_give_the_mean_within_a_pixel(tmp_path, folder):
         ([1.0, 2.0], "hight", "target_column=hight: wanted a column of .*: height"),
         (["tall", "low"], "height", r"target_column=height: found .* like .'tall', 'low'. in"),
         ([np.inf, 2.0], "height", "target_column=height: found an infinite number, wanted finite"),
-        ([np.nan, np.nan], "height", "found no feature that has a number and a geometry"),
+        ([np.nan, np.nan], "height", "found no feature with number and geometry, wanted"),
         ([1.0, 2.0], "", "cannot be read .*, wanted a raster, or target_column= of a file"),
     ],
 )
@@ -107,11 +122,11 @@ def test_what_is_no_quantity_ends_in_one_line(tmp_path, folder, values, column, 
 def test_a_tile_without_any_target_loses_those_of_an_earlier_call(tmp_path, folder):
     keys = {"target_column": "height"}
     here = write_features(tmp_path / "here.gpkg", [1.5], [square(2, 2, 2)])
-    add(folder, targets=here, **keys)
+    assert add(folder, targets=here, splits="polygons", **keys).splits is not None
     far = write_features(tmp_path / "far.gpkg", [1.5], [square(200, 200, 2)])
     with pytest.raises(InputError, match="found no target inside any tile"):
         add(folder, targets=far, **keys)
-    assert Tile(folder).targets is None
+    assert Tile(folder).targets is None and Tile(folder).splits is None
     assert "target" not in Tile(folder).info
     with pytest.raises(InputError, match="target_unit=m: found no targets, wanted targets="):
         add(folder, target_unit="m")

@@ -13,8 +13,8 @@ from running.errors import InputError
 import numpy as np
 import pytest
 from helpers import ROOT, assert_same_weights, fine_tune, make_tile, map_tile, tile_of
-from scenes import settings
-from small_scenes import items_of, make_item
+from scenes import prepare, settings
+from small_scenes import items_of, local, make_item, save, values, write_day
 
 from data import (
     SentinelTimeSeriesDataset,
@@ -191,7 +191,8 @@ def test_a_map_of_a_season_by_a_classifier_of_the_year(workplace, tmp_path, caps
 # ---- tiles ---------------------------------------------------------------------------------------
 
 
-def test_scenes_of_a_season_are_taken(tmp_path):
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::PendingDeprecationWarning")
+def test_a_tile_has_the_scenes_of_a_season_alone(tmp_path):
     """Of the twelve months from October; the winter is one, across New Year."""
     days = ["2020-09-30", "2020-10-20", "2020-12-24", "2021-02-28", "2021-03-02", "2021-09-30"]
     images = json.loads(Path(items_of(tmp_path)["items_path"]).read_text())["features"][0]["assets"]
@@ -199,9 +200,22 @@ def test_scenes_of_a_season_are_taken(tmp_path):
     found = [make_item(f"S2A_33UUP_{day.replace('-', '')}_0_L2A", day, images) for day in days]
     keys = {"year": "2020-10", "start": "11-01", "end": "03-01", "bands": "B04,B8A"}
     request = plan.parse_request(settings(tmp_path, offset="applied", **keys))
-    found = [items.need("pystac").Item.from_dict(item) for item in found]
-    (chosen,) = plan.choose_items(found, request).values()
+    scenes = [items.need("pystac").Item.from_dict(item) for item in found]
+    (chosen,) = plan.choose_items(scenes, request).values()
     ordered = [str(day) for day, _ in plan.order_days(chosen)]
     assert ordered == ["2021-02-28", "2020-12-24"]
+    keys["items_path"] = save(tmp_path, *found)
+    (tile,) = prepare(tmp_path, offset="applied", **keys)
+    assert tile.info["dates"] == ordered and tile.doys.tolist() == [59, 359]
+    assert (tile.masks == 1).all() and (tile.bands[0] == tile.bands[1]).all()
     with pytest.raises(InputError, match="was made with another start, end"):
         plan.check_same(tmp_path, {**request.made_with, "start": "", "end": ""}, request.made_with)
+
+
+def test_local_scenes_of_another_season_are_refused_in_one_line(tmp_path):
+    """Regression: the year that was asked for was named as the one to ask for."""
+    write_day(tmp_path / "in/a_2021-04-10.tif", values())
+    keys = local(tmp_path / "in", year="2021", start="11-01", end="12-31")
+    line = "found none of its dates .*, wanted another start and end, or a year like year=2021$"
+    with pytest.raises(InputError, match=line):
+        prepare(tmp_path, **keys)
