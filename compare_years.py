@@ -54,6 +54,7 @@ run_config = {
 }
 SAMPLE_SHARE = 20  # pixels that are read for each one of the sample, about
 SHOWN = 8  # transitions that are printed
+SCORE = {"name": "change", "unit": "deviations of unchanged pixels"}
 NO_AREAS = (
     "These count pixels of a map, its errors included: they are no area estimates, which need "
     "reference labels at random places (Olofsson et al. 2014, 10.1016/j.rse.2014.02.015)."
@@ -94,7 +95,8 @@ def write_files(writer, years, basis, areas, result):
     writer.free_room()
     save_picture(draw_change(years, codes, basis, areas), folder / "change.png")
     if is_georeferenced(years.info):
-        write_geotiff(folder / "change.tif", writer.read("change"), years.info, np.nan)
+        change = writer.read("change")
+        write_geotiff(folder / "change.tif", change, years.info, np.nan, about=SCORE)
         write_geotiff(folder / "changed.tif", codes, years.info, 0, CHANGE_LEGEND)
     writer.publish()
     write_json(folder / "change.json", result | writer.made_from)

@@ -200,6 +200,8 @@ def test_geotiffs_picture_and_what_they_were_made_from(years):
             np.testing.assert_array_equal(file.read(1), array)
             assert file.crs.to_epsg() == 32631 and file.dtypes == (str(array.dtype),)
             np.testing.assert_equal(file.nodata, no_data)
+            unit = "deviations of unchanged pixels" if name == "change" else None
+            assert file.units == (unit,)
     codes, colors = np.load(folder / "changed.npy"), map_in(folder / "change.png", SHAPE, number=2)
     assert (colors[codes == 2][5:] == (0xE6, 0x9F, 0x00)).all()
     made_from = json.loads((folder / "change.json").read_text())
