@@ -2,6 +2,7 @@
 
 import json
 import re
+from types import SimpleNamespace
 
 from running.checkpoints import load_checkpoint
 from running.errors import InputError, notice
@@ -26,6 +27,7 @@ from backbones import BACKBONES, HEADS, Classifier, load_backbone
 from evaluation import networks
 from tiles import TEST, TRAIN, VALIDATION, Tile
 from training import finetuning as loop
+from training import mapping
 
 
 def test_fine_tuning_starts_from_the_pretrained_weights(workplace, tmp_path, monkeypatch):
@@ -382,3 +384,22 @@ def test_the_other_year_is_looked_for_before_training(workplace, tmp_path):
     with pytest.raises(InputError, match="data/nowhere/processed: found no tile"):
         fine_tune(workplace, tmp_path / "out", map_dataset_name="nowhere")
     assert not (tmp_path / "out").exists()
+
+
+def test_maps_are_made_as_the_run_was_and_a_script_that_fails_is_named(tmp_path, monkeypatch):
+    tile, started = SimpleNamespace(path=tmp_path / "next/MGRS-0"), []
+    config = {"overwrite": True, "device": "cpu", "wandb_mode": "offline", "wandb_dir": "logs"}
+    with pytest.raises(InputError, match="infer.py ended with status 1, see above"):
+        mapping.map_tiles([tile], config | {"wandb_mode": "sometimes"}, "class_map", tmp_path)
+
+    def spy(script, keys):
+        started.append((script, {key: str(value) for key, value in keys.items()}))
+        return SimpleNamespace(returncode=0)
+
+    monkeypatch.setattr(mapping, "start_script", spy)
+    mapping.map_tiles([tile], config, "class_map", tmp_path)
+    logged = {"wandb_mode": "offline", "wandb_dir": "logs"}
+    keys = {"checkpoint_path": f"{tmp_path}/best.pt", "tile_path": f"{tmp_path}/next"}
+    keys |= {"output_dir": f"{tmp_path}/maps", "overwrite": "true", "device": "cpu"}
+    of_map = {"map_path": f"{tmp_path}/maps/MGRS-0/class_map.npy"}
+    assert started == [("infer.py", keys | logged), ("read_inference_map.py", of_map | logged)]
