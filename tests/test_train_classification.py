@@ -363,15 +363,17 @@ def test_a_fine_tuning_is_not_resumed_on_corrected_bands(workplace, tmp_path):
 @pytest.mark.slow
 def test_one_command_maps_another_year_and_scores_it_by_class_names(workplace, tmp_path, capfd):
     """Scripts of their own, as a user starts them; codes of the other year differ, names agree."""
-    make_dataset(workplace, tiles=1, name="next")
-    tile = tile_of(workplace, 0, "next")
+    make_dataset(tmp_path, tiles=1, name="next")
+    (tmp_path / "data/toy").symlink_to(workplace / "data/toy")
+    tile = tile_of(tmp_path, 0, "next")
     labels = np.load(tile / "labels.npy")
     save(tile, "labels", np.where(labels == 40, 95, np.where(labels == 95, 40, labels)))
     info = json.loads((tile / "tile.json").read_text())
     names = load_checkpoint(workplace / "classifier/best.pt")["classes"]
     info["classes"] = {"95": names["40"], "40": names["95"]}
     (tile / "tile.json").write_text(json.dumps(info))
-    fine_tune(workplace, tmp_path / "out", epochs=2, map_dataset_name="next")
+    keys = {"base_path": tmp_path, "epochs": 2, "map_dataset_name": "next"}
+    fine_tune(workplace, tmp_path / "out", **keys)
     folder = tmp_path / "out/maps/MGRS-0"
     assert np.load(folder / "classification_map.npy").shape == labels.shape
     assert (folder / "inference_map.png").exists()
