@@ -15,7 +15,8 @@ import train_regression
 from evaluation import regressors
 from evaluation.differences import block_bootstrap
 from evaluation.quantities import resample_rmse
-from evaluation.regressors import fit_regressor
+from evaluation.regressors import find_target_folds, fit_regressor
+from evaluation.rows import FEATURES, MODELS, QUANTITY_MODELS
 from evaluation.tasks import Classes, find_task
 from tiles import TEST, Tile
 
@@ -134,6 +135,40 @@ def test_settings_are_chosen_over_blocks():
     ]
     assert found[0] <= 5 < found[1]
     assert fit_regressor("ridge regression", x[:1, None], level[:1])[1] is None, "of one target"
+
+
+def test_the_setting_has_the_lowest_squared_error_over_the_folds():
+    """Another error would choose another one here, where a few targets are far off."""
+    rng, groups = np.random.default_rng(0), np.arange(200) // 10
+    x = rng.normal(0, 1, (200, 1))
+    targets = x[:, 0] + np.where(rng.random(200) < 0.1, 8, 0.05) * rng.normal(0, 1, 200)
+    squares = {}
+    for k in (1, 3, 5, 9, 15, 25, 45):
+        errors = []
+        for train, test in find_target_folds(targets, 0, groups)[0]:
+            near = abs(x[test] - x[train].T).argsort(1)[:, :k]
+            errors.append(np.mean((targets[train][near].mean(1) - targets[test]) ** 2))
+        squares[k] = np.mean(errors)
+    chosen = fit_regressor("k nearest neighbours", x, targets, 0, groups)[1]
+    assert chosen == min(squares, key=squares.get)
+
+
+def test_a_forest_is_that_of_its_seed():
+    x = np.random.default_rng(0).normal(0, 1, (40, 3))
+
+    def grow(seed):
+        return regressors.regressors(seed)["random forest"][0].set_params(n_estimators=5).fit(x, x)
+
+    assert (grow(1).predict(x) == grow(1).predict(x)).all()
+    assert (grow(1).predict(x) != grow(2).predict(x)).any()
+
+
+def test_a_row_is_of_the_features_in_its_name():
+    for models in (MODELS, QUANTITY_MODELS):
+        assert len({one.label for one in models.values()}) == len(models)
+        for name, one in models.items():
+            first = name.split("_")[0]
+            assert first not in FEATURES or one.features == first
 
 
 def test_the_interval_is_of_resampled_blocks():
