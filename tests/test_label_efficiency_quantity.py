@@ -4,6 +4,8 @@ import json
 import re
 from types import SimpleNamespace
 
+from running.checkpoints import load_checkpoint
+from running.device import start_runtime
 from running.errors import InputError, notice
 
 import numpy as np
@@ -14,11 +16,12 @@ import label_efficiency
 import train_regression
 from evaluation import regressors
 from evaluation.differences import block_bootstrap
+from evaluation.features import build_extractors, read_split
 from evaluation.quantities import resample_rmse
 from evaluation.regressors import find_target_folds, fit_regressor
 from evaluation.rows import FEATURES, MODELS, QUANTITY_MODELS
 from evaluation.tasks import Classes, find_task
-from tiles import TEST, Tile
+from tiles import TEST, Tile, checkpoint_bands
 
 TARGET = {"name": "yield", "unit": "t/ha"}
 QUICK = "embedding,series,harmonic"
@@ -218,6 +221,20 @@ def test_nothing_after_the_day_is_read(workplace, tmp_path):
     assert "| up to day | 40 (9 Feb) | 180 (29 Jun) | 366 (31 Dec) |" in table
     assert f"those with an observation up to day 40 ({(~known).sum()} have none" in table
     assert (base_path / "out/season.png").read_bytes()[:4] == b"\x89PNG"
+
+
+def test_features_up_to_a_day_are_those_of_tiles_without_later_ones(workplace):
+    """The day itself is read; series are filled up to it, and not with its value after it."""
+    path, day = workplace / "pretrained/best.pt", int(Tile(tile_of(workplace)).doys[9])
+    checkpoint, found = load_checkpoint(path), []
+    keys = {"min_valid": 1, "bands": checkpoint_bands(checkpoint, path)}
+    for season, until in (((1, 366), day), ((1, day), 366)):
+        data = Classes.dataset(workplace, "toy", season=season, **keys)
+        extractors = build_extractors([checkpoint], data.tiles, 0, start_runtime("cpu"), until)
+        found.append(read_split(data, extractors, known_by=until)[0])
+    assert len(found[0]) == 4
+    for key, features in found[0].items():
+        np.testing.assert_allclose(features, found[1][key], atol=1e-5)
 
 
 @pytest.mark.parametrize(
