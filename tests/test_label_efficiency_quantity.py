@@ -15,6 +15,7 @@ from helpers import GEOREFERENCE, Fork, make_dataset, run, save, tile_of
 import label_efficiency
 import train_regression
 from evaluation import regressors
+from evaluation.comparison import open_split
 from evaluation.differences import block_bootstrap
 from evaluation.features import build_extractors, read_split
 from evaluation.quantities import resample_rmse
@@ -187,6 +188,16 @@ def test_the_interval_is_of_resampled_blocks():
     wanted = np.percentile(differences, [2.5, 97.5])
     np.testing.assert_allclose(found, wanted, atol=0.02)
     assert found[1] < -0.3
+
+
+def test_pixels_need_the_clear_observations_that_are_asked_for(workplace):
+    path = workplace / "pretrained/best.pt"
+    checkpoint, config = load_checkpoint(path), {"checkpoint_path": str(path), "min_valid": 17}
+    config |= {"base_path": workplace, "dataset_name": "toy"}
+    data = open_split("test", checkpoint, label_efficiency.run_config | config)
+    tiles = [Tile(tile_of(workplace, number)) for number in range(2)]
+    counts = np.concatenate([one.clear_counts()[one.split_map(4) == TEST] for one in tiles])
+    assert 0 < (counts >= 17).sum() == data.num_pixels < len(counts)
 
 
 # ---- up to a day ---------------------------------------------------------------------------------

@@ -108,6 +108,10 @@ def test_a_data_set_yields_numbers_as_they_are(place):
     np.testing.assert_array_equal(data.pixel_mask(0), mask)  # the same rules but for the NaN
     few = SentinelTimeSeriesDatasetForRegression(place, "toy", label_count=30, **keys)
     assert few.num_pixels == 30
+    masks = [few.pixel_mask(number) for number in range(2)]
+    assert (masks[0] != masks[1]).any()
+    expected = [tile.targets[mask] for tile, mask in zip(few.tiles, masks, strict=True)]
+    np.testing.assert_array_equal(few.read_labels(), np.concatenate(expected))
 
 
 def test_two_units_and_tiles_without_targets_are_refused(tmp_path):
@@ -298,10 +302,21 @@ def test_a_map_has_its_unit_and_no_value_where_observations_lack(place, tmp_path
     both = kept & np.isfinite(targets)
     expected = score_quantity(targets[both], values[both])
     assert result["agreement"] == pytest.approx(expected, rel=1e-5)
+    assert expected["rmse"] < 6, "in t/ha, as the targets are"
     assert result["values"] == {**TARGET, "pixels": kept.sum(), "no_value": (~kept).sum()}
     assert "RMSE" in capsys.readouterr().out
     for name in ("regression_map", "inference_map", "agreement"):
         assert (folder / f"{name}.png").read_bytes()[:4] == b"\x89PNG"
+    (tmp_path / "other").mkdir()
+    info = (tile / "tile.json").read_text().replace("t/ha", "kg/ha")
+    (tmp_path / "other/tile.json").write_text(info)
+    save(tmp_path / "other", "targets", targets)
+    keys = {
+        "map_path": folder / "regression_map.npy",
+        "labels_path": f"{tmp_path}/other/targets.npy",
+    }
+    with pytest.raises(InputError, match="found target 'yield' in 'kg/ha', wanted target 'yield'"):
+        run(read_inference_map, **keys)
     with pytest.raises(InputError, match="found uint16, wanted uint8 class codes"):
         run(read_inference_map, map_path=folder / "valid_count.npy")
 
