@@ -4,7 +4,7 @@ import json
 import os
 import signal
 
-from running.checkpoints import load_checkpoint
+from running.checkpoints import load_checkpoint, remove_run
 from running.errors import InputError, Stopped, notice
 
 import numpy as np
@@ -112,6 +112,8 @@ def test_a_data_set_yields_numbers_as_they_are(place):
     assert (masks[0] != masks[1]).any()
     expected = [tile.targets[mask] for tile, mask in zip(few.tiles, masks, strict=True)]
     np.testing.assert_array_equal(few.read_labels(), np.concatenate(expected))
+    few.keep_at_most(20)
+    assert few.num_pixels == 20, "no value is a class that has to stay"
 
 
 def test_two_units_and_tiles_without_targets_are_refused(tmp_path):
@@ -215,6 +217,9 @@ def test_the_best_is_of_the_start_or_of_the_last_epochs(place, tmp_path, monkeyp
     monkeypatch.setattr(train_regression.Quantity, "score", scored)
     scores = fit(place, tmp_path / "out", epochs=6, freeze_backbone=True)
     assert [scores[key] for key in ("best_epoch", "validation_rmse", "rmse")] == [4, 5, 4]
+    remove_run(tmp_path / "out", "regressor")
+    left = [path.name for path in (tmp_path / "out").iterdir()]
+    assert left == ["config.json"], "which the next run replaces"
 
 
 def test_predictions_outside_the_range_are_counted(place, tmp_path, monkeypatch, capsys):
