@@ -57,5 +57,7 @@ def shared():
 
 
 @pytest.fixture(autouse=True)
-def one_thread():
-    torch.set_num_threads(1)  # small batches; and other processes may be at work
+def one_thread_and_seed():
+    """Small batches, other processes may be at work; and a test has the same numbers each time."""
+    torch.set_num_threads(1)
+    torch.manual_seed(0)

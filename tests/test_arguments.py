@@ -8,6 +8,7 @@ import tokenize
 
 from running.config import MAX_INT, RANGES, check_early, check_paths, override
 from running.errors import InputError
+from running.script import TORCHRUN, start_script
 
 import pytest
 from helpers import ROOT
@@ -180,3 +181,14 @@ def test_ranges_that_scripts_narrow_are_the_widest():
         names = {"MAX_INT": MAX_INT, "any_length": True}
         low, high = (eval(ast.unparse(number), names) for number in numbers)
         assert RANGES[key][0] <= low and high <= RANGES[key][1], key
+
+
+def test_a_script_that_a_script_starts_is_no_process_of_torchrun(tmp_path, monkeypatch):
+    """It would wait for the others, who know nothing of it; its keys are those that are given."""
+    code = "import os, sys; print(sys.argv[1:], [k for k in os.environ if 'RANK' in k])"
+    (tmp_path / "said.py").write_text(code)
+    monkeypatch.setattr("running.script.ROOT", tmp_path)
+    for key in TORCHRUN:
+        monkeypatch.setenv(key, "1")
+    done = start_script("said.py", {"a": 1, "b": ""}, capture_output=True, text=True)
+    assert done.stdout == "['a=1', 'b='] []\n"

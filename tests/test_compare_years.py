@@ -192,6 +192,12 @@ def test_an_interval_is_that_of_resampled_blocks():
     np.testing.assert_allclose(areas.interval(np.ones((100, 1))), [[100], [100]])
 
 
+def test_intervals_have_the_seed_that_is_named(years, tmp_path):
+    result = compare(*years[:2], output_dir=tmp_path / "out", seed=1)
+    assert result["changed"] == years[-1]["changed"], "all pixels are in the sample"
+    assert result["interval"] != years[-1]["interval"]
+
+
 def test_geotiffs_picture_and_what_they_were_made_from(years):
     before, after, _, folder, _ = years
     for name, no_data in (("change", np.nan), ("changed", 0)):

@@ -58,8 +58,22 @@ def test_another_year_is_of_the_same_ground(tmp_path):
     assert differ[changed].mean() > 0.6, "the rest are covers of one code: pasture, mown meadow"
 
 
-def test_a_known_share_of_fields_changes():
-    rng = np.random.default_rng(0)
+def test_all_tiles_of_a_year_have_its_weather_and_the_soil_stays(monkeypatch):
+    cover, field = simulated.simulate_covers(32, np.random.default_rng(0))
+    pixels = simulated.grow(cover, field, np.random.default_rng(0))
+    monkeypatch.setattr(simulated, "vary", lambda field, *rest: np.zeros((2, *field.shape)))
+    one, other, later = (
+        simulated.grow_in(year, pixels, field, 0, np.random.default_rng(seed))
+        for year, seed in ((2025, 1), (2025, 2), (2026, 1))
+    )
+    for key in ("season", "strength"):
+        assert (one[key] == other[key]).all() and (one[key] != later[key]).all()
+    assert (one["soil"] == pixels["soil"]).all()
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_a_known_share_of_fields_changes(seed):
+    rng = np.random.default_rng(seed)
     cover, field = simulated.simulate_covers(64, rng)
     differ = simulated.change_fields(cover, field, rng) != cover
     names = np.array(list(simulated.COVERS))[cover]

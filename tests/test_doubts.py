@@ -4,9 +4,10 @@ import re
 from types import SimpleNamespace
 
 import numpy as np
+import torch
 from helpers import make_tile, map_tile, tile_of
 
-from maps.doubts import unlike_days
+from maps.doubts import unlike_bands, unlike_days
 
 
 def test_a_tile_unlike_those_of_training_is_doubtful(workplace, tmp_path, capsys):
@@ -27,3 +28,13 @@ def test_a_tile_unlike_those_of_training_is_doubtful(workplace, tmp_path, capsys
     january, december = SimpleNamespace(doys=np.array([5])), {"days": [360]}
     assert unlike_days(january, SimpleNamespace(checkpoint=december)) == "", "a year is a circle"
     assert "classes that the checkpoint lacks: Oats; that it lacks: Mangroves" in names
+
+
+def test_a_smaller_spread_is_as_doubtful_as_a_larger_one():
+    """In the training's deviations, which differ from band to band; a constant band has 1."""
+    checkpoint = {"mean": torch.tensor([1000.0] * 6), "std": torch.tensor([200.0] * 5 + [1.0])}
+    tile = SimpleNamespace(order=np.arange(6), read_names=list("ABCDEF"))
+    tile.band_mean = np.array([1000, 1000, 1095, 1105, 895, 1000])
+    tile.band_std = np.array([90, 410, 110, 200, 390, 0])
+    found = unlike_bands(tile, SimpleNamespace(checkpoint=checkpoint))
+    assert found.endswith(": A +0.0 (x 0.5), B +0.0 (x 2.0), D +0.5 (x 1.0), E -0.5 (x 1.9)")

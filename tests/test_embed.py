@@ -21,8 +21,12 @@ pytest.importorskip("pyarrow")
 
 @pytest.fixture(scope="session")
 def maps(workplace, tmp_path_factory):
+    return map_pixels(workplace, tmp_path_factory.mktemp("maps"), min_valid=14)
+
+
+def map_pixels(workplace, folder, **keywords):
     """Maps of infer.py as columns of pixels: embeddings, codes, confidence, clear dates."""
-    (folder,) = map_tile(workplace, tmp_path_factory.mktemp("maps"), min_valid=14)
+    (folder,) = map_tile(workplace, folder, **keywords)
     names = ("representation_map", "classification_map", "confidence", "valid_count")
     found = [np.load(folder / f"{name}.npy") for name in names]
     return [one.reshape(24 * 16, *one.shape[2:]) for one in found]
@@ -107,6 +111,15 @@ def test_an_encoder_that_is_not_fine_tuned_to_npy(workplace, table, maps, tmp_pa
     (folder,) = map_tile(workplace, tmp_path / "map", checkpoint="pretrained", min_valid=14)
     wanted = np.load(folder / "representation_map.npy").reshape(384, 16)[beside["id"]]
     np.testing.assert_allclose(embeddings, wanted[:, :5], atol=1e-5)
+
+
+def test_a_season_is_all_that_is_read_and_counted(workplace, table, tmp_path):
+    keys = {"start": "60", "end": "07-01", "min_valid": 5}
+    table.to_csv(tmp_path / "series.csv", index=False)
+    embed_data(workplace, tmp_path / "series.csv", tmp_path / "rows.csv", **keys)
+    maps = map_pixels(workplace, tmp_path / "maps", **keys)
+    assert maps[-1].max() < 12, "of 20 dates"
+    assert_as_mapped(pandas.read_csv(tmp_path / "rows.csv"), maps)
 
 
 def test_the_first_clear_row_of_a_date_counts(workplace, table, maps, tmp_path, capsys):

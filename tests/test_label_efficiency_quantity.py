@@ -4,6 +4,8 @@ import json
 import re
 from types import SimpleNamespace
 
+from running.checkpoints import load_checkpoint
+from running.device import start_runtime
 from running.errors import InputError, notice
 
 import numpy as np
@@ -13,11 +15,14 @@ from helpers import GEOREFERENCE, Fork, make_dataset, run, save, tile_of
 import label_efficiency
 import train_regression
 from evaluation import regressors
+from evaluation.comparison import open_split
 from evaluation.differences import block_bootstrap
+from evaluation.features import build_extractors, read_split
 from evaluation.quantities import resample_rmse
-from evaluation.regressors import fit_regressor
+from evaluation.regressors import find_target_folds, fit_regressor
+from evaluation.rows import FEATURES, MODELS, QUANTITY_MODELS
 from evaluation.tasks import Classes, find_task
-from tiles import TEST, Tile
+from tiles import TEST, Tile, checkpoint_bands
 
 TARGET = {"name": "yield", "unit": "t/ha"}
 QUICK = "embedding,series,harmonic"
@@ -136,6 +141,40 @@ def test_settings_are_chosen_over_blocks():
     assert fit_regressor("ridge regression", x[:1, None], level[:1])[1] is None, "of one target"
 
 
+def test_the_setting_has_the_lowest_squared_error_over_the_folds():
+    """Another error would choose another one here, where a few targets are far off."""
+    rng, groups = np.random.default_rng(0), np.arange(200) // 10
+    x = rng.normal(0, 1, (200, 1))
+    targets = x[:, 0] + np.where(rng.random(200) < 0.1, 8, 0.05) * rng.normal(0, 1, 200)
+    squares = {}
+    for k in (1, 3, 5, 9, 15, 25, 45):
+        errors = []
+        for train, test in find_target_folds(targets, 0, groups)[0]:
+            near = abs(x[test] - x[train].T).argsort(1)[:, :k]
+            errors.append(np.mean((targets[train][near].mean(1) - targets[test]) ** 2))
+        squares[k] = np.mean(errors)
+    chosen = fit_regressor("k nearest neighbours", x, targets, 0, groups)[1]
+    assert chosen == min(squares, key=squares.get)
+
+
+def test_a_forest_is_that_of_its_seed():
+    x = np.random.default_rng(0).normal(0, 1, (40, 3))
+
+    def grow(seed):
+        return regressors.regressors(seed)["random forest"][0].set_params(n_estimators=5).fit(x, x)
+
+    assert (grow(1).predict(x) == grow(1).predict(x)).all()
+    assert (grow(1).predict(x) != grow(2).predict(x)).any()
+
+
+def test_a_row_is_of_the_features_in_its_name():
+    for models in (MODELS, QUANTITY_MODELS):
+        assert len({one.label for one in models.values()}) == len(models)
+        for name, one in models.items():
+            first = name.split("_")[0]
+            assert first not in FEATURES or one.features == first
+
+
 def test_the_interval_is_of_resampled_blocks():
     rng = np.random.default_rng(0)
     actual, groups = rng.normal(0, 1, 300), np.arange(300) // 10
@@ -149,6 +188,16 @@ def test_the_interval_is_of_resampled_blocks():
     wanted = np.percentile(differences, [2.5, 97.5])
     np.testing.assert_allclose(found, wanted, atol=0.02)
     assert found[1] < -0.3
+
+
+def test_pixels_need_the_clear_observations_that_are_asked_for(workplace):
+    path = workplace / "pretrained/best.pt"
+    checkpoint, config = load_checkpoint(path), {"checkpoint_path": str(path), "min_valid": 17}
+    config |= {"base_path": workplace, "dataset_name": "toy"}
+    data = open_split("test", checkpoint, label_efficiency.run_config | config)
+    tiles = [Tile(tile_of(workplace, number)) for number in range(2)]
+    counts = np.concatenate([one.clear_counts()[one.split_map(4) == TEST] for one in tiles])
+    assert 0 < (counts >= 17).sum() == data.num_pixels < len(counts)
 
 
 # ---- up to a day ---------------------------------------------------------------------------------
@@ -183,6 +232,20 @@ def test_nothing_after_the_day_is_read(workplace, tmp_path):
     assert "| up to day | 40 (9 Feb) | 180 (29 Jun) | 366 (31 Dec) |" in table
     assert f"those with an observation up to day 40 ({(~known).sum()} have none" in table
     assert (base_path / "out/season.png").read_bytes()[:4] == b"\x89PNG"
+
+
+def test_features_up_to_a_day_are_those_of_tiles_without_later_ones(workplace):
+    """The day itself is read; series are filled up to it, and not with its value after it."""
+    path, day = workplace / "pretrained/best.pt", int(Tile(tile_of(workplace)).doys[9])
+    checkpoint, found = load_checkpoint(path), []
+    keys = {"min_valid": 1, "bands": checkpoint_bands(checkpoint, path)}
+    for season, until in (((1, 366), day), ((1, day), 366)):
+        data = Classes.dataset(workplace, "toy", season=season, **keys)
+        extractors = build_extractors([checkpoint], data.tiles, 0, start_runtime("cpu"), until)
+        found.append(read_split(data, extractors, known_by=until)[0])
+    assert len(found[0]) == 4
+    for key, features in found[0].items():
+        np.testing.assert_allclose(features, found[1][key], atol=1e-5)
 
 
 @pytest.mark.parametrize(

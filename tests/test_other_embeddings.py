@@ -8,10 +8,12 @@ from running.errors import InputError, notice
 import numpy as np
 import pytest
 import rasterio
-from helpers import GEOREFERENCE, make_tile, run, save, tile_of
+from helpers import GEOREFERENCE, make_dataset, make_tile, run, save, tile_of
 
 import label_efficiency
 from evaluation import classifiers
+from evaluation.shared_labels import notice_same_ground
+from evaluation.tasks import Classes
 from maps.embeddings import EmbeddingMap, open_maps, parse_sources
 from tiles import Tile
 
@@ -100,7 +102,8 @@ def test_maps_are_rows_on_the_pixels_of_all_rows(workplace, tmp_path, capsys):
     assert result["config"]["base_path"] == str(workplace)
 
 
-def test_numbers_mean_what_their_format_says(workplace, tmp_path):
+def test_numbers_mean_what_their_format_says(workplace, tmp_path, monkeypatch):
+    monkeypatch.setattr("maps.reader.BLOCK_BYTES", 4 * 16 * 64 * 5)  # 5 rows
     tile = Tile(tile_of(workplace))
     codes = np.random.default_rng(0).integers(-127, 128, (*SHAPE[1:3], 64)).astype(np.int8)
     codes[3, 4] = -128
@@ -136,6 +139,12 @@ CODES = FLOATS.astype(np.int8)
         (FLOATS, {}, "alphaearth:", "found float32, wanted int8 after alphaearth:"),
         (FLOATS, {"scales": [0.5] * 3}, "", "found scales or offsets of GDAL, wanted floating"),
         (FLOATS[1:], {}, "", r"found shape \(23, 16, 3\), wanted \(24, 16, D\) as .*; gdalwarp"),
+        (
+            FLOATS,
+            {"transform": [10, 0, 500005, 0, -10, 5400000]},
+            "",
+            r"found EPSG:32631 \(10.0, 0.0, 500005.0, 0.0, -10.0, 5400000.0\), wanted",
+        ),
         (
             FLOATS,
             {"transform": [10, 0, 500000, 0, 10, 5399760]},
@@ -219,6 +228,15 @@ def test_ground_of_both_sets_is_declared(workplace, two_sets, capsys):
     make_other(two_sets, {40: "Cropland", 95: "Mangroves", 3: "Maize"}, GEOREFERENCE)
     score(workplace, two_sets, test_dataset_name="other")
     assert "208 of 208 test pixels lie in blocks with labels to train on" in capsys.readouterr().out
+
+
+def test_tiles_of_one_name_without_a_place_may_show_the_same_ground(tmp_path, capsys):
+    for name in ("first", "second"):
+        make_dataset(tmp_path, name, tiles=1)
+    sets = [Classes.dataset(tmp_path, name, min_valid=1) for name in ("first", "second")]
+    notice_same_ground(*sets)
+    out = capsys.readouterr().out
+    assert "tile MGRS-0 is in both sets and has no crs and transform in tile.json" in out
 
 
 def test_years_that_cannot_be_compared_are_refused(workplace, two_sets):

@@ -18,6 +18,7 @@ from maps.pictures import (
     TOP,
     WRONG_COLOR,
     draw_maps,
+    find_bar,
     find_frame,
     plot_class_map,
     plot_false_color,
@@ -177,3 +178,9 @@ def test_the_pictures_of_two_years_have_other_titles(place, tmp_path):
         figure = draw_maps({"": np.zeros((16, 16, 4), np.uint8)}, (16, 16), info, info["tile"])
         titles.append(figure.texts[0].get_text())
     assert titles == ["MGRS-A, 2018", "MGRS-A, 2019"]
+
+
+def test_the_colours_of_a_quantity_lie_between_its_percentiles():
+    values = np.append(np.arange(101.0), np.nan)
+    assert find_bar(values, "height [m]")[:3] == (2, 98, "height [m]")
+    assert find_bar(values[-1:], "height [m]")[:2] == (0, 1), "of no value"

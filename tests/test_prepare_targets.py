@@ -52,10 +52,10 @@ def test_a_raster_of_whole_numbers_gives_means_and_no_value_where_it_has_none(tm
     grid |= {"width": 2 * SIZE, "height": 2 * SIZE, "count": 1, "dtype": "int16", "nodata": -9999}
     with rasterio.open(tmp_path / "height.tif", "w", **grid) as file:
         file.write(values, 1)
-        file.scales = (0.01,)
+        file.scales, file.offsets = (0.01,), (-1.5,)
     tile = add(folder, targets=str(tmp_path / "height.tif"), target_unit="m", splits="blocks")
     assert tile.info["target"] == {"name": "height", "unit": "m"}
-    expected = values.reshape(SIZE, 2, SIZE, 2).mean((1, 3)) * 0.01
+    expected = values.reshape(SIZE, 2, SIZE, 2).mean((1, 3)) * 0.01 - 1.5
     expected[:2, :2] = np.nan
     assert tile.targets.dtype == np.float32
     np.testing.assert_allclose(tile.targets, expected, rtol=1e-5)

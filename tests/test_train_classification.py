@@ -3,6 +3,7 @@
 import json
 import re
 import subprocess
+from types import SimpleNamespace
 
 from running.checkpoints import load_checkpoint
 from running.errors import InputError, notice
@@ -363,15 +364,17 @@ def test_a_fine_tuning_is_not_resumed_on_corrected_bands(workplace, tmp_path):
 @pytest.mark.slow
 def test_one_command_maps_another_year_and_scores_it_by_class_names(workplace, tmp_path, capfd):
     """Scripts of their own, as a user starts them; codes of the other year differ, names agree."""
-    make_dataset(workplace, tiles=1, name="next")
-    tile = tile_of(workplace, 0, "next")
+    make_dataset(tmp_path, tiles=1, name="next")
+    (tmp_path / "data/toy").symlink_to(workplace / "data/toy")
+    tile = tile_of(tmp_path, 0, "next")
     labels = np.load(tile / "labels.npy")
     save(tile, "labels", np.where(labels == 40, 95, np.where(labels == 95, 40, labels)))
     info = json.loads((tile / "tile.json").read_text())
     names = load_checkpoint(workplace / "classifier/best.pt")["classes"]
     info["classes"] = {"95": names["40"], "40": names["95"]}
     (tile / "tile.json").write_text(json.dumps(info))
-    fine_tune(workplace, tmp_path / "out", epochs=2, map_dataset_name="next")
+    keys = {"base_path": tmp_path, "epochs": 2, "map_dataset_name": "next"}
+    fine_tune(workplace, tmp_path / "out", **keys)
     folder = tmp_path / "out/maps/MGRS-0"
     assert np.load(folder / "classification_map.npy").shape == labels.shape
     assert (folder / "inference_map.png").exists()
@@ -418,3 +421,24 @@ def test_a_finished_run_that_is_started_again_keeps_its_maps(workplace, tmp_path
     (tmp_path / "best.pt").unlink()  # a kill before it was written
     fine_tune(workplace, tmp_path, epochs=1, **few)
     assert load_checkpoint(tmp_path / "best.pt")
+
+
+def test_maps_are_made_as_the_run_was_and_a_script_that_fails_is_named(tmp_path, monkeypatch):
+    tile, started = SimpleNamespace(path=tmp_path / "next/MGRS-0"), []
+    config = {"overwrite": True, "device": "cpu", "wandb_mode": "offline", "wandb_dir": "logs"}
+    config |= {"skip_bad_tiles": False}
+    with pytest.raises(InputError, match="infer.py ended with status 1, see above"):
+        mapping.map_tiles([tile], config | {"wandb_mode": "sometimes"}, "class_map", tmp_path)
+
+    def spy(script, keys):
+        started.append((script, {key: str(value) for key, value in keys.items()}))
+        return SimpleNamespace(returncode=0)
+
+    monkeypatch.setattr(mapping, "start_script", spy)
+    mapping.map_tiles([tile], config, "class_map", tmp_path)
+    logged = {"wandb_mode": "offline", "wandb_dir": "logs"}
+    keys = {"checkpoint_path": f"{tmp_path}/best.pt", "tile_path": f"{tmp_path}/next"}
+    keys |= {"output_dir": f"{tmp_path}/maps", "overwrite": "True", "device": "cpu"}
+    keys |= {"skip_bad_tiles": "False"}
+    of_map = {"map_path": f"{tmp_path}/maps/MGRS-0/class_map.npy"}
+    assert started == [("infer.py", keys | logged), ("read_inference_map.py", of_map | logged)]

@@ -287,6 +287,9 @@ def test_views_of_other_years_differ_in_days_and_brightness_and_keep_their_order
     assert days.dtype == doys.dtype and int(days.min()) >= 1 and int(days.max()) <= 366
     assert bool((days.diff(dim=-1) > 0).all()), "dates ascend"
     assert float(shift[..., 2].std()) == pytest.approx(5.3, rel=0.1)  # 6 days, cut at 12
+    assert float(shift[..., 2].abs().max()) <= 12, "about the middle of the year"
+    _, edges = augmented("vary_years", x, torch.tensor([1, 2, 3, 4, 366]).expand_as(doys))
+    assert int(edges.min()) == 1 and int(edges.max()) == 366, "day 0 would be no observation"
     assert float(shift.abs().max()) < 25
     assert float((shift[..., 4] - shift[..., 0]).std()) == pytest.approx(5.8, rel=0.15), "stretch"
     assert float((shift[:, 0] - shift[:, 1]).std()) > 5, "views differ"
