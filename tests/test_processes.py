@@ -37,11 +37,11 @@ def test_two_processes_train_the_weights_of_one(dataset, tmp_path, backbone, wor
     """
     config = tiny(dataset, tmp_path / "one", backbone=backbone, batch_size=61, max_steps=20)
     # oneDNN sums a convolution's gradient with ten times the rounding of a matrix product
-    config |= {"learning_rate": 3e-4} if backbone == "cnn" else {}
+    config |= {"learning_rate": 2e-4} if backbone == "cnn" else {}
     main(config)
     done = run_ranks({**config, "output_dir": str(tmp_path / "two"), "num_workers": workers})
     assert done.returncode == 0, done.stderr
-    assert_same_weights(weights(tmp_path / "one"), weights(tmp_path / "two"), atol=2e-5, rtol=1e-5)
+    assert_same_weights(weights(tmp_path / "one"), weights(tmp_path / "two"), atol=1e-5, rtol=1e-5)
     one, two = lines(tmp_path / "one"), lines(tmp_path / "two")
     assert [line["step"] for line in one] == [line["step"] for line in two]
     for key in ("loss", "val_loss", "rankme"):
