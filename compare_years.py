@@ -17,6 +17,7 @@ from running.device import start_runtime
 from running.files import lock_folder, make_output_dir, remove_parts, write_json
 from running.log import ProgressBar, refuse_training_folder, start_log
 from running.script import refuse_torchrun, run_script
+from running.tile_json import is_georeferenced
 
 import numpy as np
 from scipy.stats import norm
@@ -35,7 +36,6 @@ from maps.false_color import apply_basis, fit_basis, sample_representations
 from maps.geotiff import write_geotiff
 from maps.pictures import color_classes, draw_maps, find_frame, save_picture
 from maps.writer import MapWriter
-from tile_json import is_georeferenced
 
 run_config = {
     # input

@@ -16,6 +16,7 @@ from running.errors import InputError
 from running.files import make_output_dir
 from running.log import start_log
 from running.script import refuse_torchrun, run_script
+from running.tile_json import is_georeferenced
 
 import numpy as np
 
@@ -24,7 +25,6 @@ from maps.geotiff import write_geotiff
 from maps.pictures import find_frame, plot_false_color
 from maps.reader import RepresentationMap, check_together, read_provenance
 from maps.writer import refuse_shared_folders
-from tile_json import is_georeferenced
 
 run_config = {
     "representation_path": "",  # representation_map.npy of infer.py; several divided by commas

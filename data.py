@@ -10,13 +10,13 @@ from itertools import pairwise
 from running.config import ALL_YEAR
 from running.errors import InputError
 from running.script import leave_signals_to_trainer
+from running.tile_json import merge_classes, merge_targets
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
-from tile_json import merge_classes, merge_targets
 from tiles import TEST, TRAIN, VALIDATION, Bands, find_band_names, open_dataset, pool_statistics
 from transforms import clear_dates, sample_dates, standardise
 from utils import keep_classes

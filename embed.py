@@ -25,11 +25,11 @@ from running.script import refuse_torchrun, run_script
 
 import numpy as np
 
-from encoder import Encoder, days_of_year, has_data
 from preparation import need
 from preparation.cubes import cube_writer, is_cube, legend_attributes, open_cube
 from preparation.table_tile import write_table_tile
 from preparation.tables import OPTIONAL, PARQUET, Columns, Table, column_names, read_table
+from trained.encoder import Encoder, days_of_year, has_data
 
 run_config = {
     # input

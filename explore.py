@@ -22,6 +22,7 @@ from running.errors import InputError, notice
 from running.files import make_output_dir
 from running.log import refuse_training_folder, start_log
 from running.script import refuse_torchrun, run_script
+from running.tile_json import merge_classes
 
 import numpy as np
 from sklearn.decomposition import PCA
@@ -40,7 +41,6 @@ from explorer.scene import (
 )
 from maps.false_color import find_basis, sample_representations
 from maps.reader import check_together
-from tile_json import merge_classes
 
 run_config = {
     # input

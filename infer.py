@@ -27,10 +27,10 @@ from running.files import (
 )
 from running.log import ProgressBar, refuse_training_folder, start_log
 from running.script import run_script, stop_on_signals
+from running.tile_json import TARGET, describe_target, find_years, is_georeferenced
 
 import numpy as np
 
-from encoder import Encoder
 from maps.doubts import notice_doubts
 from maps.geotiff import write_geotiff, write_representation_tif
 from maps.land_cover import class_legend
@@ -38,8 +38,8 @@ from maps.pictures import plot_class_map, plot_values
 from maps.products import empty_maps, made_products, map_arrays, remove_products
 from maps.reader import read_provenance
 from maps.writer import MapWriter, quantise, refuse_shared_folders
-from tile_json import TARGET, describe_target, find_years, is_georeferenced
 from tiles import OBSERVATIONS, Tile, checkpoint_bands, notice_unnamed
+from trained.encoder import Encoder
 from utils import extract_representations, notice_few_clear
 
 run_config = {

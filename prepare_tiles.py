@@ -16,6 +16,7 @@ from running.config import check
 from running.errors import InputError
 from running.files import make_output_dir
 from running.script import run_script
+from running.tile_json import read_tile_json
 
 import numpy as np
 
@@ -28,7 +29,6 @@ from preparation.place import parse_tile
 from preparation.plan import check_same, choose_items, make_plans, parse_request
 from preparation.quick_look import plot_quick_look
 from preparation.targets import open_targets, write_targets
-from tile_json import read_tile_json
 from tiles import tiles_folder
 
 run_config = {

@@ -15,6 +15,7 @@ from running.errors import InputError, notice
 from running.files import make_output_dir, write_json
 from running.log import start_log
 from running.script import refuse_torchrun, run_script
+from running.tile_json import describe_target, match_classes, merge_classes, merge_targets
 
 import numpy as np
 
@@ -41,7 +42,6 @@ from maps.pictures import (
     save_picture,
 )
 from maps.reader import find_labels, read_codes, read_map, read_provenance, row_blocks
-from tile_json import describe_target, match_classes, merge_classes, merge_targets
 
 run_config = {
     "map_path": "outputs/MGRS-SIM1/classification_map.npy",  # or regression_map.npy, of infer.py

@@ -16,11 +16,10 @@ from typing import NamedTuple
 from running.config import ALL_YEAR, in_season
 from running.errors import InputError, notice, what_is_there
 from running.files import Watch, cached_array, open_npy
+from running.tile_json import match_bands, read_tile_json
 
 import numpy as np
 import torch
-
-from tile_json import match_bands, read_tile_json
 
 TRAIN, VALIDATION, TEST = 1, 2, 3  # codes of splits.npy; 0: no labels used, pretraining only
 CACHE_PIXELS = 512  # pixels whose whole series fit into a core's own cache

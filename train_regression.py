@@ -18,6 +18,7 @@ from functools import partial
 
 from running.errors import InputError, notice
 from running.script import run_script
+from running.tile_json import describe_target
 
 import numpy as np
 import torch.nn.functional as F
@@ -31,7 +32,6 @@ from evaluation.quantities import (
     print_quantity_scores,
     score_quantity,
 )
-from tile_json import describe_target
 from training.finetuning import Task, fine_tune
 
 run_config = {

@@ -7,13 +7,13 @@ import math
 
 from running.errors import notice
 from running.files import atomic_write
+from running.tile_json import find_bands
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from scipy.linalg import hadamard
 
-from tile_json import find_bands
 from transforms import clear_dates, even_dates, even_draws, standardise
 
 BLOCK_BYTES = 1 << 26  # of bands.npy that are read at a time

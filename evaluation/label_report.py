@@ -4,12 +4,12 @@ import math
 from datetime import date, timedelta
 
 from running.files import atomic_write, write_json
+from running.tile_json import describe_target
 
 import numpy as np
 
 from evaluation.differences import independent_scores
 from evaluation.rows import FEATURES, OWN
-from tile_json import describe_target
 from utils import new_figure, save_figure
 
 FOUND_AGAIN = (

@@ -3,9 +3,10 @@
 Shapes: N pixels, G blocks of neighbouring pixels.
 """
 
+from running.tile_json import describe_target
+
 import numpy as np
 
-from tile_json import describe_target
 from utils import new_figure, save_figure
 
 SCORES = ("rmse", "mae", "r2", "bias")

@@ -6,12 +6,12 @@ also a network that a script of its own trains, has the same pixels and classes.
 
 from running.errors import InputError, notice
 from running.files import write_json
+from running.tile_json import fold_name, merge_classes, merge_targets
 
 import numpy as np
 
 from maps.embeddings import open_maps
 from maps.land_cover import class_legend
-from tile_json import fold_name, merge_classes, merge_targets
 from tiles import (
     OBSERVATIONS,
     TEST,

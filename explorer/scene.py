@@ -9,6 +9,13 @@ from pathlib import Path
 
 from running.errors import InputError
 from running.files import Watch
+from running.tile_json import (
+    band_key,
+    describe_target,
+    find_bands,
+    find_years,
+    is_georeferenced,
+)
 
 import numpy as np
 from rasterio._err import CPLE_BaseError  # GDAL's errors, which have no public name
@@ -19,13 +26,6 @@ from maps.false_color import apply_basis
 from maps.land_cover import class_legend, row_hectares
 from maps.reader import RepresentationMap, check_same_place, read_codes, read_map
 from maps.writer import quantise
-from tile_json import (
-    band_key,
-    describe_target,
-    find_bands,
-    find_years,
-    is_georeferenced,
-)
 from tiles import Tile
 from utils import median_color
 

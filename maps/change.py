@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 from running.errors import InputError, notice
 from running.files import Watch, describe_files
+from running.tile_json import find_years, is_georeferenced, match_classes
 
 import numpy as np
 from scipy.special import boxcox
@@ -26,7 +27,6 @@ from maps.reader import (
     row_blocks,
     scales_path,
 )
-from tile_json import find_years, is_georeferenced, match_classes
 
 UNCHANGED, CHANGED, CERTAIN = 1, 2, 3  # codes of changed.npy; 0: no data in one of the years
 CHANGE_LEGEND = {

@@ -1,11 +1,11 @@
 """What makes the maps of a tile doubtful: where it is unlike the tiles of the training."""
 
 from running.errors import notice
+from running.tile_json import fold_name
 
 import numpy as np
 
 from maps.land_cover import count_classes
-from tile_json import fold_name
 
 # how far a tile may be from the training's tiles before its maps are called doubtful
 FAR_MEAN = 0.5  # between means of a band, in the training's deviations

@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 from running.errors import InputError, what_is_there
 from running.files import describe_files, open_npy
+from running.tile_json import is_georeferenced
 
 import numpy as np
 import rasterio
@@ -20,7 +21,6 @@ from rasterio.transform import array_bounds
 from rasterio.windows import Window
 
 from maps.reader import block_rows, open_representations, read_provenance, scales_path
-from tile_json import is_georeferenced
 
 ALPHAEARTH, ALPHAEARTH_NODATA = "alphaearth:", -128
 SUFFIXES = (".npy", ".tif", ".tiff")

@@ -2,6 +2,8 @@
 
 import math
 
+from running.tile_json import is_georeferenced
+
 import numpy as np
 from matplotlib.colors import hsv_to_rgb, to_hex
 from rasterio._err import CPLE_AppDefinedError, CPLE_BaseError  # GDAL's, without a public name
@@ -9,7 +11,6 @@ from rasterio.crs import CRS
 from rasterio.warp import transform as transform_points
 
 from maps.reader import row_blocks
-from tile_json import is_georeferenced
 
 WORLDCOVER = {  # classes of ESA WorldCover and their official colours; 0, no data, is no class
     10: {"name": "Tree cover", "color": "#006400"},

@@ -8,6 +8,7 @@ import textwrap
 from typing import NamedTuple
 
 from running.files import atomic_write
+from running.tile_json import find_years, is_georeferenced
 
 import numpy as np
 from matplotlib import colormaps
@@ -18,7 +19,6 @@ from matplotlib.ticker import MaxNLocator
 from rasterio.crs import CRS
 
 from maps.land_cover import count_classes, to_degrees
-from tile_json import find_years, is_georeferenced
 from utils import new_figure
 
 DPI = 100

@@ -4,10 +4,9 @@ from pathlib import Path
 
 from running.errors import InputError, notice
 from running.files import Watch, describe_files, open_npy
+from running.tile_json import is_georeferenced, read_tile_json
 
 import numpy as np
-
-from tile_json import is_georeferenced, read_tile_json
 
 BLOCK_BYTES = 1 << 26  # of a representation map as float32, in memory at a time
 BLOCK_PIXELS = 1 << 22  # of a map (H, W), in memory at a time

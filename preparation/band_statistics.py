@@ -6,11 +6,11 @@ Shapes: h x w pixels of a block, B bands.
 from running.errors import InputError, what_is_there
 from running.files import atomic_write, open_npy, write_json
 from running.log import ProgressBar
+from running.tile_json import find_bands
 
 import numpy as np
 
 from preparation import sentinel2
-from tile_json import find_bands
 from tiles import OBSERVATIONS, Tile
 
 STATISTICS = ("band_mean.npy", "band_std.npy")

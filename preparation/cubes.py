@@ -11,13 +11,13 @@ from dataclasses import dataclass
 
 from running.errors import InputError, notice
 from running.files import write_error
+from running.tile_json import match_bands
 
 import numpy as np
 
-from encoder import read_dates
 from preparation import need
 from preparation.tables import OPTIONAL
-from tile_json import match_bands
+from trained.encoder import read_dates
 from utils import BLOCK_BYTES
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from running.errors import InputError, what_is_there
 from running.files import atomic_write, write_json
+from running.tile_json import is_class_table, is_georeferenced, read_tile_json
 
 import numpy as np
 import rasterio
@@ -27,7 +28,6 @@ from maps.land_cover import WORLDCOVER, class_legend
 from preparation import need
 from preparation.features import is_vector_name, read_features
 from preparation.pixels import NETWORK
-from tile_json import is_class_table, is_georeferenced, read_tile_json
 from tiles import Tile, split_blocks
 
 GROUND = "EPSG:6933"  # EASE-Grid 2.0: the whole Earth, equal-area, in metres

@@ -4,6 +4,8 @@ import math
 from datetime import datetime
 from pathlib import Path
 
+from running.tile_json import describe_target, find_years
+
 import numpy as np
 from matplotlib.colors import to_rgba
 from matplotlib.dates import DateFormatter
@@ -12,7 +14,6 @@ from rasterio.crs import CRS
 
 from maps.land_cover import class_legend
 from maps.pictures import COLORS, find_bar
-from tile_json import describe_target, find_years
 from tiles import Tile
 from utils import median_color, new_figure, save_figure
 

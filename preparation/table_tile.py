@@ -11,12 +11,12 @@ from running.files import create_npy, make_output_dir, write_error, write_json
 
 import numpy as np
 
-from encoder import check_unit, days_of_year
 from preparation import need
 from preparation.band_statistics import add_counts, count_block, statistics
 from preparation.features import clean_classes, number_classes
 from preparation.simulated import move_folder
 from preparation.tables import OPTIONAL
+from trained.encoder import check_unit, days_of_year
 
 
 def write_table_tile(table, folder, scale):

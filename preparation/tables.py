@@ -13,8 +13,8 @@ from running.errors import InputError
 
 import numpy as np
 
-from encoder import has_data, read_dates
 from preparation import need
+from trained.encoder import has_data, read_dates
 
 OPTIONAL = "requirements-tables.txt"
 PARQUET = (".parquet", ".pq")

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from running.errors import InputError
 from running.files import atomic_write, write_json
+from running.tile_json import is_georeferenced
 
 import numpy as np
 import rasterio
@@ -23,7 +24,6 @@ from rasterio.windows import Window
 
 from preparation.features import find_whole, is_vector_name, keep_features, read_file
 from preparation.labels import BLOCK_PIXELS, burn_features, find_transform, map_splits
-from tile_json import is_georeferenced
 from tiles import Tile
 
 KEYS = ("targets", "targets_layer", "target_column", "target_name", "target_unit")

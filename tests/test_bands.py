@@ -4,6 +4,7 @@ import json
 
 from running.checkpoints import load_checkpoint
 from running.errors import InputError
+from running.tile_json import band_key
 
 import numpy as np
 import pytest
@@ -25,7 +26,6 @@ import label_efficiency
 import train
 from data import SentinelTimeSeriesDatasetForDownstreaming
 from explorer.scene import series_bands
-from tile_json import band_key
 from tiles import Tile, open_dataset
 from utils import median_color
 

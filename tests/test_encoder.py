@@ -11,7 +11,7 @@ import pytest
 from helpers import map_tile, tile_of
 from series_data import dates_of, read_series
 
-from encoder import Encoder, days_of_year
+from trained.encoder import Encoder, days_of_year
 
 
 @pytest.fixture(scope="session")

@@ -14,6 +14,7 @@ from pathlib import Path
 from running.checkpoints import load_checkpoint
 from running.errors import InputError
 from running.files import open_npy
+from running.tile_json import is_georeferenced
 
 import numpy as np
 import pytest
@@ -27,7 +28,6 @@ from backbones import load_backbone, load_classifier
 from maps import false_color
 from maps.land_cover import class_legend
 from maps.reader import open_representations, read_provenance
-from tile_json import is_georeferenced
 from tiles import Tile
 
 EXAMPLES = {"npy": 3000, "tile.json": 1000, "checkpoint": 1000, "basis": 3500, "infer.json": 500}

@@ -14,7 +14,7 @@ from running.errors import InputError
 import pytest
 from helpers import ROOT
 
-FOLDERS = ("running", "maps", "evaluation", "training", "preparation", "explorer")
+FOLDERS = ("running", "maps", "evaluation", "training", "trained", "preparation", "explorer")
 ROOT_FILES = sorted(ROOT.glob("*.py"))
 PYTHON_FILES = ROOT_FILES + [
     file for folder in FOLDERS for file in sorted((ROOT / folder).glob("*.py"))
@@ -27,7 +27,8 @@ MAY_IMPORT = {
     "maps": {"running", *CORE},
     "evaluation": {"running", "maps", *CORE},
     "training": {"running", "evaluation", *CORE},
-    "preparation": {"running", "maps", *CORE},
+    "trained": {"running", "maps", *CORE},
+    "preparation": {"running", "maps", "trained", *CORE},
     "explorer": {"running", "maps", *CORE},
 }
 

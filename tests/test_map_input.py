@@ -19,9 +19,9 @@ from map_helpers import (
     run,
 )
 
-import encoder
 import infer
 import read_inference_map
+from trained import encoder
 
 
 @pytest.fixture(scope="module")

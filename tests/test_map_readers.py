@@ -7,6 +7,7 @@ import zipfile
 
 from running.errors import InputError
 from running.files import create_npy
+from running.tile_json import merge_classes
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -26,7 +27,6 @@ from maps.geotiff import write_geotiff
 from maps.land_cover import class_areas, class_legend, row_hectares
 from maps.pictures import MAX_SIDE, draw_maps, legend_entries, plot_class_map
 from maps.reader import read_map
-from tile_json import merge_classes
 
 
 @pytest.fixture(scope="module")

@@ -6,6 +6,7 @@ import os
 
 from running.config import check
 from running.errors import notice
+from running.tile_json import read_tile_json
 
 import numpy as np
 import pytest
@@ -23,7 +24,6 @@ from maps.false_color import fit_basis, save_basis
 from maps.products import remove_products
 from maps.reader import scales_path
 from preparation import simulated
-from tile_json import read_tile_json
 
 SHAPE = (20, 30)
 

@@ -17,7 +17,7 @@ import train
 README = ROOT / "README.md"
 FOLDERS = ("docs", "benchmarks", "experiments")
 PAGES = [README, *(page for folder in FOLDERS for page in sorted(ROOT.glob(f"{folder}/*.md")))]
-ROOMS = ("running", "maps", "evaluation", "training", "preparation", "explorer")
+ROOMS = ("running", "maps", "evaluation", "training", "trained", "preparation", "explorer")
 
 
 def code_blocks(language, pages=PAGES):

@@ -28,11 +28,11 @@ from data import (
     SentinelTimeSeriesDatasetForRegression,
     iterate_batches,
 )
-from encoder import Encoder
 from evaluation import regressors
 from evaluation.networks import fit_ridge_start
 from evaluation.quantities import score_quantity
 from tiles import TEST, Tile
+from trained.encoder import Encoder
 from training import finetuning as loop
 
 SMALL = {"shape": (12, 20, 16, 6), "clear": 0.8, **GEOREFERENCE}  # for `make_dataset`

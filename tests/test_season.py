@@ -21,9 +21,9 @@ from data import (
     SentinelTimeSeriesDatasetForDownstreaming,
     iterate_batches,
 )
-from encoder import Encoder
 from preparation import items, plan
 from tiles import Tile
+from trained.encoder import Encoder
 
 SEASONS = [(100, 250), (300, 60)]  # the second one crosses New Year
 

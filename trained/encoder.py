@@ -1,6 +1,6 @@
 """A trained encoder from Python: numpy arrays in, numpy arrays out.
 
-    from encoder import Encoder
+    from trained.encoder import Encoder
 
     encoder = Encoder.load("checkpoints/landcover/best.pt")
     embeddings = encoder.embed(reflectance, dates)  # (N, T, B) and (T,): (N, D)
@@ -22,12 +22,12 @@ from running.config import check, find_season, in_season
 from running.device import Runtime, start_runtime
 from running.errors import InputError, notice
 from running.files import Watch, file_hash
+from running.tile_json import TILE_JSON, is_class_table, match_bands
 
 import numpy as np
 import torch
 
 from backbones import decode_quantity, load_backbone, load_classifier
-from tile_json import TILE_JSON, is_class_table, match_bands
 from transforms import clear_dates, even_dates, standardise
 from utils import BLOCK_BYTES, encode_series
 

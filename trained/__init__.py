@@ -1,0 +1,1 @@
+"""A trained encoder outside of these scripts: from Python, in other software, described."""
