@@ -363,11 +363,12 @@ def print_start(run, data, length):
     """Print what is trained on, and how long."""
     dates, fewest = (run.config[key] for key in ("sample_size", "min_sample_size"))
     fewest = min(fewest, dates) if BACKBONES[run.config["backbone"]].any_length else dates
+    step = run.progress.step  # beyond stop_step where max_steps was larger before
     print(
         f"{run.config['dataset_name']}: {len(data.train.tiles)} tiles, {data.train.num_bands} "
         f"bands, {data.train.num_pixels} training and {data.validation.num_pixels} validation "
         f"pixels; {run.config['backbone']} on {run.runtime.device}\n"
-        f"steps {run.progress.step} to {length.stop_step} of {length.total_steps}, "
+        f"steps {step} to {max(step, length.stop_step)} of {length.total_steps}, "
         f"{length.total_steps / length.steps_per_epoch:.3g} passes over the training pixels; "
         f"views of {fewest} to {dates} clear dates"
     )

@@ -175,7 +175,9 @@ def test_two_trainings_in_one_folder_are_refused(dataset, tmp_path, monkeypatch)
         assert not list((tmp_path / "out").iterdir())
 
 
-def test_a_limit_of_steps_does_not_change_which_checkpoint_is_best(dataset, tmp_path, monkeypatch):
+def test_a_limit_of_steps_does_not_change_which_checkpoint_is_best(
+    dataset, tmp_path, monkeypatch, capsys
+):
     """Regression: the validation that ends a limited run could win best.pt."""
     monkeypatch.setattr(train, "plot_correlation", lambda *_: None)  # most of the time
     config = tiny(dataset, tmp_path / "whole", epochs=6, val_interval=8)
@@ -188,6 +190,10 @@ def test_a_limit_of_steps_does_not_change_which_checkpoint_is_best(dataset, tmp_
         assert_same_weights(weights(tmp_path / "whole", name), weights(tmp_path / "parts", name))
     best = [load_checkpoint(tmp_path / run / "best.pt")["step"] for run in ("whole", "parts")]
     assert best[0] == best[1]
+    total = load_checkpoint(tmp_path / "parts/last.pt")["step"]
+    capsys.readouterr()
+    train.main({**parts, "max_steps": 3})  # nothing is left to do
+    assert f"steps {total} to {total} of {total}" in capsys.readouterr().out
 
 
 def test_a_damaged_best_does_not_keep_a_run_from_going_on(dataset, tmp_path):
