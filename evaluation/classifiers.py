@@ -15,6 +15,7 @@ from sklearn.model_selection import GridSearchCV, RepeatedStratifiedKFold, Strat
 from sklearn.neighbors import KNeighborsClassifier
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
+from sklearn.svm import SVC
 from threadpoolctl import threadpool_limits
 
 from utils import keep_classes
@@ -32,14 +33,18 @@ def classifiers(seed):
 
     Discriminant analysis has nothing to choose: the shrinkage of its covariances is Ledoit and
     Wolf's (2004, 10.1016/S0047-259X(03)00096-4). The scale of a feature does not matter to it.
+    The support vector machine (radial kernel) has C fixed, too: folds of pixels, which scattered
+    labels have, choose one that is too large.
     """
     discriminant = LinearDiscriminantAnalysis(solver="lsqr", shrinkage="auto")
     logistic = make_pipeline(StandardScaler(), LogisticRegression(max_iter=2000))
     neighbours = make_pipeline(StandardScaler(), KNeighborsClassifier(1))
+    vectors = make_pipeline(StandardScaler(), SVC(C=3))
     forest = RandomForestClassifier(500, n_jobs=-1, random_state=seed)
     return {
         "logistic regression": (logistic, "logisticregression__C", list(10.0 ** np.arange(-3, 4))),
         "discriminant analysis": (discriminant, None, []),
+        "support vector machine": (vectors, None, []),
         "k nearest neighbours": (neighbours, "kneighborsclassifier__n_neighbors", NEIGHBOURS),
         "random forest": (forest, "min_samples_leaf", LEAF_SIZES),
     }

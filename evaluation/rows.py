@@ -13,7 +13,15 @@ class Model:
     method: str = ""
 
 
-OWN = ("embedding", "discriminant", "neighbours", "finetuned", "both", "both_discriminant")
+OWN = (
+    "embedding",
+    "discriminant",
+    "vectors",
+    "neighbours",
+    "finetuned",
+    "both",
+    "both_discriminant",
+)
 NETWORKS = ("finetuned", "scratch")  # rows that are not in OWN are baselines
 FEATURES = {  # their names, as in the labels of rows
     "embedding": "embedding",
@@ -32,24 +40,28 @@ def _join(features, method, color):
 
 
 LOGISTIC, DISCRIMINANT, FOREST = "logistic regression", "discriminant analysis", "random forest"
-RIDGE, NEIGHBOURS = "ridge regression", "k nearest neighbours"
+RIDGE, NEIGHBOURS, VECTORS = "ridge regression", "k nearest neighbours", "support vector machine"
 MODELS = {  # of classes
     "embedding": _join("embedding", LOGISTIC, "#08519c"),
     "discriminant": _join("embedding", DISCRIMINANT, "#2171b5"),
+    "vectors": _join("embedding", VECTORS, "#54278f"),
     "neighbours": _join("embedding", NEIGHBOURS, "#3b8bc8"),
     "finetuned": Model("fine-tuned network", "#6a51a3"),
     "series": _join("series", LOGISTIC, "#e6820a"),
     "series_discriminant": _join("series", DISCRIMINANT, "#b8860b"),
+    "series_vectors": _join("series", VECTORS, "#a6761d"),
     "forest": _join("series", FOREST, "#31a354"),
     "harmonic": _join("harmonic", LOGISTIC, "#c51b1b"),
     "harmonic_discriminant": _join("harmonic", DISCRIMINANT, "#e7298a"),
+    "harmonic_vectors": _join("harmonic", VECTORS, "#f781bf"),
     "untrained": _join("untrained", LOGISTIC, "#969696"),
     "untrained_discriminant": _join("untrained", DISCRIMINANT, "#bdbdbd"),
     "scratch": Model("network from scratch", "#252525"),
     "both": _join("embedding+harmonic", LOGISTIC, "#17a2a2"),
     "both_discriminant": _join("embedding+harmonic", DISCRIMINANT, "#0b7285"),
 }
-MAP_METHODS = {"": LOGISTIC, "_discriminant": DISCRIMINANT, "_neighbours": NEIGHBOURS}
+MAP_METHODS = {"": LOGISTIC, "_discriminant": DISCRIMINANT, "_vectors": VECTORS}
+MAP_METHODS |= {"_neighbours": NEIGHBOURS}
 QUANTITY_MODELS = {
     "embedding": _join("embedding", RIDGE, "#08519c"),
     "neighbours": _join("embedding", NEIGHBOURS, "#3b8bc8"),

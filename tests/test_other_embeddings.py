@@ -87,7 +87,8 @@ def test_maps_are_rows_on_the_pixels_of_all_rows(workplace, tmp_path, capsys):
         capsys.readouterr().out
     )
     rows = {row["model"]: row for row in result["scores"]}
-    assert list(rows) == ["harmonic", "presto", "presto_discriminant", "presto_neighbours"]
+    methods = ("", "_discriminant", "_vectors", "_neighbours")
+    assert list(rows) == ["harmonic", *("presto" + method for method in methods)]
     assert all(rows[name]["macro_f1"] == 1 for name in list(rows)[1:])
     pixels = [
         one["all_labels"] + sum(entry["pixels"] for entry in one["test_classes"].values())
