@@ -224,9 +224,8 @@ def map_tile(tile, output_dir, model, config, runtime, made_by, stop):
     # the bytes of a map depend on how its pixels are put into batches
     batches = [runtime.device.type, runtime.block_pixels, runtime.batch_dates, runtime.pad_dates]
     made_from = made_by | {"batches": batches, "files": tile.watch.before}
-    room = 8 * height * width  # the pictures that follow are smaller
-    if config["representation_tif"]:  # written twice, see maps/geotiff.py
-        room += model.size * room
+    # GeoTIFFs are written twice, see maps/geotiff.py; other pictures are smaller
+    room = (16 + 8 * model.size * config["representation_tif"]) * height * width
     writer = MapWriter(output_dir, map_arrays(shape, made_by, model.size), made_from, room=room)
     if writer.rows:
         print(f"{output_dir}: resumes after row {writer.rows} of {height}")

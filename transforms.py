@@ -146,7 +146,7 @@ def even_draws(x, doys, num_sampled, num_views):
         torch.arange(num_sampled, device=x.device) + offset[:, None]
     ) / num_sampled  # (V, S)
     rank = ((doys > 0).sum(1)[:, None, None] * position).long()  # (N, V, S)
-    pixel = torch.arange(len(x), device=x.device)[:, None, None]
+    pixel = torch.arange(x.shape[0], device=x.device)[:, None, None]
     return x[pixel, rank], doys[pixel, rank]
 
 

@@ -1,4 +1,4 @@
-"""Maps as GeoTIFFs, written block of rows by block of rows."""
+"""Maps as cloud-optimised GeoTIFFs, written block of rows by block of rows."""
 
 import errno
 from pathlib import Path
@@ -10,38 +10,35 @@ import numpy as np
 import rasterio
 import rasterio.shutil
 from matplotlib.colors import to_rgba
+from rasterio._err import CPLE_BaseError  # GDAL's, without a public name
 from rasterio.errors import RasterioError
 from rasterio.windows import Window
 
 ROWS = 256  # of a file's own blocks, which are square; as many rows are in memory at a time
 INT8_NODATA = -128  # which no value of an int8 map has
-COG_OPTIONS = {
-    "compress": "deflate",
-    "bigtiff": "if_safer",
-    "blocksize": ROWS,
-    "overview_resampling": "nearest",  # a mean of several representations represents nothing
-}
+COG_OPTIONS = {"compress": "deflate", "bigtiff": "if_safer", "blocksize": ROWS}
+# columns of a class map's attribute table: name, GDAL's type (0 whole number, 2 text) and usage
+TABLE = [("Value", 0, 5), ("Class", 2, 2), ("Red", 0, 6), ("Green", 0, 7), ("Blue", 0, 8)]
 
 
 def write_geotiff(path, array, georeference, nodata, legend=None, band_names=None, about=None):
-    """Write a tiled, compressed GeoTIFF; with band names, a cloud-optimised one with overviews.
+    """Write a cloud-optimised GeoTIFF: tiled, compressed, a large one with overviews.
 
     array: (H, W) or (H, W, bands), or what gives shape, dtype and slices of rows as an array does.
     georeference: dict with "crs" and "transform" (a, b, c, d, e, f), as in tile.json. legend: of
-    class codes; becomes the colour table, and the class names in the .aux.xml beside the file.
-    about: {"name", "unit"} of a quantity; they become the band's description and unit, and tags.
+    class codes; becomes the colour table, and class names and colours in the .aux.xml beside the
+    file. about: {"name", "unit"} of a quantity; they become the band's description and unit, and
+    tags. band_names: of representations.
     """
     shape = (*array.shape, 1)[:3]
     profile = _profile(array.dtype, shape, georeference, nodata)
-    if band_names:
-        profile |= {"compress": "lzw", "BIGTIFF": "YES"}
-    elif shape[2] == 4:
-        profile |= {"photometric": "RGB", "ALPHA": "YES"}
+    # a mean of several classes, or of several representations, represents nothing
+    resampling = "nearest" if legend or band_names else "average"
     with atomic_write(path) as part:
         # the driver of cloud-optimised files can only copy a whole file
-        file_path = part.with_suffix(".scratch.tif") if band_names else part
+        scratch = part.with_suffix(".scratch.tif")
         try:
-            with rasterio.open(file_path, "w", **profile) as file:
+            with rasterio.open(scratch, "w", **profile) as file:
                 if band_names:
                     file.descriptions = band_names
                 for first in range(0, shape[0], ROWS):
@@ -53,20 +50,18 @@ def write_geotiff(path, array, georeference, nodata, legend=None, band_names=Non
                     file.update_tags(quantity=about["name"], unit=about["unit"])
                 if legend:
                     file.write_colormap(1, _color_table(legend))
-            if band_names:
-                rasterio.shutil.copy(file_path, part, driver="COG", **COG_OPTIONS)
+            _copy_as_cog(scratch, part, resampling)
         finally:
-            if band_names:
-                file_path.unlink(missing_ok=True)
-        _check_written(part)
+            scratch.unlink(missing_ok=True)
     remove_sidecars(path)
     if legend:
-        _write_category_names(path, legend)
+        _write_class_table(path, legend)
 
 
 def _profile(dtype, shape, georeference, nodata):
-    """How rasterio creates a GeoTIFF of a shape (H, W, bands)."""
-    return {
+    """How rasterio creates the scratch file of a shape (H, W, bands)."""
+    colors = {"photometric": "RGB", "ALPHA": "YES"} if shape[2] == 4 else {}
+    return colors | {
         "driver": "GTiff",
         "height": shape[0],
         "width": shape[1],
@@ -78,7 +73,8 @@ def _profile(dtype, shape, georeference, nodata):
         "tiled": True,
         "blockxsize": ROWS,
         "blockysize": ROWS,
-        "compress": "deflate",
+        "compress": "lzw",
+        "BIGTIFF": "YES",
     }
 
 
@@ -89,24 +85,43 @@ def _color_table(legend):
     return {0: (0, 0, 0, 0)} | table
 
 
-def _check_written(path):
-    """Read a GeoTIFF through: GDAL reports no error where the disk was full; OSError for that."""
+def _copy_as_cog(source, path, resampling):
+    """Copy a GeoTIFF to a cloud-optimised one, and read that through; OSError for a full disk.
+
+    GDAL may report no error where the disk was full.
+    """
     try:
+        options = COG_OPTIONS | {"overview_resampling": resampling}
+        rasterio.shutil.copy(source, path, driver="COG", **options)
         with rasterio.open(path) as file:
             for _, window in file.block_windows():
                 file.read(window=window)
-    except RasterioError:
+    except (RasterioError, CPLE_BaseError):
         raise OSError(errno.EIO, "GDAL wrote no whole file; is the disk full?") from None
 
 
-def _write_category_names(path, legend):
-    """Class names where GDAL and QGIS look for them: <path>.aux.xml, one name a code from 0 up."""
+def _write_class_table(path, legend):
+    """Names and colours of classes where GDAL and QGIS look for them: <path>.aux.xml.
+
+    As category names, one a code from 0 up, and as an attribute table, from which QGIS (3.30 and
+    later) lists the classes of the legend alone and not all 256 codes.
+    """
     dataset = ElementTree.Element("PAMDataset")
     band = ElementTree.SubElement(dataset, "PAMRasterBand", band="1")
     names = ElementTree.SubElement(band, "CategoryNames")
     for code in range(max(legend) + 1):
         entry = ElementTree.SubElement(names, "Category")
         entry.text = legend[code]["name"] if code in legend else "no data" if code == 0 else ""
+    table = ElementTree.SubElement(band, "GDALRasterAttributeTable", tableType="thematic")
+    for index, (name, kind, usage) in enumerate(TABLE):
+        field = ElementTree.SubElement(table, "FieldDefn", index=str(index))
+        for tag, value in (("Name", name), ("Type", kind), ("Usage", usage)):
+            ElementTree.SubElement(field, tag).text = str(value)
+    colors = _color_table(legend)
+    for index, (code, entry) in enumerate(legend.items()):
+        row = ElementTree.SubElement(table, "Row", index=str(index))
+        for value in (code, entry["name"], *colors[code][:3]):
+            ElementTree.SubElement(row, "F").text = str(value)
     with atomic_write(f"{path}.aux.xml") as part:
         ElementTree.ElementTree(dataset).write(part)
 

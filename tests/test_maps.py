@@ -2,16 +2,20 @@
 
 import inspect
 import re
+from xml.etree import ElementTree
 
 import numpy as np
 import pytest
 import rasterio
-from helpers import ROOT, map_tile, run
+import rasterio.shutil
+from helpers import GEOREFERENCE, ROOT, map_tile, run
+from rio_cogeo.cogeo import cog_validate
 
 import create_false_color_map
 import infer
 from maps import products
 from maps.false_color import apply_basis, fit_basis
+from maps.geotiff import write_geotiff
 from maps.land_cover import class_legend
 from maps.reader import RepresentationMap
 from maps.writer import quantise
@@ -105,6 +109,48 @@ def test_geotiffs_have_place_colours_and_names(workplace, tmp_path):
     with rasterio.open(folder / "false_color.tif") as file:
         assert file.count == 4
         assert file.transform[2] == 500000
+
+
+LEGEND = {1: {"name": "Corn & rye", "color": "#ff0000"}, 7: {"name": "Ash", "color": "#00ff80"}}
+
+
+def test_geotiffs_are_cloud_optimised_and_keep_their_meaning_when_zoomed_out(tmp_path):
+    """Regression: the directory came last and there were no overviews. No class is invented."""
+    codes = np.random.default_rng(0).choice([0, 1, 7], (600, 700)).astype(np.uint8)
+    values = codes.astype(np.float32)
+    write_geotiff(tmp_path / "codes.tif", codes, GEOREFERENCE, 0, LEGEND)
+    write_geotiff(tmp_path / "values.tif", values, GEOREFERENCE, np.nan)
+    write_geotiff(tmp_path / "rgba.tif", np.stack([codes] * 4, -1), GEOREFERENCE, None)
+    for path in tmp_path.glob("*.tif"):
+        assert cog_validate(path, strict=True, quiet=True) == (True, [], [])
+    smaller = {}
+    for name, array in (("codes", codes), ("values", values)):
+        with rasterio.open(tmp_path / f"{name}.tif") as file:
+            np.testing.assert_array_equal(file.read(1), array)
+            assert file.overviews(1) == [2, 4]
+        with rasterio.open(tmp_path / f"{name}.tif", overview_level=0) as file:
+            smaller[name] = file.read(1)
+    assert set(np.unique(smaller["codes"])) == {0, 1, 7}
+    means = values.reshape(300, 2, 350, 2).mean((1, 3))
+    np.testing.assert_allclose(smaller["values"], means, atol=1e-5)
+
+
+def test_gdal_reads_names_and_colours_of_classes(tmp_path):
+    """As QGIS does, by the attribute table: GDAL writes beside a copy what it has understood."""
+    codes = np.array([[1, 7]], np.uint8)
+    write_geotiff(tmp_path / "codes.tif", codes, GEOREFERENCE, 0, LEGEND)
+    rasterio.shutil.copy(tmp_path / "codes.tif", tmp_path / "copy.tif", driver="GTiff")
+    band = ElementTree.parse(tmp_path / "copy.tif.aux.xml").find("PAMRasterBand")
+    names = [entry.text for entry in band.find("CategoryNames")]
+    assert names == ["no data", "Corn & rye", None, None, None, None, None, "Ash"]
+    table = band.find("GDALRasterAttributeTable")
+    fields = [[part.text for part in field] for field in table.iter("FieldDefn")]
+    # GDAL's usages: 5 the value, 2 the name, 6 to 8 red, green and blue
+    assert [usage for _, _, usage in fields] == ["5", "2", "6", "7", "8"]
+    rows = [[cell.text for cell in row] for row in table.iter("Row")]
+    assert rows == [["1", "Corn & rye", "255", "0", "0"], ["7", "Ash", "0", "255", "128"]]
+    with rasterio.open(tmp_path / "copy.tif") as file:
+        assert file.colormap(1)[7] == (0, 255, 128, 255)
 
 
 def test_a_product_is_added_as_the_docs_say(workplace, tmp_path, monkeypatch):
