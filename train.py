@@ -40,6 +40,7 @@ from evaluation.validation import Validation
 from maps.false_color import color_tile
 from maps.pictures import plot_false_color, thin_place
 from tiles import Tile, checkpoint_bands, find_days, notice_splits
+from trained.card import write_card
 from training.recipe import fill_in, find_length, read_recipe
 from transforms import AUGMENTATIONS
 from utils import learning_rate, plot_cross_corr
@@ -378,6 +379,7 @@ def wrap_up(run, data, validate):
     """Print where the files of the run are."""
     output_dir, progress = run.output_dir, run.progress
     run.keep_a_best()
+    write_card(run, run_config, (data.train, data.validation))
     picture = output_dir / "false_color.png"
     if picture.exists() or plot_embeddings(run, data, LAST_PIXELS):
         print(f"{picture}: representations of {data.picture_tile.title} as false colour")

@@ -17,6 +17,7 @@ from scipy.linalg import hadamard
 from transforms import clear_dates, even_dates, even_draws, standardise
 
 BLOCK_BYTES = 1 << 26  # of bands.npy that are read at a time
+DRAWS = 8  # samples of a series for a backbone that takes a fixed number of dates
 LEADING = 8  # principal components that lead the dimensions
 
 
@@ -180,7 +181,7 @@ def encode_series(module, x, doys, runtime, draws=0):
         raise ValueError("a series without an observation has no representation; leave it out")
     x, doys = runtime.to_device(x, doys)
     if not module.any_length:
-        draws = draws or 8
+        draws = draws or DRAWS
     batches = _split_by_length((doys > 0).sum(1).cpu().numpy(), module, runtime, draws)
     outputs = []
     for pixels, length in batches:

@@ -260,6 +260,7 @@ def remove_run(output_dir, kind):
         if (found := _kind_of(path)) not in (kind, None):
             raise InputError(f"{path}: found a {found} checkpoint, wanted another output_dir")
     for name in (
+        "model_card.md",
         "metrics.json",
         "metrics.jsonl",
         "confusion_matrix.png",

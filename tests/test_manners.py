@@ -26,7 +26,7 @@ MAY_IMPORT = {
     "running": set(),
     "maps": {"running", *CORE},
     "evaluation": {"running", "maps", *CORE},
-    "training": {"running", "evaluation", *CORE},
+    "training": {"running", "evaluation", "trained", *CORE},
     "trained": {"running", "maps", *CORE},
     "preparation": {"running", "maps", "trained", *CORE},
     "explorer": {"running", "maps", *CORE},

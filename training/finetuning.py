@@ -35,6 +35,7 @@ from data import iterate_batches
 from evaluation.networks import read_representations
 from evaluation.seen_pixels import notice_seen_pixels, record_splits
 from tiles import checkpoint_bands, find_days, notice_splits, open_dataset
+from trained.card import write_card
 from training.mapping import map_tiles
 from transforms import drop_dates
 from utils import learning_rate, notice_few_clear
@@ -119,10 +120,7 @@ def check_config(config, losses):
 
 
 def open_split(dataset, config, split, **more):
-    """Pixels of a split; of the training split those that label_count and seed choose.
-
-    dataset: class of the data set.
-    """
+    """Pixels of a split (dataset: their class); label_count and seed choose those of training."""
     keys = ("base_path", "dataset_name", "batch_size", "min_valid", "block_size", "split_seed")
     keywords = {key: config[key] for key in (*keys, "skip_bad_tiles", "seed")}
     keywords["season"] = find_season(config)
@@ -446,5 +444,7 @@ def train_and_score(config, defaults, checkpoint, splits, task, output_dir, runt
         average_with_start(run, start, train)
     save_best(run, last, validation)
     scores = report_test(run, test, task)
+    if runtime.is_main:
+        write_card(run, defaults, splits, scores)
     run.log.finish()
     return scores
