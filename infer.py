@@ -37,6 +37,7 @@ from maps.land_cover import class_legend
 from maps.pictures import plot_class_map, plot_values
 from maps.products import empty_maps, made_products, map_arrays, remove_products
 from maps.reader import read_provenance
+from maps.stac import write_item
 from maps.writer import MapWriter, quantise, refuse_shared_folders
 from tiles import OBSERVATIONS, Tile, checkpoint_bands, notice_unnamed
 from trained.encoder import Encoder
@@ -263,6 +264,8 @@ def finish(writer, tile, model, output_dir, made_by):
     target = {key: model.target[key] for key in TARGET if model.target}
     write_pictures(writer, tile, legend, target, output_dir, made_by)
     writer.publish()
+    if is_georeferenced(tile.info):
+        write_item(output_dir, tile, made_by, legend)
     about = {"tile": tile.title, "years": find_years(tile.info), "classes": legend}
     about |= {"target": target} if target else {}
     write_json(output_dir / "infer.json", made_by | about)

@@ -47,6 +47,7 @@ OTHER_FILES = [  # that infer.py and the readers of maps write beside them
     "inference_map.json",
     "agreement.png",
     "explore.html",
+    "item.json",
 ]
 
 

@@ -167,12 +167,11 @@ def describe_training(run, best, defaults):
     rows |= {"steps": f"{run.progress.step}; best.pt is of step {best['step']}"}
     rows |= {"versions": f"Python {platform.python_version()}, torch {torch.__version__}"}
     rows["versions"] += f", checkpoint format {FORMAT_VERSION}"
-    words = [f"{key}={value}" for key, value in config.items() if value != defaults.get(key)]
-    words = [word.replace("=True", "=true").replace("=False", "=false") for word in words]
+    differ = {key: value for key, value in config.items() if value != defaults.get(key)}
+    words = [shlex.quote(f"{key}={value}") for key, value in differ.items()]
     command = " \\\n    ".join([f"python {KINDS[best['kind']]}.py", *words])
-    return (
-        f"{table(rows)}\n\nMade by (keys that differ from the defaults):\n\n```bash\n{command}\n```"
-    )
+    made_by = f"Made by (keys that differ from the defaults):\n\n```bash\n{command}\n```"
+    return f"{table(rows)}\n\n{made_by}"
 
 
 def describe_scores(best, scores):
