@@ -1,0 +1,101 @@
+"""model_card.md: what a run knows of its best.pt, and nothing else."""
+
+import json
+import re
+
+from running.files import file_hash
+
+import numpy as np
+import pytest
+import yaml
+from helpers import fine_tune, lines, make_dataset, tiny
+
+import train
+from trained import card
+
+
+@pytest.fixture(scope="module")
+def cards(workplace):
+    return {
+        kind: (workplace / kind / "model_card.md").read_text()
+        for kind in ("pretrained", "classifier")
+    }
+
+
+def cell(text, name):
+    """What a row of a card's tables has in its second column."""
+    (found,) = re.findall(rf"^\| {re.escape(name)} \| (.*?) \|", text, re.MULTILINE)
+    return found
+
+
+def test_a_card_names_the_file_and_its_data(workplace, cards):
+    for kind, text in cards.items():
+        assert f"SHA-256 `{file_hash(workplace / kind / 'best.pt')}`" in text
+        head = yaml.safe_load(text.split("---\n")[1])
+        assert head["library_name"] == "pytorch"
+        assert "sentinel-2" in head["tags"]
+        assert cell(text, "tiles") == "2: MGRS-0, MGRS-1"
+        # 24 x 16 pixels of 10 m west and south of a corner of zone 31, at its central meridian
+        assert cell(text, "region").startswith("longitude 3.0000 to 3.0022, latitude 48.7509 to")
+        assert cell(text, "bands").startswith("X0, X1")
+        assert "years not recorded" in cell(text, "dates")
+        assert "Data, as in `tile.json`: not recorded." in text
+    assert cell(cards["classifier"], "pixels") == "448 training, 192 validation, 128 test"
+    assert cell(cards["pretrained"], "pixels") == "448 training, 192 validation"
+
+
+def test_scores_are_those_of_the_run(workplace, cards):
+    scores = json.loads((workplace / "classifier/metrics.json").read_text())
+    text = cards["classifier"]
+    assert cell(text, "macro-F1, test pixels") == f"{scores['macro_f1']:.4g}"
+    for code, row in scores["per_class"].items():
+        numbers = " | ".join(f"{row[key]:.3f}" for key in ("precision", "recall", "f1"))
+        assert f"| {code} | {row['name']} | {numbers} | {row['support']} |" in text
+    last = lines(workplace / "pretrained")[-1]
+    assert cell(cards["pretrained"], "validation loss") == f"{last['val_loss']:.4g}"
+    assert cell(cards["pretrained"], "steps") == "8; best.pt is of step 8"
+
+
+def test_the_command_of_a_card_makes_the_same_run(workplace, cards, tmp_path):
+    """Its words, with another output_dir: the same weights, and the same card but for the name."""
+    command = re.search(r"```bash\n(.*?)```", cards["pretrained"], re.DOTALL)[1]
+    words = command.replace("\\\n", " ").split()
+    assert words[:2] == ["python", "train.py"]
+    given = dict(word.split("=", 1) for word in words[2:])
+    config = {k: type(v)(given.get(k, v)) for k, v in train.run_config.items()}
+    config["output_dir"] = str(tmp_path)
+    train.main(config)
+    again, before = (tmp_path / "model_card.md").read_text(), cards["pretrained"]
+    assert cell(again, "validation loss") == cell(before, "validation loss")
+    assert again.replace(str(tmp_path), "") != again
+
+
+def test_a_card_says_what_tiles_say(tmp_path):
+    """Dates, a licence, that tiles are simulated; and that there is no place."""
+    dates = [f"2021-{month:02}-{day:02}" for month in range(1, 11) for day in (3, 20)]
+    info = {"dates": dates, "license": "CC-BY-4.0", "simulated": True}
+    make_dataset(tmp_path, **info)
+    train.main(tiny(tmp_path, tmp_path / "out", max_steps=2, backbone="mlp"))
+    text = (tmp_path / "out/model_card.md").read_text()
+    assert cell(text, "dates").startswith("2021-01-03 to 2021-10-20; days of year ")
+    assert cell(text, "region").startswith("not recorded")
+    assert "Data, as in `tile.json`: CC-BY-4.0." in text
+    assert "Tiles are simulated" in text
+
+
+def test_a_new_run_in_the_folder_has_a_new_card(workplace, tmp_path):
+    fine_tune(workplace, tmp_path, epochs=1)
+    before = (tmp_path / "model_card.md").read_text()
+    fine_tune(workplace, tmp_path, epochs=1, seed=1, overwrite=True)
+    text = (tmp_path / "model_card.md").read_text()
+    assert f"SHA-256 `{file_hash(tmp_path / 'best.pt')}`" in text
+    assert text != before
+
+
+def test_intervals_where_there_are_any():
+    best = {"target": {"unit": "t/ha"}}
+    scores = {"rmse": 2.5, "r2": np.float64(0.5), "intervals": {"rmse": [2.25, 3.0]}, "mae": None}
+    text = card.describe_scores(best, scores)
+    assert "| RMSE, test pixels | 2.5 t/ha | 2.25 to 3 |" in text
+    assert "| R2, test pixels | 0.5 | not measured |" in text
+    assert "absolute" not in text
