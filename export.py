@@ -6,8 +6,8 @@
 model.onnx takes raw series (reflectance x 10000, days of year, clear or not) and gives the
 embeddings that infer.py gives; of a fine-tuned checkpoint also class probabilities or the quantity.
 model.safetensors has the weights, config.json what else is needed to build the network again. A
-model.onnx that differs from the checkpoint by more than 1e-5 is not kept. docs/export.md has
-examples without this repository. Needs the packages of requirements-export.txt.
+model.onnx whose embeddings differ from the checkpoint's by more than 1e-5 is not kept.
+docs/export.md has examples without this repository. Needs pip install -r requirements-export.txt.
 """
 
 import shutil
@@ -48,10 +48,10 @@ def write_checked_onnx(encoder, path, max_dates):
         write_onnx(encoder, part, max_dates)
         differences = measure_differences(encoder, part, max_dates)
         for name, difference in differences.items():
-            if not difference <= TOLERANCE:
+            if not difference <= TOLERANCE[name]:
                 raise InputError(
                     f"{path}: found a difference of {difference:.2g} in {name} to the checkpoint, "
-                    f"wanted at most {TOLERANCE:g}; the file is not kept"
+                    f"wanted at most {TOLERANCE[name]:g}; the file is not kept"
                 )
     return differences
 
