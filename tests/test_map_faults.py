@@ -117,6 +117,7 @@ def earlier_map(place, folder):
     run(create_false_color_map, representation_path=folder / "representation_map.npy")
     run(read_inference_map, map_path=folder / "classification_map.npy")
     (folder / "explore.html").write_text("of explore.py")
+    (folder / "item.json").write_text("of a tile with dates")
     for name in ("confidence.tif.aux.xml", "false_color.tif.ovr", "classification_map.png.aux.xml"):
         (folder / name).write_text("of QGIS")
     for ending in ("npy", "tif", "png"):  # a classifier maps no quantity

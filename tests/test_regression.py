@@ -6,6 +6,7 @@ import signal
 
 from running.checkpoints import load_checkpoint, remove_run
 from running.errors import InputError, Stopped, notice
+from running.files import file_hash
 
 import numpy as np
 import pytest
@@ -65,6 +66,18 @@ def place(tmp_path_factory):
 def fit(place, output_dir, **keywords):
     keys = {"checkpoint_path": place / "pretrained/best.pt", "base_path": place, "batch_size": 64}
     return run(train_regression, dataset_name="toy", output_dir=output_dir, **keys | keywords)
+
+
+def test_the_model_card_has_the_intervals_of_the_test_split(place):
+    scores = json.loads((place / "regressor/metrics.json").read_text())
+    text = (place / "regressor/model_card.md").read_text()
+    low, high = scores["intervals"]["rmse"]
+    row = f"| RMSE, test pixels | {scores['rmse']:.4g} t/ha | {low:.4g} to {high:.4g} |"
+    assert row in text
+    assert "16 dimensions and yield [t/ha]" in text
+    assert f"encoder of SHA-256 `{file_hash(place / 'pretrained/best.pt')}`" in text
+    outside = scores["outside_training_range"]
+    assert f"Training values were {outside['low']:.4g} to {outside['high']:.4g} t/ha" in text
 
 
 # ---- tiles and batches ---------------------------------------------------------------------------

@@ -56,7 +56,7 @@ def test_trains_and_leaves_its_files(dataset, tmp_path, backbone):
     assert 0 < trained["rankme_normalised"] <= 1
     assert 0 <= trained["probe_macro_f1"] <= 1
     names = {"last.pt", "best.pt", "config.json", "metrics.jsonl"}
-    names |= {"cross_correlation.png", "false_color.png"}
+    names |= {"cross_correlation.png", "false_color.png", "model_card.md"}
     assert {path.name for path in out.iterdir()} == names
     assert json.loads((out / "config.json").read_text())["backbone"] == backbone
 

@@ -164,9 +164,11 @@ def describe_splits(tiles, config):
 def describe_training(run, best, defaults):
     config = best["config"]
     rows = {key: config[key] for key in SETTINGS if config.get(key)}
-    rows |= {"steps": f"{run.progress.step}; best.pt is of step {best['step']}"}
-    rows |= {"versions": f"Python {platform.python_version()}, torch {torch.__version__}"}
-    rows["versions"] += f", checkpoint format {FORMAT_VERSION}"
+    if sha256 := best["data"]["checkpoint_sha256"]:
+        rows["starts from"] = f"encoder of SHA-256 `{sha256}`"
+    rows["steps"] = f"{run.progress.step}; best.pt is of step {best['step']}"
+    versions = f"Python {platform.python_version()}, torch {torch.__version__}"
+    rows["versions"] = f"{versions}, checkpoint format {FORMAT_VERSION}"
     differ = {key: value for key, value in config.items() if value != defaults.get(key)}
     words = [shlex.quote(f"{key}={value}") for key, value in differ.items()]
     command = " \\\n    ".join([f"python {KINDS[best['kind']]}.py", *words])
