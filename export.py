@@ -30,14 +30,15 @@ run_config = {
     "wandb_mode": "auto",  # auto (online where logged in), online, offline or disabled
     "wandb_dir": "",  # its folder wandb/ gets all runs; empty: WANDB_DIR, or where you are
 }
-PACKAGES = "requirements-export.txt"
 
 
 def write_weights(encoder, output_dir, max_dates):
     """model.safetensors and config.json. Returns the number of parameters."""
+    from safetensors.torch import save  # of requirements-export.txt
+
     state = {name: part.contiguous() for name, part in encoder.module.state_dict().items()}
     with atomic_write(output_dir / "model.safetensors") as part:
-        part.write_bytes(need("safetensors.torch", PACKAGES).save(state))
+        part.write_bytes(save(state))
     write_json(output_dir / "config.json", describe_encoder(encoder, max_dates))
     return sum(part.numel() for part in encoder.module.parameters())
 
@@ -61,19 +62,20 @@ def main(config):
     refuse_torchrun()
     config = check(config)
     for package in ("safetensors", "onnxscript", "onnxruntime"):
-        need(package, PACKAGES)
+        need(package, "requirements-export.txt")
     encoder = Encoder.load(config["checkpoint_path"], device="cpu")
     folder = encoder.path.parent
     output_dir = make_output_dir(config["output_dir"] or folder / "exported")
     refuse_training_folder(output_dir)
-    parameters = write_weights(encoder, output_dir, config["dates"])
-    print(f"{output_dir / 'model.safetensors'}: {parameters} parameters; config.json describes it")
     path = output_dir / "model.onnx"
     differences = write_checked_onnx(encoder, path, config["dates"])
     found = ", ".join(f"{name} {difference:.1e}" for name, difference in differences.items())
     print(f"{path}: largest difference to the checkpoint, of 400 random series: {found}")
+    parameters = write_weights(encoder, output_dir, config["dates"])
+    print(f"{output_dir / 'model.safetensors'}: {parameters} parameters; config.json describes it")
     if (folder / CARD).exists():
-        shutil.copy(folder / CARD, output_dir / "README.md")
+        with atomic_write(output_dir / "README.md") as part:
+            shutil.copy(folder / CARD, part)
         print(f"{output_dir / 'README.md'}: the model card")
     log = start_log(config, "export", output_dir, encoder.runtime)
     log.line({"step": 0, **{f"difference_{name}": part for name, part in differences.items()}})

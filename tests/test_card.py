@@ -39,7 +39,7 @@ def test_a_card_names_the_file_and_its_data(workplace, cards):
         assert cell(text, "region").startswith("longitude 3.0000 to 3.0022, latitude 48.7509 to")
         assert cell(text, "bands").startswith("X0, X1")
         assert "years not recorded" in cell(text, "dates")
-        assert "Data, as in `tile.json`: not recorded." in text
+        assert "Code: MIT. Data, as in `tile.json`: not recorded." in text
     assert cell(cards["classifier"], "pixels") == "448 training, 192 validation, 128 test"
     assert cell(cards["pretrained"], "pixels") == "448 training, 192 validation"
 

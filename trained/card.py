@@ -6,7 +6,6 @@ YAML that Hugging Face reads.
 
 import platform
 import shlex
-from pathlib import Path
 
 from running.checkpoints import FORMAT_VERSION, KINDS, load_checkpoint
 from running.config import ALL_YEAR, find_season, name_season
@@ -23,9 +22,11 @@ from rasterio.warp import transform_bounds
 from backbones import load_backbone, load_classifier
 
 CARD = "model_card.md"
+LICENCE = "MIT"  # of the code
 TAGS = {"pretrained": "self-supervised", "classifier": "land-cover", "regressor": "regression"}
 SETTINGS = ("loss", "augment", "head", "freeze_backbone", "label_count", "batch_size")
 SETTINGS += ("learning_rate", "weight_decay", "sample_size", "min_sample_size", "seed")
+SETTINGS += ("val_dataset_name",)
 NAMED = 12  # tiles that are named
 SCORES = {  # that are shown, of pretraining and of the test split
     "probe_macro_f1": "macro-F1 of a linear probe, validation pixels",
@@ -164,7 +165,7 @@ def describe_splits(tiles, config):
 def describe_training(run, best, defaults):
     config = best["config"]
     rows = {key: config[key] for key in SETTINGS if config.get(key)}
-    if sha256 := best["data"]["checkpoint_sha256"]:
+    if sha256 := best.get("data", {}).get("checkpoint_sha256"):
         rows["starts from"] = f"encoder of SHA-256 `{sha256}`"
     rows["steps"] = f"{run.progress.step}; best.pt is of step {best['step']}"
     versions = f"Python {platform.python_version()}, torch {torch.__version__}"
@@ -201,7 +202,7 @@ def describe_limits(best, tiles, scores):
     season = find_season({"start": "", "end": ""}, best["config"])
     lines = [
         "Nothing was measured in other regions, years or sensors than those under Data.",
-        f"A pixel needs {best['config']['min_valid']} clear observations; with fewer it gets none.",
+        f"A pixel with fewer than {best['config']['min_valid']} clear observations has no embedding.",
     ]
     if season != ALL_YEAR:
         lines.append(f"It reads days of year {name_season(season)} alone.")
@@ -218,6 +219,5 @@ def describe_limits(best, tiles, scores):
 
 
 def describe_licence(tiles):
-    licence = (Path(__file__).parent.parent / "LICENSE").read_text().splitlines()[0]
     data = sorted({str(tile.info.get("license", "not recorded")) for tile in tiles})
-    return f"Code: {licence}. Data, as in `tile.json`: {', '.join(data)}. Weights: not stated."
+    return f"Code: {LICENCE}. Data, as in `tile.json`: {', '.join(data)}. Weights: not stated."
