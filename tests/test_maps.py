@@ -130,7 +130,8 @@ def test_geotiffs_are_cloud_optimised_and_keep_their_meaning_when_zoomed_out(tmp
             assert file.overviews(1) == [2, 4]
         with rasterio.open(tmp_path / f"{name}.tif", overview_level=0) as file:
             smaller[name] = file.read(1)
-    assert set(np.unique(smaller["codes"])) == {0, 1, 7}
+    blocks = codes.reshape(300, 2, 350, 2)
+    assert (blocks == smaller["codes"][:, None, :, None]).any((1, 3)).all()
     means = values.reshape(300, 2, 350, 2).mean((1, 3))
     np.testing.assert_allclose(smaller["values"], means, atol=1e-5)
 

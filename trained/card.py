@@ -200,9 +200,10 @@ def describe_scores(best, scores):
 
 def describe_limits(best, tiles, scores):
     season = find_season({"start": "", "end": ""}, best["config"])
+    fewest = best["config"]["min_valid"]
     lines = [
         "Nothing was measured in other regions, years or sensors than those under Data.",
-        f"A pixel with fewer than {best['config']['min_valid']} clear observations has no embedding.",
+        f"A pixel with fewer than {fewest} clear observations has no embedding.",
     ]
     if season != ALL_YEAR:
         lines.append(f"It reads days of year {name_season(season)} alone.")
