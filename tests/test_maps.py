@@ -117,8 +117,9 @@ LEGEND = {1: {"name": "Corn & rye", "color": "#ff0000"}, 7: {"name": "Ash", "col
 def test_geotiffs_are_cloud_optimised_and_keep_their_meaning_when_zoomed_out(tmp_path):
     """Regression: the directory came last and there were no overviews. No class is invented."""
     codes = np.random.default_rng(0).choice([0, 1, 7], (600, 700)).astype(np.uint8)
+    legend = LEGEND | {9: {"name": "between", "color": "#808040"}}  # the mean of their colours
     values = codes.astype(np.float32)
-    write_geotiff(tmp_path / "codes.tif", codes, GEOREFERENCE, 0, LEGEND)
+    write_geotiff(tmp_path / "codes.tif", codes, GEOREFERENCE, 0, legend)
     write_geotiff(tmp_path / "values.tif", values, GEOREFERENCE, np.nan)
     write_geotiff(tmp_path / "rgba.tif", np.stack([codes] * 4, -1), GEOREFERENCE, None)
     for path in tmp_path.glob("*.tif"):
