@@ -1,6 +1,7 @@
 """Map files: read, and compared with what they were made from."""
 
 from pathlib import Path
+from typing import NamedTuple
 
 from running.errors import InputError, notice
 from running.files import Watch, describe_files, open_npy
@@ -17,16 +18,43 @@ KINDS = {"iu": "integers", "f": "floating-point numbers"}  # of a map's type, an
 
 
 def read_map(path, shape=(), kind="iu"):
-    """An array (H, W) of a .npy file, memory-mapped; InputError for another shape or kind.
+    """An array (H, W) of a .npy file, memory-mapped, or the band of a GeoTIFF.
 
-    kind: one of KINDS.
+    kind: one of KINDS. Raises InputError for another shape or kind.
     """
-    array = open_npy(path, "a map (.npy)")
+    array = _read_geotiff(path)[0] if is_geotiff(path) else open_npy(path, "a map (.npy)")
     if array.ndim != 2 or 0 in array.shape or (shape and array.shape != shape):
         raise InputError(f"{path}: found shape {array.shape}, wanted {shape or '(H, W)'}")
     if array.dtype.kind not in kind:
         raise InputError(f"{path}: found {array.dtype}, wanted {KINDS[kind]}")
     return array
+
+
+def is_geotiff(path):
+    """Whether a map is a GeoTIFF by its name."""
+    return Path(path).suffix.lower() in (".tif", ".tiff")
+
+
+def _read_geotiff(path):
+    """The band (H, W) of a GeoTIFF, with 0 for its nodata; its crs and transform, or {}.
+
+    Whole numbers of 0 to 255 become uint8. Raises InputError for another file.
+    """
+    import rasterio  # takes a while, and most maps are .npy
+
+    try:
+        with rasterio.open(path) as file:
+            if file.count != 1:
+                raise InputError(f"{path}: found {file.count} bands, wanted a map of one band")
+            array, crs, transform = file.read(1), file.crs, list(file.transform)[:6]
+            if file.nodata is not None and array.dtype.kind in "iu":
+                array[array == file.nodata] = 0
+    except rasterio.errors.RasterioError as error:
+        line = str(error).splitlines()[0]
+        raise InputError(f"{path}: found no readable GeoTIFF ({line}), wanted a map") from None
+    if array.dtype.kind in "iu" and array.size and 0 <= array.min() and array.max() <= 255:
+        array = array.astype(np.uint8)
+    return array, {"crs": crs.to_string(), "transform": transform} if crs else {}
 
 
 def read_codes(path, shape=(), max_code=255):
@@ -44,6 +72,32 @@ def row_blocks(array):
     rows = max(1, BLOCK_PIXELS // array.shape[1])
     for first in range(0, len(array), rows):
         yield first, np.asarray(array[first : first + rows])
+
+
+class ClassMap(NamedTuple):
+    """A map of class codes (H, W) uint8, 0 for no data, and what is known of it."""
+
+    path: Path
+    codes: np.ndarray
+    info: dict
+
+
+def open_class_maps(path):
+    """The ClassMap of a .npy file or GeoTIFF, or those of infer.py in a folder or its folders.
+
+    Raises InputError where there is none.
+    """
+    path, name = Path(path), "classification_map.npy"
+    paths = [path]
+    if path.is_dir():
+        paths = [path / name] if (path / name).exists() else sorted(path.glob(f"*/{name}"))
+    if not paths:
+        raise InputError(f"{path}: found no {name}, wanted one or folders of them")
+    maps = [ClassMap(one, read_codes(one), read_provenance(one)) for one in paths]
+    empty = [one.path for one in maps if not any(block.any() for _, block in row_blocks(one.codes))]
+    if empty:
+        raise InputError(f"{empty[0]}: found no pixel with a class, wanted some")
+    return maps
 
 
 # ---- representation maps (H, W, D) ---------------------------------------------------------------
@@ -181,7 +235,7 @@ def read_provenance(map_path):
     for key, kind in PROVENANCE.items():
         if not isinstance(info.get(key, kind()), kind):
             raise InputError(f"{path}: found {key} {info[key]!r}, wanted {TYPES[kind]}")
-    return info
+    return info | _read_geotiff(map_path)[1] if is_geotiff(map_path) else info
 
 
 def find_labels(labels_path, info, name="labels.npy"):
