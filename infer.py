@@ -268,6 +268,9 @@ def finish(writer, tile, model, output_dir, made_by):
         write_item(output_dir, tile, made_by, legend)
     about = {"tile": tile.title, "years": find_years(tile.info), "classes": legend}
     about |= {"target": target} if target else {}
+    if (legend or target) and (tile.has_grid or tile.path.name in model.checkpoint["splits"]):
+        config = model.checkpoint["config"]  # which pixels its training did not see
+        about["split"] = {"block_size": config["block_size"], "seed": config["split_seed"]}
     write_json(output_dir / "infer.json", made_by | about)
     remove_parts(output_dir)
 

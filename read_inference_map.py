@@ -4,10 +4,16 @@
     python read_inference_map.py map_path=outputs/MGRS-SIM1/classification_map.npy show=true \\
         labels_path=data/simulated/processed/MGRS-SIM1/labels.npy
     python read_inference_map.py map_path=outputs/MGRS-SIM1/regression_map.npy
+    python read_inference_map.py map_path=outputs/MGRS-SIM1/classification_map.npy \\
+        sample_path=outputs/MGRS-SIM1/sample/points.gpkg      # of sampling_design.py, labelled
+
+Accuracy and areas have standard errors and 95 % intervals, from the labelled points of a sample or
+from blocks of labelled pixels.
 """
 
 from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 from running.config import check
 from running.device import start_runtime
@@ -26,6 +32,17 @@ from evaluation.quantities import (
     sum_errors,
     summarise,
 )
+from evaluation.reference import (
+    assess_pixels,
+    assess_sample,
+    count_blocks,
+    find_blocks,
+    find_test_pixels,
+    log_areas,
+    measure_maps,
+    plot_areas,
+    report_areas,
+)
 from evaluation.scores import plot_confusion, print_scores, score_classes
 from maps.land_cover import class_areas, class_legend, count_classes
 from maps.pictures import (
@@ -41,11 +58,22 @@ from maps.pictures import (
     mark_errors,
     save_picture,
 )
-from maps.reader import find_labels, read_codes, read_map, read_provenance, row_blocks
+from maps.reader import (
+    ClassMap,
+    find_labels,
+    open_class_maps,
+    read_codes,
+    read_map,
+    read_provenance,
+    row_blocks,
+)
+from preparation.points import match_labels, read_points
 
 run_config = {
     "map_path": "outputs/MGRS-SIM1/classification_map.npy",  # or regression_map.npy, of infer.py
     "labels_path": "",  # empty: labels.npy (targets.npy) of the tile that infer.json names, if any
+    "pixels": "auto",  # to compare: all, test, or auto: test where infer.json says which these are
+    "sample_path": "",  # labelled points of sampling_design.py; then map_path may be a folder too
     "output_dir": "",  # empty: beside the map
     "show": False,  # open a window
     "wandb_mode": "auto",  # auto (online where logged in), online, offline or disabled
@@ -62,12 +90,44 @@ def count_pairs(class_map, labels):
     return pairs.reshape(256, 256)
 
 
+class Labels(NamedTuple):
+    """Labels beside a map, and which of them to compare.
+
+    path: of their file; table (256,): the code in the legend of each of their codes; codes (H, W):
+    those to compare, 0 elsewhere; which: words for these.
+    """
+
+    path: str
+    table: np.ndarray
+    codes: np.ndarray
+    which: str
+
+
+def choose_pixels(answers, nothing, path, info, pixels):
+    """The labels or targets (H, W) to compare with a map, and words for them.
+
+    nothing: 0 or NaN, where there is none; info: of the map; pixels: the key. Raises InputError for
+    pixels=test where test pixels are not known, or none has a label.
+    """
+    is_test = None if pixels == "all" else find_test_pixels(path, info)
+    if is_test is not None:
+        tested = np.where(is_test, answers, np.asarray(nothing, answers.dtype))
+        if np.nan_to_num(tested).any():
+            return tested, "test pixels alone"
+    if pixels == "test":
+        raise InputError(
+            f"{path}: found no labelled test pixel that infer.json knows of, wanted pixels=all, "
+            "labels of the tile that was mapped, or a map by a newer infer.py"
+        )
+    return answers, "all labelled pixels, training pixels included"
+
+
 def read_both(path, config):
     """A map and its labels, in bounded memory.
 
-    Returns the map (H, W), the content of infer.json beside it, the legend of both, the path of the
-    labels ("" for none), the code in the legend of each code of the labels (256,), and
-    `count_pairs` by codes of the legend. Raises InputError for labels without a pixel of the map.
+    Returns the map (H, W), the content of infer.json beside it, the legend of both, the Labels or
+    None, and `count_pairs` by codes of the legend, of the labels to compare. Raises InputError for
+    labels without a pixel of the map.
     """
     class_map = read_map(path)
     if class_map.dtype != np.uint8:
@@ -77,18 +137,25 @@ def read_both(path, config):
     sources = [(path.with_name("infer.json"), info)]
     mapped, names = info.get("classes", {}), tile_info.get("classes", {})
     table = np.array(match_classes(mapped, names), np.uint8)
+    labels = None
     if labels_path:
-        counted = count_pairs(class_map, read_codes(labels_path, class_map.shape))
+        given = read_codes(labels_path, class_map.shape)
+        chosen, which = choose_pixels(given, 0, labels_path, info, config["pixels"])
+        labels = Labels(labels_path, table, chosen, which)
+        counted = count_pairs(class_map, chosen)
         if not counted[1:, 1:].any():
-            raise InputError(f"{labels_path}: found no labelled pixel that the map covers")
+            raise InputError(
+                f"{labels_path}: found no labelled pixel that the map covers ({which})"
+            )
         pairs = np.zeros_like(counted)
         np.add.at(pairs, table, counted)
+        occurs = np.union1d(table[np.unique(given)], np.flatnonzero(pairs.sum(0)))
         names = {str(table[int(code)]): entry for code, entry in names.items()}
         sources.append((Path(labels_path).parent / "tile.json", {"classes": names}))
     else:
         pairs = np.diag(count_classes(class_map).sum(0))
-    codes = np.flatnonzero(pairs.sum(0) + pairs.sum(1))
-    legend = class_legend(codes, merge_classes(sources, refuse=False))
+        occurs = np.flatnonzero(pairs.sum(0))
+    legend = class_legend(occurs, merge_classes(sources, refuse=False))
     unknown = [code for code in legend if mapped and str(code) not in mapped]
     if unknown:
         both = np.delete(pairs, [0, *unknown], 0)[:, 1:]  # of the other classes
@@ -98,7 +165,7 @@ def read_both(path, config):
             f"{labels_path}: found {names}, which the map cannot have (classes are matched by "
             f"name): counted as errors; of the pixels of other classes {right:.1%} are right"
         )
-    return class_map, info, legend, labels_path, table, pairs
+    return class_map, info, legend, labels, pairs
 
 
 def describe_size(row):
@@ -111,28 +178,28 @@ def print_areas(areas):
         print(f"{code:>4} {row['name']:28.28s} {row['share']:6.1%}  {describe_size(row)}")
 
 
-def draw_inference(class_map, labels_path, table, legend, info, title, result, figure=None):
+def draw_inference(class_map, labels, legend, info, title, result, figure=None):
     """The class map with areas and, where there are labels, labels and errors beside it.
 
-    table: as `read_both` gives it. result: the areas and the agreement that `main` returns.
-    figure: as for `draw_maps`.
+    labels: Labels or None. result: the areas and the agreement that `main` returns. figure: as for
+    `draw_maps`.
     """
     frame = find_frame(class_map.shape)
     thin_map = frame.thin(class_map)
     panels = {"map": color_classes(thin_map, legend)}
     areas = {int(code): describe_size(row) for code, row in result["areas"].items()}
     sizes = {code: size.replace(" ", "\u00a0") for code, size in areas.items()}  # on one line
-    labels = thin_map
-    if labels_path:
-        labels = table[frame.thin(read_codes(labels_path, class_map.shape))]
+    shown = thin_map
+    if labels:
+        shown = labels.table[frame.thin(read_codes(labels.path, class_map.shape))]
     occurs = np.ones(256, bool)  # each class, in the map or in the labels
-    occurs[0] = not (thin_map.all() and labels.all())
+    occurs[0] = not (thin_map.all() and shown.all())
     entries = legend_entries(legend, occurs, sizes)
-    if labels_path:
-        errors = {"errors of the map": mark_errors(labels, thin_map)}
-        panels = {"labels": color_classes(labels, legend), **panels, **errors}
+    if labels:
+        errors = {"errors of the map": mark_errors(shown, thin_map)}
+        panels = {"labels": color_classes(shown, legend), **panels, **errors}
         right = result["agreement"]["overall_accuracy"]
-        entries.append((RIGHT_COLOR, f"map as labelled: {right:.1%} of the pixels with both"))
+        entries.append((RIGHT_COLOR, f"map as labelled: {right:.1%} of {labels.which}"))
         entries.append((WRONG_COLOR, f"another class than labelled: {1 - right:.1%}"))
     return draw_maps(panels, class_map.shape, info, title, entries, figure=figure)
 
@@ -187,6 +254,8 @@ def show_values(path, config):
         beside = Path(labels_path).parent / "tile.json", tile_info
         merge_targets([(path.with_name("infer.json"), info), beside])
     targets = read_map(labels_path, values.shape, kind="f") if labels_path else None
+    if labels_path:
+        compared, which = choose_pixels(targets, np.nan, labels_path, info, config["pixels"])
     output_dir = make_output_dir(config["output_dir"] or path.parent)
     log = start_log(config, "read_inference_map", output_dir, start_runtime("cpu"))
     pictures = {"inference_map": output_dir / "inference_map.png"}
@@ -195,10 +264,10 @@ def show_values(path, config):
     result = {"values": {**target, "pixels": counts, "no_value": values.size - counts}}
     print(f"{describe_target(target)}: {counts} of {values.size} pixels have a value")
     if labels_path:
-        result["agreement"], pairs = compare_values(values, targets)
+        result["agreement"], pairs = compare_values(values, compared)
         if not result["agreement"]["pixels"]:
             raise InputError(f"{labels_path}: found no pixel with a target that the map covers")
-        print(f"agreement with {labels_path}, training pixels included:")
+        print(f"agreement with {labels_path}, {which}:")
         print_quantity_scores(result["agreement"], target)
         pictures["agreement"] = output_dir / "agreement.png"
         about = f"{title}: map against targets"
@@ -206,6 +275,33 @@ def show_values(path, config):
     draw = partial(draw_values, values, targets, target, info, title)
     shows = "targets and map" if labels_path else "the map"
     return finish(result, draw, pictures, shows, config, log)
+
+
+# ---- accuracy and areas --------------------------------------------------------------------------
+
+
+def estimate_areas(one, labels, legend):
+    """Accuracy and areas of a ClassMap from blocks of its Labels, as in areas.json."""
+    blocks = find_blocks(labels.path, one.info, one.codes.shape)
+    counts = count_blocks(one.codes, labels.codes, labels.table, list(legend), blocks)
+    pixels, hectares = measure_maps([one])
+    return assess_pixels(counts, legend, pixels[list(legend)], hectares, labels.which)
+
+
+def show_sample(config):
+    """Estimate accuracy and areas of maps from a labelled sample. Returns what areas.json has."""
+    maps, path = open_class_maps(config["map_path"]), config["sample_path"]
+    design, labels = read_points(path)
+    labels = match_labels(path, labels, design["classes"])
+    result = assess_sample(path, design, labels, maps)
+    output_dir = make_output_dir(config["output_dir"] or Path(path).parent)
+    log = start_log(config, "read_inference_map", output_dir, start_runtime("cpu"))
+    report_areas(result, output_dir)
+    plot_areas(result, output_dir / "areas.png")
+    log.line({"step": 0, **log_areas(result)})
+    log.images({"areas": output_dir / "areas.png"})
+    log.finish()
+    return result
 
 
 # ---- either --------------------------------------------------------------------------------------
@@ -225,13 +321,18 @@ def finish(result, draw, pictures, shows, config, log):
 
 
 def main(config):
-    """Show the map. Returns a dict: areas, or values, and agreement where there are labels."""
+    """Show the map. Returns a dict: areas, or values, and agreement where there are labels.
+
+    With sample_path, the estimates from the sample, as in areas.json.
+    """
     refuse_torchrun()
-    config = check(config)
+    config = check(config, pixels=("auto", "test", "all"))
     path = Path(config["map_path"])
+    if config["sample_path"]:
+        return show_sample(config)
     if "target" in read_provenance(path) and read_map(path, kind="iuf").dtype.kind == "f":
         return show_values(path, config)
-    class_map, info, legend, labels_path, table, pairs = read_both(path, config)
+    class_map, info, legend, labels, pairs = read_both(path, config)
     output_dir = make_output_dir(config["output_dir"] or path.parent)
     runtime = start_runtime("cpu")
     log = start_log(config, "read_inference_map", output_dir, runtime)
@@ -245,18 +346,21 @@ def main(config):
 
     # agreement, on pixels that have both
     (output_dir / "agreement.png").unlink(missing_ok=True)  # of an earlier call, with other labels
-    if labels_path:
+    if labels:
         pairs[0], pairs[:, 0] = 0, 0
-        labels, predicted = np.nonzero(pairs)
-        counts = pairs[labels, predicted]
-        result["agreement"] = score_classes(labels, predicted, legend, counts)
-        print(f"agreement with {labels_path}, training pixels included:")
+        labelled, predicted = np.nonzero(pairs)
+        counts = pairs[labelled, predicted]
+        result["agreement"] = score_classes(labelled, predicted, legend, counts)
+        print(f"agreement with {labels.path}, {labels.which}:")
         print_scores(result["agreement"])
+        result["estimates"] = estimate_areas(ClassMap(path, class_map, info), labels, legend)
+        report_areas(result["estimates"], output_dir)
+        log.line({"step": 0, **log_areas(result["estimates"])})
         pictures["agreement"] = output_dir / "agreement.png"
         matrix = np.array(result["agreement"]["confusion_matrix"])
         plot_confusion(matrix, legend, pictures["agreement"], f"{title}: map against labels")
-    draw = partial(draw_inference, class_map, labels_path, table, legend, info, title, result)
-    beside = "labels, map and errors" if labels_path else "the map"
+    draw = partial(draw_inference, class_map, labels, legend, info, title, result)
+    beside = "labels, map and errors" if labels else "the map"
     return finish(result, draw, pictures, f"{beside}, with the area of each class", config, log)
 
 

@@ -18,11 +18,11 @@ from running.errors import InputError
 from running.files import make_output_dir, write_json
 from running.log import refuse_training_folder, start_log
 from running.script import refuse_torchrun, run_script
-from running.tile_json import fold_name, merge_classes
+from running.tile_json import fold_name, is_georeferenced, merge_classes
 
 import numpy as np
 
-from evaluation.doubtful import find_doubtful, report_doubtful
+from evaluation.doubtful import find_doubtful, outline, print_patches
 from evaluation.sampling import allocate, draw_points, find_sample_size
 from maps.land_cover import class_legend, count_classes
 from maps.reader import open_class_maps
@@ -78,12 +78,10 @@ def plan_sample(config, legend, sizes):
         names, codes = ["the whole map"], [list(legend)]
     count = config["count"] or find_sample_size(sizes, users, config["standard_error"])
     points = allocate(min(count, sizes.sum()), sizes, min(config["min_count"], count))
-    rows = zip(names, codes, sizes, sizes / sizes.sum(), users, points, strict=True)
+    columns = sizes, sizes / sizes.sum(), users, points
+    rows = zip(names, codes, *(column.tolist() for column in columns), strict=True)
     keys = ("name", "codes", "pixels", "weight", "users_accuracy", "points")
-    return [
-        {key: value.item() if hasattr(value, "item") else value for key, value in zip(keys, row)}
-        for row in rows
-    ]
+    return [dict(zip(keys, row, strict=True)) for row in rows]
 
 
 def print_plan(strata):
@@ -123,8 +121,26 @@ def write_sample(config, maps, legend, strata, drawn, output_dir):
     return path
 
 
+def write_doubtful(patches, pixels, maps, count, output_dir):
+    """Write the first `count` patches, 0: all, as polygons. Returns the path."""
+    count = min(count or len(patches.label), len(patches.label))
+    names = {code: entry["name"] for code, entry in patches.legend.items()}
+    columns = {
+        "rank": np.arange(1, count + 1),
+        "label": np.array([names[int(code)] for code in patches.label[:count]], str),
+        "probably": np.array([names[int(code)] for code in patches.other[:count]], str),
+        "pixels": patches.pixels[:count],
+        "label_probability": patches.own[:count].round(4),
+        "probability": patches.probable[:count].round(4),
+    }
+    shapes = None
+    if all(is_georeferenced(one.info) for one in maps):
+        shapes = outline(patches, pixels, maps, count)
+    return write_table(output_dir / "doubtful", columns, maps, patches.places[:count], shapes)
+
+
 def main(config):
-    """Draw the sample. Returns the path of the points, or None where no label is doubtful."""
+    """Draw the sample, or list doubtful labels. Returns the path of the file."""
     refuse_torchrun()
     config = check(config, design=("stratified", "simple", "doubtful"))
 
@@ -137,11 +153,14 @@ def main(config):
 
     # labels to check
     if config["design"] == "doubtful":
-        found = find_doubtful(maps, config["labels_path"], config["seed"])
+        patches, pixels = find_doubtful(maps, config["labels_path"], config["seed"])
         make_output_dir(output_dir)
+        path = write_doubtful(patches, pixels, maps, config["count"], output_dir)
         log = start_log(config, "sampling_design", output_dir, start_runtime("cpu"))
-        path = report_doubtful(found, maps, config["count"], output_dir, log)
+        print_patches(patches, pixels)
+        log.line({"step": 0, "doubtful_pixels": int((patches.of >= 0).sum())})
         log.finish()
+        print(f"{path}: doubtful labels, the most doubtful first")
         return path
 
     # sample
@@ -156,7 +175,8 @@ def main(config):
 
     # files
     make_output_dir(output_dir)
-    path = write_sample(config, maps, legend | more_classes(classes, legend), strata, drawn, output_dir)
+    more = class_legend({*legend, *map(int, classes)}, classes)  # also classes that are not mapped
+    path = write_sample(config, maps, more, strata, drawn, output_dir)
     log = start_log(config, "sampling_design", output_dir, start_runtime("cpu"))
     print_plan(strata)
     log.line({"step": 0, "points": len(drawn), "strata": len(strata)})

@@ -4,6 +4,7 @@ Shapes: H x W pixels of a map, S strata, C classes, G blocks.
 """
 
 import csv
+from pathlib import Path
 
 from running.errors import InputError, notice
 from running.files import atomic_write, file_hash, write_json
@@ -22,7 +23,10 @@ from evaluation.areas import (
 )
 from maps.land_cover import class_legend, count_classes, row_hectares
 from maps.reader import row_blocks
+from tiles import TEST, Tile
+from utils import new_figure, save_figure
 
+BLOCK_SIZE = 16  # pixels along a block, where the map's training had none
 MAX_CELLS = 20_000_000  # of blocks x classes x classes in memory; of more blocks, some are joined
 
 
@@ -106,8 +110,8 @@ def _compare_maps(path, drawn, maps):
         )
     changed = []
     for before, one in zip(drawn, maps, strict=True):
-        places = [{key: info.get(key) for key in ("crs", "transform")} for info in (before, one.info)]
-        if places[0] != places[1] or before["shape"] != list(one.codes.shape):
+        is_same = all(before.get(key) == one.info.get(key) for key in ("crs", "transform"))
+        if not is_same or before["shape"] != list(one.codes.shape):
             raise InputError(
                 f"{one.path}: found another place or size than of {before['path']}, from which "
                 f"{path} was drawn; wanted a map of the same pixels"
@@ -123,6 +127,30 @@ def _compare_maps(path, drawn, maps):
 
 
 # ---- test pixels ---------------------------------------------------------------------------------
+
+
+def find_blocks(labels_path, info, shape):
+    """The row (H,) and the column (W,) of blocks that labelled pixels lie in.
+
+    Those of the tile of the labels, of the block_size of the map's training where infer.json has
+    it; from the corner where the labels belong to no tile. info: of the map; shape: (H, W).
+    """
+    size, folder = info.get("split", {}).get("block_size", BLOCK_SIZE), Path(labels_path).parent
+    if (folder / "bands.npy").exists():
+        return Tile(folder, statistics=False).block_numbers(size)
+    return tuple(np.arange(number) // size for number in shape)
+
+
+def find_test_pixels(labels_path, info):
+    """Where the tile of the labels tests, (H, W) bool; None where that is not known.
+
+    Known where infer.json says how the training of the map's checkpoint divided the tile's pixels.
+    """
+    split, folder = info.get("split"), Path(labels_path).parent
+    if not split or not (folder / "bands.npy").exists():
+        return None
+    splits = Tile(folder, statistics=False).split_map(split["block_size"], split["seed"])
+    return splits == TEST
 
 
 def count_blocks(class_map, labels, table, codes, blocks):
@@ -165,7 +193,7 @@ def assess_pixels(counts, legend, pixels, hectares, which):
     total, names = np.sum(pixels, keepdims=True), [entry["name"] for entry in legend.values()]
     notes = explain_gaps(counts.sum(0)[None], total, (["the map"], names), "such pixel")
     if number == 1:
-        notes.append("a single block: no standard errors; wanted two or more (a smaller block_size)")
+        notes.append("a single block has labels: no standard errors, which need two or more")
     return {"method": words, **result, "notes": notes}
 
 
@@ -195,6 +223,29 @@ def report_areas(result, output_dir):
                 numbers = (row[name][key] for key in COLUMNS)
                 writer.writerow([code, row["name"], name, *numbers])
     print(f"{output_dir / 'areas.csv'}: all estimates with standard errors and intervals")
+
+
+def plot_areas(result, path):
+    """Plot the area of each class, mapped and estimated with its 95 % interval, to a PNG."""
+    unit = "pixels" if result["hectares"] is None else "ha"
+    scale = 1 if result["hectares"] is None else result["hectares"] / result["pixels"]
+    rows = list(result["classes"].values())
+    figure = new_figure(figsize=(7, 1.5 + 0.4 * len(rows)))
+    axes, places = figure.subplots(), np.arange(len(rows))
+    mapped = [row["mapped_pixels"] * scale for row in rows]
+    axes.barh(places, mapped, color="#dcdcdc", label="mapped pixels")
+    areas = [row["area_hectares"] or row["area_pixels"] for row in rows]
+    values, halves = (
+        [np.nan if area[key] is None else area[key] for area in areas]
+        for key in ("estimate", "half_width")
+    )
+    label = "estimated, with 95 % interval"
+    axes.errorbar(values, places, xerr=halves, fmt="o", color="#0072b2", capsize=4, label=label)
+    axes.set_yticks(places, [row["name"] for row in rows])
+    axes.invert_yaxis()
+    axes.set(xlabel=f"area [{unit}]", xlim=(0, None), title="areas of the classes")
+    axes.legend(loc="best")
+    save_figure(figure, path)
 
 
 def log_areas(result):

@@ -52,7 +52,7 @@ def _read_geotiff(path):
     except rasterio.errors.RasterioError as error:
         line = str(error).splitlines()[0]
         raise InputError(f"{path}: found no readable GeoTIFF ({line}), wanted a map") from None
-    if array.dtype.kind in "iu" and array.size and 0 <= array.min() and array.max() <= 255:
+    if array.dtype.kind in "iu" and array.size and array.min() >= 0 and array.max() <= 255:
         array = array.astype(np.uint8)
     return array, {"crs": crs.to_string(), "transform": transform} if crs else {}
 

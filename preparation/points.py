@@ -9,7 +9,7 @@ import math
 from pathlib import Path
 
 from running.errors import InputError, notice
-from running.files import atomic_write, file_hash, read_json, write_json
+from running.files import atomic_write, file_hash, read_json
 from running.tile_json import fold_name, is_class_table, is_georeferenced
 
 import numpy as np
@@ -70,7 +70,9 @@ def _to_features(columns, maps, found, shapes):
     for number, one in enumerate(maps):
         own = np.flatnonzero(found[:, 0] == number)
         x, y = Affine(*one.info["transform"]) * (found[own, 2] + 0.5, found[own, 1] + 0.5)
-        geometry = [shapes[i] for i in own] if shapes else geopandas.points_from_xy(x, y)
+        geometry = geopandas.points_from_xy(x, y)
+        if shapes:
+            geometry = [need("shapely").geometry.shape(shapes[place]) for place in own]
         part = {name: np.asarray(values)[own] for name, values in columns.items()}
         part = geopandas.GeoDataFrame(part, index=own, geometry=geometry, crs=one.info["crs"])
         parts.append(part.to_crs("EPSG:4326") if len(systems) > 1 else part)
@@ -89,7 +91,7 @@ def read_points(path):
     path = Path(path)
     design = read_json(path.with_suffix(".json"))
     is_right = all(isinstance(design.get(key), kind) for key, kind in KEYS.items())
-    is_right = is_right and all(POINT <= set(point) for point in design["points"])
+    is_right = is_right and all(set(point) >= POINT for point in design["points"])
     if not is_right or not is_class_table(design["classes"]):
         found = f"no design in {path.stem}.json" if design else f"no {path.stem}.json"
         raise InputError(
@@ -147,7 +149,8 @@ def _check_place(path, row, point, maps):
             (x,), (y,) = transform(row["crs"], info["crs"], [x], [y])
         column, line = (math.floor(value) for value in ~Affine(*info["transform"]) * (x, y))
     else:
-        line, column = (int(row[key]) if str(row[key]).isdigit() else -1 for key in ("row", "column"))
+        texts = (str(row.get(key)) for key in ("row", "column"))
+        line, column = (int(text) if text.isdigit() else -1 for text in texts)
     if not (0 <= line < height and 0 <= column < width):
         raise InputError(f"{path}: found point {row['id']} outside the map {info['path']}")
     if (line, column) != (point["row"], point["column"]):
@@ -164,11 +167,12 @@ def match_labels(path, labels, classes):
     """
     codes = {fold_name(entry): int(code) for code, entry in classes.items()}
     codes |= {code: int(code) for code in classes}
-    unknown = sorted({t for t in labels.values() if t and " ".join(t.casefold().split()) not in codes})
+    folded = {key: " ".join(text.casefold().split()) for key, text in labels.items() if text}
+    unknown = sorted({labels[key] for key, text in folded.items() if text not in codes})
     if unknown:
         names = ", ".join(entry["name"] for entry in classes.values())
         raise InputError(
             f"{path}: found the class {', '.join(unknown[:5])}, wanted {names}, or a code (a class "
             "that the map lacks can be added to classes of the JSON beside it)"
         )
-    return {key: codes[" ".join(t.casefold().split())] for key, t in labels.items() if t}
+    return {key: codes[text] for key, text in folded.items()}

@@ -121,6 +121,11 @@ RANGES = {
     "false_alarms": (1e-6, 0.5),
     "min_confidence": (0, 1),
     "scale": (1e-9, 1e9),
+    # a sample to label
+    "count": (0, MAX_INT),
+    "standard_error": (1e-6, 0.5),
+    "min_count": (0, MAX_INT),
+    "distance": (0, 1e7),
     # model
     "latent_dim": (3, 65536),
     "width": (1, 65536),
