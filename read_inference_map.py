@@ -144,9 +144,7 @@ def read_both(path, config):
         labels = Labels(labels_path, table, chosen, which)
         counted = count_pairs(class_map, chosen)
         if not counted[1:, 1:].any():
-            raise InputError(
-                f"{labels_path}: found no labelled pixel that the map covers ({which})"
-            )
+            raise InputError(f"{labels_path}: found no labelled pixel that the map covers")
         pairs = np.zeros_like(counted)
         np.add.at(pairs, table, counted)
         occurs = np.union1d(table[np.unique(given)], np.flatnonzero(pairs.sum(0)))

@@ -36,7 +36,7 @@ run_config = {
     # design
     "design": "stratified",  # by class of the map; simple: at random; doubtful: labels to check
     "count": 0,  # points; 0: as many as standard_error needs; of doubtful: at most, 0: all
-    "standard_error": 0.01,  # that is wanted of overall accuracy, 0.01: 2 % to either side
+    "standard_error": 0.02,  # that is wanted of overall accuracy, 0.02: 4 % to either side
     "users_accuracy": "0.8",  # that is expected of each class; of some: Cropland=0.9,80=0.95,0.7
     "min_count": 50,  # points of each class of the map, at least, or all of its pixels
     "distance": 0.0,  # between two points at least, in metres; of a map without CRS in pixels
@@ -130,8 +130,8 @@ def write_doubtful(patches, pixels, maps, count, output_dir):
         "label": np.array([names[int(code)] for code in patches.label[:count]], str),
         "probably": np.array([names[int(code)] for code in patches.other[:count]], str),
         "pixels": patches.pixels[:count],
-        "label_probability": patches.own[:count].round(4),
-        "probability": patches.probable[:count].round(4),
+        "label_probability": patches.own[:count],
+        "probability": patches.probable[:count],
     }
     shapes = None
     if all(is_georeferenced(one.info) for one in maps):

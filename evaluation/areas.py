@@ -210,22 +210,18 @@ def describe_assessment(assessment, legend, mapped, hectares, counts):
 
 
 def explain_gaps(counts, sizes, names, what="labelled point"):
-    """Lines that say why an estimate is missing, for a stratified sample.
+    """Lines that say why an estimate is missing.
 
-    counts: (S, C, C), sizes: (S,) as `assess_strata` takes them; names: of strata, and of classes.
+    counts: (S, C, C), sizes: (S,) as `assess_strata` takes them; names: of strata, and of classes;
+    what: words for a pixel of the sample.
     """
     strata, classes = names
     taken, share, lines = counts.sum((1, 2)), sizes / sizes.sum(), []
     for name, number, part, size in zip(strata, taken, share, sizes, strict=True):
-        if size > number == 0:
-            lines.append(
-                f"{name}: found no {what} in {part:.1%} of the map, so no areas and no overall "
-                "accuracy; label one there, or draw a sample that has some"
-            )
-        elif size > number == 1:
-            lines.append(
-                f"{name}: found a single {what} in {part:.1%} of the map, so no standard errors"
-            )
+        found = {0: f"no {what}", 1: f"a single {what}"}.get(int(number))
+        missing = "standard errors" if number else "areas and no overall accuracy"
+        if found and size > number:
+            lines.append(f"{name}: found {found} in {part:.1%} of the map, so no {missing}")
     for name, number in zip(classes, counts.sum((0, 1)), strict=True):
         if number == 0:
             lines.append(f"{name}: found no {what} of this class, so no area of it")
@@ -234,29 +230,27 @@ def explain_gaps(counts, sizes, names, what="labelled point"):
 
 def print_assessment(result):
     """Print the content of `describe_assessment`; – where an estimate cannot be made."""
-    print(f"overall accuracy {_words(result['overall_accuracy'], 100, '%')}")
-    unit = "pixels" if result["hectares"] is None else "ha"
-    per_pixel = 1 if result["hectares"] is None else result["hectares"] / max(1, result["pixels"])
+    unit, scale = "pixels", 1
+    if result["hectares"] is not None:
+        unit, scale = "ha", result["hectares"] / max(1, result["pixels"])
+    print(f"overall accuracy {_words(result['overall_accuracy'], 100)} %")
     print(
-        f"{'class':28s} {'mapped, ' + unit:>15s} {'area, ' + unit:>24s} {'users accuracy':>17s} "
-        f"{'producers':>17s}"
+        f"{'':28s}{'mapped':>12s}  {'area, ' + unit:28s}{'users accuracy, %':24s}"
+        "producers accuracy, %"
     )
     for code, row in result["classes"].items():
         area = row["area_hectares"] or row["area_pixels"]
         print(
-            f"{code:>3} {row['name']:24.24s} {row['mapped_pixels'] * per_pixel:15.2f} "
-            f"{_words(area, 1, ''):>24s} {_words(row['users_accuracy'], 100, '%'):>17s} "
-            f"{_words(row['producers_accuracy'], 100, '%'):>17s}"
+            f"{code:>4} {row['name']:22.22s} {row['mapped_pixels'] * scale:12.2f}  "
+            f"{_words(area, 1, 2):28s}{_words(row['users_accuracy'], 100):24s}"
+            f"{_words(row['producers_accuracy'], 100)}"
         )
 
 
-def _words(estimate, scale, unit):
-    """An estimate with half its 95 % interval, "–" where it cannot be made."""
-    digits = 1 if unit else 2
-    if estimate["estimate"] is None:
-        return "–"
-    value = f"{scale * estimate['estimate']:.{digits}f}{unit}"
-    if estimate["standard_error"] is None:
-        return f"{value} ± –"
-    half = estimate["half_width"]
-    return f"{value} ± {scale * half:.{digits}f}"
+def _words(estimate, scale, digits=1):
+    """An estimate and its 95 % interval; "–" for what cannot be made."""
+    value, low, high = (
+        "–" if estimate[key] is None else f"{scale * estimate[key]:.{digits}f}"
+        for key in ("estimate", "low", "high")
+    )
+    return value if value == "–" else f"{value} ({low} to {high})" if low != "–" else f"{value} (–)"

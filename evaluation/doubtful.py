@@ -1,9 +1,10 @@
 """Which labels to distrust: those that labels of other places contradict.
 
 Discriminant analysis of the embeddings, fitted to the labels of other blocks, gives each labelled
-pixel the probability of each class. Confident learning (Northcutt et al. 2021,
-10.1613/jair.1.12125): a label is doubtful where another class is as probable as it is, on average,
-for pixels that have its label. Doubtful neighbours of one label and one probable class are a patch.
+pixel the probability of each class. By confident learning (Northcutt et al. 2021,
+10.1613/jair.1.12125) a label is doubtful where another class is more probable, and at least as
+probable as it is on average for the pixels with its label. Doubtful neighbours of one label and one
+probable class are a patch; the less probable its label and the larger, the more doubtful it is.
 
 Shapes: N labelled pixels, D dimensions, C classes, n patches, H x W pixels of a map.
 """
@@ -29,6 +30,8 @@ from maps.reader import RepresentationMap, find_labels, read_codes
 
 MAX_LABELS = 200_000  # pixels that are examined: of more, as many at random
 SHOWN = 10  # patches that are printed
+# Of planted errors, whole fields are ranked best with 0.5, single pixels with 0; see find_patches
+SIZE_POWER = 0.25
 
 
 class Labelled(NamedTuple):
@@ -132,10 +135,12 @@ def find_contradicted(probability, own):
 
 
 class Patches(NamedTuple):
-    """Doubtful labels, the most doubtful first: (n,) label, other (class codes), pixels, own and
+    """Patches of doubtful labels, the most doubtful first.
 
-    probable (mean probabilities of both), score; places (n, 3): map, row, column of the most
-    doubtful pixel. of: (N,) the patch of each Labelled pixel, -1 for none. legend: of the labels.
+    label, other (n,): class codes, of the label and of the probable class; pixels (n,): how many;
+    own, probable (n,): geometric mean of the probability of the label, mean of the other's. places
+    (n, 3): map, row, column of the most doubtful pixel. of (N,): the patch of each Labelled pixel,
+    -1 for none. legend: of the labels.
     """
 
     label: np.ndarray
@@ -143,14 +148,16 @@ class Patches(NamedTuple):
     pixels: np.ndarray
     own: np.ndarray
     probable: np.ndarray
-    score: np.ndarray
     places: np.ndarray
     of: np.ndarray
     legend: dict
 
 
 def find_patches(pixels, probability):
-    """The Patches of Labelled pixels with cross-validated probabilities (N, C)."""
+    """The Patches of Labelled pixels with cross-validated probabilities (N, C).
+
+    Ranked by the mean logarithm of the probability of the label, times pixels to SIZE_POWER.
+    """
     codes = np.array(list(pixels.legend))
     own = np.searchsorted(codes, pixels.labels)
     other = find_contradicted(probability, own)
@@ -158,16 +165,16 @@ def find_patches(pixels, probability):
     component = _connect(pixels.places[chosen], own[chosen] * len(codes) + other[chosen])
     first = np.unique(component, return_index=True)[1]
     size = np.bincount(component)
-    p_own, p_other = probability[chosen, own[chosen]], probability[chosen, other[chosen]]
-    mean_own, mean_other = (np.bincount(component, p) / size for p in (p_own, p_other))
-    margin = np.bincount(component, p_other - p_own)
-    order = np.argsort(-margin, kind="stable")
-    worst = np.lexsort([p_own - p_other, component])
+    log_own = np.log(np.maximum(probability[chosen, own[chosen]], np.finfo(float).tiny))
+    mean_own = np.bincount(component, log_own) / size
+    mean_other = np.bincount(component, probability[chosen, other[chosen]]) / size
+    order = np.argsort(mean_own * size**SIZE_POWER, kind="stable")
+    worst = np.lexsort([log_own, component])
     worst = chosen[worst[np.searchsorted(component[worst], np.arange(len(size)))]]
     of = np.full(len(own), -1)
     of[chosen] = np.argsort(order)[component]
-    columns = codes[own[chosen]][first], codes[other[chosen]][first], size, mean_own, mean_other
-    columns += (margin, pixels.places[worst])
+    columns = codes[own[chosen]][first], codes[other[chosen]][first], size, np.exp(mean_own)
+    columns += (mean_other, pixels.places[worst])
     return Patches(*(part[order] for part in columns), of, pixels.legend)
 
 
@@ -220,6 +227,6 @@ def print_patches(patches, pixels):
         label, other = (names[int(codes[place])] for codes in (patches.label, patches.other))
         print(
             f"{place + 1:4d} row {row:5d} column {column:5d}: {patches.pixels[place]:5d} pixels "
-            f"labelled {label:.20s} ({patches.own[place]:.2f}), probably {other:.20s} "
+            f"labelled {label:.20s} ({patches.own[place]:.0e}), probably {other:.20s} "
             f"({patches.probable[place]:.2f})"
         )

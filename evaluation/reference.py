@@ -192,8 +192,10 @@ def assess_pixels(counts, legend, pixels, hectares, which):
     )
     total, names = np.sum(pixels, keepdims=True), [entry["name"] for entry in legend.values()]
     notes = explain_gaps(counts.sum(0)[None], total, (["the map"], names), "such pixel")
-    if number == 1:
-        notes.append("a single block has labels: no standard errors, which need two or more")
+    for name, entry in zip(names, result["classes"].values(), strict=True):
+        kinds = [entry[key] for key in ("users_accuracy", "producers_accuracy")]
+        if any(kind["standard_error"] is None is not kind["estimate"] for kind in kinds):
+            notes.append(f"{name}: found in one block only, so not all of its intervals")
     return {"method": words, **result, "notes": notes}
 
 
@@ -205,7 +207,7 @@ ESTIMATES = ("area_share", "area_pixels", "area_hectares", "users_accuracy", "pr
 
 def report_areas(result, output_dir):
     """Print an assessment, and write areas.json and areas.csv."""
-    print(f"accuracy and areas from {result['method']}; ± half of a 95 % interval:")
+    print(f"accuracy and areas, with 95 % intervals, from {result['method']}:")
     print_assessment(result)
     for line in result["notes"]:
         print(line)
