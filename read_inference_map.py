@@ -147,7 +147,9 @@ def read_both(path, config):
             raise InputError(f"{labels_path}: found no labelled pixel that the map covers")
         pairs = np.zeros_like(counted)
         np.add.at(pairs, table, counted)
-        occurs = np.union1d(table[np.unique(given)], np.flatnonzero(pairs.sum(0)))
+        occurs = np.union1d(
+            table[np.flatnonzero(count_classes(given).sum(0))], np.flatnonzero(pairs.sum(0))
+        )
         names = {str(table[int(code)]): entry for code, entry in names.items()}
         sources.append((Path(labels_path).parent / "tile.json", {"classes": names}))
     else:

@@ -157,7 +157,7 @@ def main(config):
         make_output_dir(output_dir)
         path = write_doubtful(patches, pixels, maps, config["count"], output_dir)
         log = start_log(config, "sampling_design", output_dir, start_runtime("cpu"))
-        print_patches(patches, pixels)
+        print_patches(patches, pixels, maps)
         log.line({"step": 0, "doubtful_pixels": int((patches.of >= 0).sum())})
         log.finish()
         print(f"{path}: doubtful labels, the most doubtful first")

@@ -228,6 +228,22 @@ def explain_gaps(counts, sizes, names, what="labelled point"):
     return lines
 
 
+def explain_no_width(counts, classes):
+    """A line on classes in which no sampled pixel is wrong: [] where there are none.
+
+    None of n independent points being wrong, up to 3 / n may be: the rule of three.
+    counts: (C, C); classes: their names.
+    """
+    right, taken = np.diagonal(counts), counts.sum(1)
+    words = [
+        f"{name} {3 / number:.1%}"
+        for name, number, hits in zip(classes, taken, right, strict=True)
+        if number == hits > 0
+    ]
+    line = "no error among the points of a class, so no width of the interval; up to about"
+    return [f"{line} 3 / points may be wrong: {', '.join(words)}"] if words else []
+
+
 def print_assessment(result):
     """Print the content of `describe_assessment`; – where an estimate cannot be made."""
     unit, scale = "pixels", 1

@@ -214,7 +214,7 @@ def outline(patches, pixels, maps, count):
     return [found[place] for place in range(count)]
 
 
-def print_patches(patches, pixels):
+def print_patches(patches, pixels, maps):
     """Print how many labels are doubtful, and the first patches."""
     count, total = int((patches.of >= 0).sum()), len(pixels.labels)
     print(
@@ -223,10 +223,10 @@ def print_patches(patches, pixels):
     )
     names = {code: entry["name"] for code, entry in patches.legend.items()}
     for place in range(min(SHOWN, len(patches.label))):
-        _, row, column = patches.places[place]
+        number, row, column = patches.places[place]
         label, other = (names[int(codes[place])] for codes in (patches.label, patches.other))
         print(
-            f"{place + 1:4d} row {row:5d} column {column:5d}: {patches.pixels[place]:5d} pixels "
-            f"labelled {label:.20s} ({patches.own[place]:.0e}), probably {other:.20s} "
-            f"({patches.probable[place]:.2f})"
+            f"{place + 1:4d} {maps[number].path.parent.name} row {row} column {column}: "
+            f"{patches.pixels[place]} pixels labelled {label} ({patches.own[place]:.2f}), probably "
+            f"{other} ({patches.probable[place]:.2f})"
         )

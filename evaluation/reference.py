@@ -18,6 +18,7 @@ from evaluation.areas import (
     assess_strata,
     describe_assessment,
     explain_gaps,
+    explain_no_width,
     join_classes,
     print_assessment,
 )
@@ -98,6 +99,7 @@ def _assess(design, counts, legend, pixels, hectares, changed):
         assessment = assess_strata(counts, sizes, holds)
         gaps = explain_gaps(counts, sizes, (strata, classes))
     result = describe_assessment(assessment, legend, pixels, hectares, counts.sum(0))
+    gaps += explain_no_width(counts.sum(0), classes)
     return {"method": words, **result, "notes": gaps}
 
 

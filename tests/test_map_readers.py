@@ -375,7 +375,7 @@ def test_large_maps_are_read_in_blocks(tmp_path, monkeypatch):
     monkeypatch.setattr(reader, "BLOCK_PIXELS", 1 << 18)
     path = large_map(tmp_path / "map.npy")
     large_map(tmp_path / "labels.npy")
-    config = {"labels_path": str(tmp_path / "labels.npy")}
+    config = {"labels_path": str(tmp_path / "labels.npy"), "pixels": "auto"}
     assert peak_bytes(read_inference_map.read_both, path, config) < 20 * (1 << 18) + (1 << 24)
     legend = class_legend([40, 95], {})
     assert peak_bytes(class_areas, read_map(path), legend, GEO) < 36_000_000

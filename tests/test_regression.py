@@ -315,7 +315,7 @@ def test_a_map_has_its_unit_and_no_value_where_observations_lack(place, tmp_path
         encoder.classify(*series)
 
     capsys.readouterr()
-    result = run(read_inference_map, map_path=folder / "regression_map.npy")
+    result = run(read_inference_map, map_path=folder / "regression_map.npy", pixels="all")
     targets = np.load(tile / "targets.npy")
     both = kept & np.isfinite(targets)
     expected = score_quantity(targets[both], values[both])
