@@ -115,8 +115,8 @@ def _compare_maps(path, drawn, maps):
         is_same = all(before.get(key) == one.info.get(key) for key in ("crs", "transform"))
         if not is_same or before["shape"] != list(one.codes.shape):
             raise InputError(
-                f"{one.path}: found another place or size than of {before['path']}, from which "
-                f"{path} was drawn; wanted a map of the same pixels"
+                f"{one.path}: found another place or size than {path} was drawn from, wanted a map "
+                f"of the pixels of {before['path']}"
             )
         if before["sha256"] != file_hash(one.path):
             changed.append(one.path)

@@ -5,7 +5,6 @@ JSON of the same name keeps the design, which the estimates need and the interpr
 """
 
 import csv
-import math
 from pathlib import Path
 
 from running.errors import InputError, notice
@@ -14,6 +13,7 @@ from running.tile_json import fold_name, is_class_table, is_georeferenced
 
 import numpy as np
 from rasterio import Affine
+from rasterio.transform import rowcol, xy
 
 from preparation import need
 from preparation.features import read_file
@@ -69,7 +69,7 @@ def _to_features(columns, maps, found, shapes):
     parts, systems = [], {one.info["crs"] for one in maps}
     for number, one in enumerate(maps):
         own = np.flatnonzero(found[:, 0] == number)
-        x, y = Affine(*one.info["transform"]) * (found[own, 2] + 0.5, found[own, 1] + 0.5)
+        x, y = xy(Affine(*one.info["transform"]), found[own, 1], found[own, 2])
         geometry = geopandas.points_from_xy(x, y)
         if shapes:
             geometry = [need("shapely").geometry.shape(shapes[place]) for place in own]
@@ -147,7 +147,7 @@ def _check_place(path, row, point, maps):
             from rasterio.warp import transform
 
             (x,), (y,) = transform(row["crs"], info["crs"], [x], [y])
-        column, line = (math.floor(value) for value in ~Affine(*info["transform"]) * (x, y))
+        line, column = map(int, rowcol(Affine(*info["transform"]), x, y))
     else:
         texts = (str(row.get(key)) for key in ("row", "column"))
         line, column = (int(text) if text.isdigit() else -1 for text in texts)
