@@ -89,12 +89,12 @@ def cross_validate(pixels, seed=0):
     """
     codes = np.array(list(pixels.legend))
     probability = np.full((len(pixels.labels), len(codes)), np.nan)
-    folds = min(FOLDS, len(np.unique(pixels.blocks)))
-    if folds < 2 or len(codes) < 2:
+    blocks = len(np.unique(pixels.blocks))
+    if min(blocks, len(codes)) < 2:
         raise InputError(
-            f"labels: found {len(codes)} classes in {folds} blocks, wanted two or more of both"
+            f"labels: found {len(codes)} classes in {blocks} blocks, wanted two or more of both"
         )
-    splitter = StratifiedGroupKFold(folds, shuffle=True, random_state=seed)
+    splitter = StratifiedGroupKFold(min(FOLDS, blocks), shuffle=True, random_state=seed)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # of a class with fewer labels than folds
         parts = list(splitter.split(pixels.y, pixels.labels, pixels.blocks))
