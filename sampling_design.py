@@ -7,7 +7,8 @@
 The map may be a .npy of infer.py, a GeoTIFF of classes, or a folder of tiles that were mapped. The
 points go to points.gpkg (points.csv where the map has no CRS), whose column "reference" is to be
 filled with class names or codes by someone who does not see the map. points.json keeps the design:
-leave it beside the file. design=doubtful lists labels instead that are probably wrong.
+leave it beside the file. design=doubtful lists the labels of the tiles that are probably wrong
+instead, from representation_map.npy, best of an encoder that was not trained on these labels.
 """
 
 from pathlib import Path
@@ -22,10 +23,16 @@ from running.tile_json import fold_name, is_georeferenced, merge_classes
 
 import numpy as np
 
-from evaluation.doubtful import find_doubtful, outline, print_patches
+from evaluation.doubtful import (
+    cross_validate,
+    find_patches,
+    outline,
+    print_patches,
+    read_labelled,
+)
 from evaluation.sampling import allocate, draw_points, find_sample_size
 from maps.land_cover import class_legend, count_classes
-from maps.reader import open_class_maps
+from maps.reader import RepresentationMap, find_maps, open_class_maps
 from preparation.points import LABEL, describe_maps, write_table
 
 run_config = {
@@ -121,9 +128,12 @@ def write_sample(config, maps, legend, strata, drawn, output_dir):
     return path
 
 
-def write_doubtful(patches, pixels, maps, count, output_dir):
-    """Write the first `count` patches, 0: all, as polygons. Returns the path."""
-    count = min(count or len(patches.label), len(patches.label))
+def list_doubtful(folder, config, output_dir):
+    """Write the labels that are probably wrong, as polygons of patches. Returns the path."""
+    maps = [RepresentationMap(one) for one in find_maps(folder, "representation_map.npy")]
+    pixels = read_labelled(maps, config["labels_path"], config["seed"])
+    patches = find_patches(pixels, cross_validate(pixels, config["seed"]))
+    count = min(config["count"] or len(patches.label), len(patches.label))
     names = {code: entry["name"] for code, entry in patches.legend.items()}
     columns = {
         "rank": np.arange(1, count + 1),
@@ -136,7 +146,14 @@ def write_doubtful(patches, pixels, maps, count, output_dir):
     shapes = None
     if all(is_georeferenced(one.info) for one in maps):
         shapes = outline(patches, pixels, maps, count)
-    return write_table(output_dir / "doubtful", columns, maps, patches.places[:count], shapes)
+    make_output_dir(output_dir)
+    path = write_table(output_dir / "doubtful", columns, maps, patches.places[:count], shapes)
+    log = start_log(config, "sampling_design", output_dir, start_runtime("cpu"))
+    print_patches(patches, pixels, maps)
+    log.line({"step": 0, "doubtful_pixels": int((patches.of >= 0).sum())})
+    log.finish()
+    print(f"{path}: doubtful labels, the most doubtful first")
+    return path
 
 
 def main(config):
@@ -144,26 +161,16 @@ def main(config):
     refuse_torchrun()
     config = check(config, design=("stratified", "simple", "doubtful"))
 
-    # maps
-    maps = open_class_maps(config["map_path"])
     path = Path(config["map_path"])
-    output_dir = Path(config["output_dir"] or (path if path.is_dir() else path.parent) / "sample")
+    folder = path if path.is_dir() else path.parent
+    output_dir = Path(config["output_dir"] or folder / "sample")
     refuse_training_folder(output_dir)
-    classes = merge_classes([(one.path, one.info) for one in maps])
-
-    # labels to check
     if config["design"] == "doubtful":
-        patches, pixels = find_doubtful(maps, config["labels_path"], config["seed"])
-        make_output_dir(output_dir)
-        path = write_doubtful(patches, pixels, maps, config["count"], output_dir)
-        log = start_log(config, "sampling_design", output_dir, start_runtime("cpu"))
-        print_patches(patches, pixels, maps)
-        log.line({"step": 0, "doubtful_pixels": int((patches.of >= 0).sum())})
-        log.finish()
-        print(f"{path}: doubtful labels, the most doubtful first")
-        return path
+        return list_doubtful(folder, config, output_dir)
 
     # sample
+    maps = open_class_maps(path)
+    classes = merge_classes([(one.path, one.info) for one in maps])
     sizes = sum(count_classes(one.codes).sum(0) for one in maps)
     sizes[0] = 0
     legend = class_legend(np.flatnonzero(sizes), classes)

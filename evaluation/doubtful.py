@@ -26,7 +26,7 @@ from sklearn.model_selection import StratifiedGroupKFold
 from evaluation.classifiers import FOLDS, fit_classifier
 from evaluation.reference import find_blocks
 from maps.land_cover import class_legend
-from maps.reader import RepresentationMap, find_labels, read_codes
+from maps.reader import find_labels, read_codes
 
 MAX_LABELS = 200_000  # pixels that are examined: of more, as many at random
 SHOWN = 10  # patches that are printed
@@ -48,7 +48,7 @@ class Labelled(NamedTuple):
 
 
 def read_labelled(maps, labels_path, seed=0):
-    """The Labelled pixels of ClassMaps, beside which representation_map.npy lies.
+    """The Labelled pixels of RepresentationMaps.
 
     labels_path: empty for those of the tiles that infer.json names. Raises InputError where there
     are none.
@@ -60,11 +60,10 @@ def read_labelled(maps, labels_path, seed=0):
         path, tile_info = find_labels(labels_path, one.info)
         if not path:
             raise InputError(f"{one.path}: found no labels of its tile, wanted labels_path=")
-        labels = np.asarray(read_codes(path, one.codes.shape))
+        labels = np.asarray(read_codes(path, one.shape[:2]))
         rows, columns = find_blocks(path, one.info, labels.shape)
         sources.append((Path(path).parent / "tile.json", tile_info))
-        values = RepresentationMap(one.path.with_name("representation_map.npy"))
-        for first, block in values.blocks():
+        for first, block in one.blocks():
             row, column = np.nonzero(labels[first : first + len(block)])
             y = block[row, column]
             known = np.isfinite(y).all(1)
@@ -195,18 +194,12 @@ def _connect(places, values):
     return connected_components(graph, directed=False)[1]
 
 
-def find_doubtful(maps, labels_path, seed=0):
-    """The Patches of doubtful labels of ClassMaps, and the Labelled pixels."""
-    pixels = read_labelled(maps, labels_path, seed)
-    return find_patches(pixels, cross_validate(pixels, seed)), pixels
-
-
 def outline(patches, pixels, maps, count):
     """Polygons of the first patches in the CRS of their maps, as a list of GeoJSON geometries."""
     found = {}
     for number, one in enumerate(maps):
         own = (pixels.places[:, 0] == number) & (patches.of >= 0) & (patches.of < count)
-        raster = np.zeros(one.codes.shape, np.int32)
+        raster = np.zeros(one.shape[:2], np.int32)
         raster[tuple(pixels.places[own, 1:].T)] = patches.of[own] + 1
         transform = Affine(*one.info["transform"])
         shapes = polygons_of(raster, mask=raster > 0, transform=transform)

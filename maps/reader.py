@@ -82,17 +82,26 @@ class ClassMap(NamedTuple):
     info: dict
 
 
-def open_class_maps(path):
-    """The ClassMap of a .npy file or GeoTIFF, or those of infer.py in a folder or its folders.
+def find_maps(path, name):
+    """Paths of maps: the path itself, or of a folder the file of this name in it or its folders.
 
     Raises InputError where there is none.
     """
-    path, name = Path(path), "classification_map.npy"
-    paths = [path]
-    if path.is_dir():
-        paths = [path / name] if (path / name).exists() else sorted(path.glob(f"*/{name}"))
+    path = Path(path)
+    if not path.is_dir():
+        return [path]
+    paths = [path / name] if (path / name).exists() else sorted(path.glob(f"*/{name}"))
     if not paths:
-        raise InputError(f"{path}: found no {name}, wanted one or folders of them")
+        raise InputError(f"{path}: found no {name} in it or its folders, wanted a map of infer.py")
+    return paths
+
+
+def open_class_maps(path):
+    """The ClassMaps of a path, see `find_maps`: of a .npy file, a GeoTIFF, or of infer.py.
+
+    Raises InputError where there is none, or one has no class.
+    """
+    paths = find_maps(path, "classification_map.npy")
     maps = [ClassMap(one, read_codes(one), read_provenance(one)) for one in paths]
     empty = [one.path for one in maps if not any(block.any() for _, block in row_blocks(one.codes))]
     if empty:

@@ -18,7 +18,7 @@ import sampling_design
 from evaluation.areas import assess_classes
 from evaluation.doubtful import cross_validate, find_patches, read_labelled
 from maps.geotiff import write_geotiff
-from maps.reader import open_class_maps
+from maps.reader import RepresentationMap
 
 GEO = {"crs": "EPSG:32631", "transform": [10, 0, 500000, 0, -10, 5400000]}
 NAMES = {1: "Wood", 2: "Crop", 3: "Lake"}
@@ -335,7 +335,8 @@ def test_planted_errors_in_labels_are_found(folder, capsys):
     path = draw(folder, **keys, count=0)
     out = capsys.readouterr().out
     assert "labelled pixels (" in out and "the most doubtful:" in out
-    pixels = read_labelled(open_class_maps(folder), folder / "labels.npy")
+    maps = [RepresentationMap(folder / "representation_map.npy")]
+    pixels = read_labelled(maps, folder / "labels.npy")
     patches = find_patches(pixels, cross_validate(pixels))
     is_wrong = wrong[tuple(pixels.places[:, 1:].T)]
     found = patches.of >= 0
@@ -355,12 +356,11 @@ def test_planted_errors_in_labels_are_found(folder, capsys):
 
 
 def test_doubtful_labels_need_labels_and_embeddings(folder, tmp_path):
+    np.save(folder / "labels.npy", np.ones((64, 80), np.uint8))
+    with pytest.raises(InputError, match="MGRS-A: found no representation_map.npy in it or its fo"):
+        draw(folder, design="doubtful")
+    np.save(folder / "representation_map.npy", np.zeros((64, 80, 3), np.float32))
     with pytest.raises(InputError, match="found no labels of its tile, wanted labels_path="):
         draw(folder, design="doubtful")
-    np.save(folder / "labels.npy", np.ones((64, 80), np.uint8))
-    keys = {"design": "doubtful", "labels_path": folder / "labels.npy"}
-    with pytest.raises(InputError, match="representation_map.npy: found no such file"):
-        draw(folder, **keys)
-    np.save(folder / "representation_map.npy", np.zeros((64, 80, 3), np.float32))
     with pytest.raises(InputError, match="found 1 classes in 20 blocks, wanted two or more"):
-        draw(folder, **keys)
+        draw(folder, design="doubtful", labels_path=folder / "labels.npy")
