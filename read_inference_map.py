@@ -345,7 +345,8 @@ def main(config):
     print(f"no data: {pairs[:, 0].sum()} of {class_map.size} pixels")
 
     # agreement, on pixels that have both
-    (output_dir / "agreement.png").unlink(missing_ok=True)  # of an earlier call, with other labels
+    for name in ("agreement.png", "areas.json", "areas.csv"):  # of an earlier call, other labels
+        (output_dir / name).unlink(missing_ok=True)
     if labels:
         pairs[0], pairs[:, 0] = 0, 0
         labelled, predicted = np.nonzero(pairs)

@@ -33,7 +33,7 @@ from evaluation.doubtful import (
 from evaluation.sampling import allocate, draw_points, find_sample_size
 from maps.land_cover import class_legend, count_classes
 from maps.reader import RepresentationMap, find_maps, open_class_maps
-from preparation.points import LABEL, describe_maps, write_table
+from preparation.points import LABEL, describe_maps, refuse_earlier, write_table
 
 run_config = {
     # input
@@ -115,7 +115,6 @@ def write_sample(config, maps, legend, strata, drawn, output_dir):
     if config["show_class"]:
         codes = [maps[number].codes[row, column] for _, number, row, column in drawn]
         columns["map_class"] = np.array([legend[int(code)]["name"] for code in codes])
-    path = write_table(output_dir / "points", columns, maps, drawn[:, 1:])
     keys = ("stratum", "map", "row", "column")
     points = [
         {"id": number} | dict(zip(keys, row, strict=True))
@@ -124,8 +123,8 @@ def write_sample(config, maps, legend, strata, drawn, output_dir):
     kept = ("design", "seed", "distance", "standard_error", "users_accuracy")
     design = {key: config[key] for key in kept} | {"strata": strata}
     design["classes"] = {str(code): entry for code, entry in legend.items()}
-    write_json(path.with_suffix(".json"), design | {"maps": describe_maps(maps), "points": points})
-    return path
+    write_json(output_dir / "points.json", design | {"maps": describe_maps(maps), "points": points})
+    return write_table(output_dir / "points", columns, maps, drawn[:, 1:])
 
 
 def list_doubtful(folder, config, output_dir):
@@ -169,6 +168,7 @@ def main(config):
         return list_doubtful(folder, config, output_dir)
 
     # sample
+    refuse_earlier(output_dir)
     maps = open_class_maps(path)
     classes = merge_classes([(one.path, one.info) for one in maps])
     sizes = sum(count_classes(one.codes).sum(0) for one in maps)

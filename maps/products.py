@@ -46,6 +46,8 @@ OTHER_FILES = [  # that infer.py and the readers of maps write beside them
     "inference_map.png",
     "inference_map.json",
     "agreement.png",
+    "areas.json",
+    "areas.csv",
     "explore.html",
     "item.json",
 ]

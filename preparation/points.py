@@ -36,20 +36,24 @@ def describe_maps(maps):
     ]
 
 
+def refuse_earlier(folder):
+    """Raise InputError where a sample lies: its points may have labels."""
+    for path in (folder / "points.gpkg", folder / "points.csv"):
+        if path.exists():
+            raise InputError(
+                f"{path}: found an earlier sample, which may have labels; wanted another output_dir"
+            )
+
+
 def write_table(path, columns, maps, found, shapes=None, layer=None):
     """Write features with columns and places: path.gpkg, or path.csv where a map has no CRS.
 
     path: without suffix; columns: {name: (n,)}; found: (n, 3) int: map, row, column; shapes: n
     geometries in the CRS of their map, or None: points in the middle of the pixels. Of maps of
-    several CRS, all are in WGS84. Raises InputError where geopandas is missing, or the file exists:
-    it may hold labels. Returns the path.
+    several CRS, all are in WGS84. Raises InputError where geopandas is missing. Returns the path.
     """
     is_placed = all(is_georeferenced(one.info) for one in maps)
     path = Path(f"{path}.{'gpkg' if is_placed else 'csv'}")
-    if path.exists():
-        raise InputError(
-            f"{path}: found an earlier file, which may hold labels; wanted another output_dir"
-        )
     names = np.array([one.path.parent.name for one in maps])
     columns = columns | {"tile": names[found[:, 0]], "row": found[:, 1], "column": found[:, 2]}
     with atomic_write(path) as part:
@@ -104,7 +108,9 @@ def read_points(path):
         if row["id"] not in known:
             raise InputError(f"{path}: found a point with id {row['id']}, wanted those of its JSON")
         _check_place(path, row, known[row["id"]], design["maps"])
-    missing = len(known) - len({row["id"] for row in rows})
+    if len({row["id"] for row in rows}) < len(rows):
+        raise InputError(f"{path}: found an id of several points, wanted each point once")
+    missing = len(known) - len(rows)
     if missing:
         notice(f"{path}: found {missing} of {len(known)} points missing, which count as unlabelled")
     return design, {row["id"]: row[LABEL] for row in rows}
@@ -123,8 +129,8 @@ def _read_rows(path):
         features = read_file("sample_path", path, None, {})
         columns = set(features.columns)
         rows = features.to_dict("records")
-        x, y = features.geometry.x, features.geometry.y
-        for row, *place in zip(rows, x, y, strict=True):
+        points = features.geometry.representative_point()  # some software makes multipoints
+        for row, *place in zip(rows, points.x, points.y, strict=True):
             row["place"], row["crs"] = place, features.crs.to_string()
     if lost := {"id", LABEL} - columns:
         raise InputError(f"{path}: found no column {min(lost)}, wanted id and {LABEL}")
@@ -147,7 +153,9 @@ def _check_place(path, row, point, maps):
             from rasterio.warp import transform
 
             (x,), (y,) = transform(row["crs"], info["crs"], [x], [y])
-        line, column = map(int, rowcol(Affine(*info["transform"]), x, y))
+        line, column = -1, -1
+        if np.isfinite([x, y]).all():
+            line, column = map(int, rowcol(Affine(*info["transform"]), x, y))
     else:
         texts = (str(row.get(key)) for key in ("row", "column"))
         line, column = (int(text) if text.isdigit() else -1 for text in texts)

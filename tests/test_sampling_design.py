@@ -93,7 +93,7 @@ def test_points_are_drawn_by_class_and_hide_it(folder, tmp_path, capsys):
     assert "120 points: overall accuracy ±" in capsys.readouterr().out
     shown = geopandas.read_file(draw(folder, output_dir=tmp_path / "d", show_class=True))
     assert set(shown["map_class"]) == set(NAMES.values())
-    with pytest.raises(InputError, match="points.gpkg: found an earlier file, which may hold lab"):
+    with pytest.raises(InputError, match="points.gpkg: found an earlier sample, which may hav"):
         draw(folder, output_dir=tmp_path / "a")
 
 
@@ -239,6 +239,12 @@ def spoil_place(path, **move):
     points.to_file(path)
 
 
+def double(path):
+    points = geopandas.read_file(path)
+    points.loc[7] = points.loc[8]
+    points.to_file(path)
+
+
 @pytest.mark.parametrize(
     ("spoil", "line"),
     [
@@ -252,6 +258,8 @@ def spoil_place(path, **move):
             lambda p: spoil_place(p, x=5000),
             "found point 4 outside the map .*_map.npy",
         ),
+        (lambda p: spoil_place(p, x=np.nan), "found point 4 outside the map .*_map.npy"),
+        (lambda p: double(p), "found an id of several points, wanted each point once"),
         (lambda p: spoil_place(p, x=30), "found point 4 in row .*: its place must stay"),
         (
             lambda p: geopandas.read_file(p).assign(reference="Vineyard").to_file(p),
