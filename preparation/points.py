@@ -45,7 +45,7 @@ def refuse_earlier(folder):
             )
 
 
-def write_table(path, columns, maps, found, shapes=None, layer=None):
+def write_table(path, columns, maps, found, shapes=None):
     """Write features with columns and places: path.gpkg, or path.csv where a map has no CRS.
 
     path: without suffix; columns: {name: (n,)}; found: (n, 3) int: map, row, column; shapes: n

@@ -12,13 +12,21 @@ import pytest
 import rasterio
 from helpers import run
 from scipy.ndimage import gaussian_filter
+from shapely import MultiPoint
 
 import read_inference_map
 import sampling_design
 from evaluation.areas import assess_classes
-from evaluation.doubtful import cross_validate, find_patches, read_labelled
+from evaluation.doubtful import (
+    Labelled,
+    cross_validate,
+    find_contradicted,
+    find_patches,
+    read_labelled,
+)
 from maps.geotiff import write_geotiff
 from maps.reader import RepresentationMap
+from tiles import TEST, Tile
 
 GEO = {"crs": "EPSG:32631", "transform": [10, 0, 500000, 0, -10, 5400000]}
 NAMES = {1: "Wood", 2: "Crop", 3: "Lake"}
@@ -75,7 +83,7 @@ def test_points_are_drawn_by_class_and_hide_it(folder, tmp_path, capsys):
     path, again = (draw(folder, output_dir=tmp_path / name, distance=25.0) for name in "ab")
     points, mapped = geopandas.read_file(path), np.load(folder / "classification_map.npy")
     assert points.equals(geopandas.read_file(again))
-    other = geopandas.read_file(draw(folder, output_dir=tmp_path / "c", seed=1))
+    other = geopandas.read_file(draw(folder, output_dir=tmp_path / "c", distance=25.0, seed=1))
     assert not points.geometry.equals(other.geometry)
     assert set(points.columns) == {"id", "reference", "tile", "row", "column", "geometry"}
     assert len(points) == 120 and not points["reference"].any() and points.crs == GEO["crs"]
@@ -155,13 +163,17 @@ def test_a_labelled_sample_gives_accuracy_and_areas(folder, tmp_path, capsys):
 
 def test_a_simple_sample_of_two_tiles(folder, tmp_path):
     other = shutil.copytree(folder, folder.with_name("MGRS-B"))
-    moved = {**GEO, "transform": [10, 0, 600000, 0, -10, 5400000]}
+    moved = {"crs": "EPSG:32632", "transform": [10, 0, 300000, 0, -10, 5400000]}
     (other / "infer.json").write_text(json.dumps({**moved, "classes": CLASSES}))
     path = draw(folder, map_path=folder.parent, design="simple")
     points = geopandas.read_file(path)
     assert path.parent == folder.parent / "sample" and set(points["tile"]) == {"MGRS-A", "MGRS-B"}
-    assert (points.geometry.x[points["tile"] == "MGRS-B"] > 600000).all()
-    label(path, folder)
+    assert points.crs == "EPSG:4326", "one for both"
+    is_east = points.geometry.x > 5
+    assert (is_east == (points["tile"] == "MGRS-B")).all() and is_east.any()
+    points = label(path, folder)
+    points["geometry"] = [MultiPoint([point]) for point in points.geometry]  # of other software
+    points.to_file(path)
     result = read(folder, path, map_path=folder.parent)
     assert result["pixels"] == 2 * 63 * 80 and result["points"] == 120
     assert "a simple random sample" in result["method"]
@@ -277,6 +289,12 @@ def double(path):
             lambda p: np.save(p.parents[1] / "classification_map.npy", np.ones((9, 9), np.uint8)),
             "found another place or size than .*points.gpkg was drawn from, wanted a map",
         ),
+        (
+            lambda p: (p.parents[1] / "infer.json").write_text(
+                json.dumps({**GEO, "transform": [10, 0, 500010, 0, -10, 5400000]})
+            ),
+            "found another place or size than .*points.gpkg was drawn from, wanted a map",
+        ),
     ],
 )
 def test_a_sample_that_does_not_fit_ends_in_one_line(folder, spoil, line):
@@ -309,7 +327,10 @@ def test_areas_from_blocks_of_test_pixels(folder, capsys):
     assert sum(row["support"] for row in every["agreement"]["per_class"].values()) == 63 * 80
     support = sum(row["support"] for row in tested["agreement"]["per_class"].values())
     assert 0.1 < support / (63 * 80) < 0.3
-    assert "blocks; intervals from the variance between blocks" in tested["estimates"]["method"]
+    splits = Tile(folder, statistics=False).split_map(8, 0)
+    blocks = len({(row // 8, column // 8) for row, column in np.argwhere(splits == TEST)})
+    words = f"alone in {blocks} blocks; intervals from the variance between blocks"
+    assert words in tested["estimates"]["method"]
     right = (truth == mapped)[1:].mean()
     estimates = tested["estimates"]["overall_accuracy"], every["estimates"]["overall_accuracy"]
     assert estimates[0]["low"] < right < estimates[0]["high"]
@@ -361,6 +382,27 @@ def test_planted_errors_in_labels_are_found(folder, capsys):
     assert table["label"][0] == NAMES[int(labels[row, column])]
     few = geopandas.read_file(draw(folder, **keys, count=5, output_dir=folder / "few"))
     assert len(few) == 5 and (few["rank"] == [1, 2, 3, 4, 5]).all()
+
+
+def test_a_label_is_contradicted_by_a_class_as_probable_as_usual():
+    """A class of high probabilities needs a high one; NaN is unknown."""
+    probability = np.array([[0.9, 0.1], [0.9, 0.1], [0.4, 0.6], [0.6, 0.4], [0.3, 0.7], [0.8, 0.2]])
+    probability = np.vstack([probability, [np.nan, np.nan]])
+    own = np.array([0, 0, 1, 1, 0, 1, 0])  # usual: 0.7 of class 0, 0.4 of class 1
+    assert find_contradicted(probability, own).tolist() == [-1, -1, -1, -1, 1, 0, -1]
+
+
+def test_a_class_of_a_single_block_is_not_examined(capsys):
+    rng = np.random.default_rng(0)
+    labels, blocks = np.repeat([1, 2, 3], [40, 40, 5]), np.arange(85) % 8
+    blocks[80:] = 0
+    y = labels[:, None] + rng.normal(0, 0.1, (85, 3))
+    legend = {code: {"name": name} for code, name in NAMES.items()}
+    probability = cross_validate(Labelled(y, labels, np.zeros((85, 3), int), blocks, legend))
+    assert np.isnan(probability[80:]).all() and np.isfinite(probability[:80]).all()
+    assert "5 of 85 labelled pixels not examined: other blocks have no label of Lake" in (
+        capsys.readouterr().out
+    )
 
 
 def test_doubtful_labels_need_labels_and_embeddings(folder, tmp_path):
