@@ -31,6 +31,7 @@ from running.tile_json import TARGET, describe_target, find_years, is_georeferen
 
 import numpy as np
 
+from evaluation.seen_pixels import read_splits
 from maps.doubts import notice_doubts
 from maps.geotiff import write_geotiff, write_representation_tif
 from maps.land_cover import class_legend
@@ -268,7 +269,7 @@ def finish(writer, tile, model, output_dir, made_by):
         write_item(output_dir, tile, made_by, legend)
     about = {"tile": tile.title, "years": find_years(tile.info), "classes": legend}
     about |= {"target": target} if target else {}
-    if (legend or target) and (tile.has_grid or tile.path.name in model.checkpoint["splits"]):
+    if (legend or target) and (tile.has_grid or tile.path.name in read_splits(model.checkpoint)):
         config = model.checkpoint["config"]  # which pixels its training did not see
         about["split"] = {"block_size": config["block_size"], "seed": config["split_seed"]}
     write_json(output_dir / "infer.json", made_by | about)

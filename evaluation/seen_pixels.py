@@ -12,14 +12,14 @@ def record_splits(dataset, checkpoint=None):
 
     checkpoint: that the training starts from, or None.
     """
-    seen = _read_splits(checkpoint)
+    seen = read_splits(checkpoint)
     own = {tile: [*seen.get(tile, ()), split] for tile, split in dataset.split_hashes.items()}
     return seen | {tile: sorted(set(splits)) for tile, splits in own.items()}
 
 
 def notice_seen_pixels(dataset, checkpoint, checkpoint_path):
     """Print which tiles had another split when the checkpoint's encoder was trained."""
-    seen, now = _read_splits(checkpoint), dataset.split_hashes
+    seen, now = read_splits(checkpoint), dataset.split_hashes
     changed = [tile for tile in now if set(seen.get(tile, ())) - {now[tile]}]
     if changed:
         notice(
@@ -29,7 +29,7 @@ def notice_seen_pixels(dataset, checkpoint, checkpoint_path):
         )
 
 
-def _read_splits(checkpoint):
+def read_splits(checkpoint):
     """The splits in a checkpoint; {} for None, and for one that lacks them or is damaged."""
     splits = checkpoint.get("splits") if checkpoint else None
     is_right = isinstance(splits, dict) and all(isinstance(s, list) for s in splits.values())

@@ -9,6 +9,7 @@ import pytest
 from helpers import assert_pictures_logged, map_tile, run, tile_of
 
 import read_inference_map
+from tiles import TEST, Tile
 
 
 def test_areas_and_agreement(workplace, tmp_path, capsys):
@@ -17,9 +18,11 @@ def test_areas_and_agreement(workplace, tmp_path, capsys):
     class_map = np.load(folder / "classification_map.npy")
     assert result["areas"]["95"]["hectares"] == pytest.approx((class_map == 95).sum() * 0.01)
     labels = np.load(tile_of(workplace) / "labels.npy")
-    both = class_map > 0
-    accuracy = (labels == class_map)[both].mean()
+    is_tested = (class_map > 0) & (Tile(tile_of(workplace)).split_map(4) == TEST)  # as in training
+    accuracy = (labels == class_map)[is_tested].mean()
     assert result["agreement"]["overall_accuracy"] == pytest.approx(accuracy)
+    assert np.sum(result["agreement"]["confusion_matrix"]) == is_tested.sum()
+    assert result["estimates"]["hectares"] == pytest.approx((class_map > 0).sum() * 0.01)
     out = capsys.readouterr().out
     assert "no display to open a window on" in out
     assert " ha" in out
