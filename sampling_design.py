@@ -128,10 +128,16 @@ def write_sample(config, maps, legend, strata, drawn, output_dir):
 
 
 def list_doubtful(folder, config, output_dir):
-    """Write the labels that are probably wrong, as polygons of patches. Returns the path."""
+    """Write the labels that are probably wrong, as polygons of patches.
+
+    Returns the path; None where no label is doubtful.
+    """
     maps = [RepresentationMap(one) for one in find_maps(folder, "representation_map.npy")]
     pixels = read_labelled(maps, config["labels_path"], config["seed"])
     patches = find_patches(pixels, cross_validate(pixels, config["seed"]))
+    if not len(patches.label):
+        print(f"none of {len(pixels.labels)} labelled pixels is doubtful")
+        return None
     count = min(config["count"] or len(patches.label), len(patches.label))
     names = {code: entry["name"] for code, entry in patches.legend.items()}
     columns = {
@@ -156,7 +162,7 @@ def list_doubtful(folder, config, output_dir):
 
 
 def main(config):
-    """Draw the sample, or list doubtful labels. Returns the path of the file."""
+    """Draw the sample, or list doubtful labels. Returns the path of the file, or None for none."""
     refuse_torchrun()
     config = check(config, design=("stratified", "simple", "doubtful"))
 

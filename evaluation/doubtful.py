@@ -179,6 +179,8 @@ def find_patches(pixels, probability):
 
 def _connect(places, values):
     """Components (M,) of pixels (M, 3) that are neighbours (above, below, beside), of one value."""
+    if not len(places):
+        return np.empty(0, int)
     step = int(places[:, 2].max(initial=0)) + 2
     high = int(places[:, 1].max(initial=0)) + 2
     index = (places[:, 0] * high + places[:, 1]) * step + places[:, 2]
@@ -189,7 +191,7 @@ def _connect(places, values):
         found = order[found]
         is_edge = (index[found] == index + ahead) & (values[found] == values)
         edges.append(np.stack([np.flatnonzero(is_edge), found[is_edge]]))
-    rows, columns = np.concatenate(edges, 1) if len(index) else np.empty((2, 0), int)
+    rows, columns = np.concatenate(edges, 1)
     graph = coo_array((np.ones(len(rows)), (rows, columns)), (len(index), len(index)))
     return connected_components(graph, directed=False)[1]
 

@@ -405,6 +405,16 @@ def test_a_class_of_a_single_block_is_not_examined(capsys):
     )
 
 
+def test_where_no_label_is_doubtful_nothing_is_written(folder, capsys):
+    truth = np.load(folder / "truth.npy")
+    np.save(folder / "labels.npy", truth)
+    y = np.eye(4)[truth] + np.random.default_rng(0).normal(0, 0.01, (*truth.shape, 4))
+    np.save(folder / "representation_map.npy", y.astype(np.float32))
+    assert draw(folder, design="doubtful", labels_path=folder / "labels.npy") is None
+    assert "none of 5120 labelled pixels is doubtful" in capsys.readouterr().out
+    assert not (folder / "sample").exists()
+
+
 def test_doubtful_labels_need_labels_and_embeddings(folder, tmp_path):
     np.save(folder / "labels.npy", np.ones((64, 80), np.uint8))
     with pytest.raises(InputError, match="MGRS-A: found no representation_map.npy in it or its fo"):
