@@ -269,9 +269,10 @@ def finish(writer, tile, model, output_dir, made_by):
         write_item(output_dir, tile, made_by, legend)
     about = {"tile": tile.title, "years": find_years(tile.info), "classes": legend}
     about |= {"target": target} if target else {}
-    if (legend or target) and (tile.has_grid or tile.path.name in read_splits(model.checkpoint)):
-        config = model.checkpoint["config"]  # which pixels its training did not see
+    seen, config = read_splits(model.checkpoint).get(tile.path.name, []), model.checkpoint["config"]
+    if (legend or target) and (tile.has_grid or seen):  # then it is known what training did not see
         about["split"] = {"block_size": config["block_size"], "seed": config["split_seed"]}
+        about["split"]["seen"] = seen
     write_json(output_dir / "infer.json", made_by | about)
     remove_parts(output_dir)
 

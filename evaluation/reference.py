@@ -22,6 +22,7 @@ from evaluation.areas import (
     join_classes,
     print_assessment,
 )
+from evaluation.seen_pixels import hash_split
 from maps.land_cover import class_legend, count_classes, row_hectares
 from maps.reader import row_blocks
 from tiles import TEST, Tile
@@ -152,6 +153,11 @@ def find_test_pixels(labels_path, info):
     if not split or not (folder / "bands.npy").exists():
         return None
     splits = Tile(folder, statistics=False).split_map(split["block_size"], split["seed"])
+    if set(split.get("seen", [])) - {hash_split(splits)}:
+        notice(
+            f"{folder}: found another split of its pixels than when the map's encoder was trained "
+            "(a new splits.npy?), so it may have seen test pixels"
+        )
     return splits == TEST
 
 

@@ -4,7 +4,14 @@ A checkpoint has {tile: fingerprints of the splits} that it was trained with. A 
 another one now may test pixels that the encoder has seen.
 """
 
+import hashlib
+
 from running.errors import notice
+
+
+def hash_split(split):
+    """Fingerprint of the split of a tile's pixels, (H, W) uint8 of `Tile.split_map`."""
+    return hashlib.sha256(split).hexdigest()[:12]
 
 
 def record_splits(dataset, checkpoint=None):

@@ -9,6 +9,7 @@ import pytest
 from helpers import assert_pictures_logged, map_tile, run, tile_of
 
 import read_inference_map
+from evaluation.seen_pixels import hash_split
 from tiles import TEST, Tile
 
 
@@ -21,6 +22,8 @@ def test_areas_and_agreement(workplace, tmp_path, capsys):
     is_tested = (class_map > 0) & (Tile(tile_of(workplace)).split_map(4) == TEST)  # as in training
     accuracy = (labels == class_map)[is_tested].mean()
     assert result["agreement"]["overall_accuracy"] == pytest.approx(accuracy)
+    seen = json.loads((folder / "infer.json").read_text())["split"]["seen"]
+    assert seen == [hash_split(Tile(tile_of(workplace)).split_map(4))]
     assert np.sum(result["agreement"]["confusion_matrix"]) == is_tested.sum()
     assert result["estimates"]["hectares"] == pytest.approx((class_map > 0).sum() * 0.01)
     out = capsys.readouterr().out

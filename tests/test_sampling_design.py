@@ -24,6 +24,7 @@ from evaluation.doubtful import (
     find_patches,
     read_labelled,
 )
+from evaluation.seen_pixels import hash_split
 from maps.geotiff import write_geotiff
 from maps.reader import RepresentationMap
 from tiles import TEST, Tile
@@ -336,6 +337,11 @@ def test_areas_from_blocks_of_test_pixels(folder, capsys):
     assert estimates[0]["low"] < right < estimates[0]["high"]
     assert estimates[1]["estimate"] == pytest.approx(right)
     assert estimates[0]["standard_error"] > estimates[1]["standard_error"] > 0
+    assert "found another split" not in capsys.readouterr().out
+    info["split"]["seen"] = [hash_split(splits), "0" * 12]
+    (folder / "infer.json").write_text(json.dumps(info))
+    run(read_inference_map, **keys)
+    assert "MGRS-A: found another split of its pixels than when" in capsys.readouterr().out
     (folder / "infer.json").write_text(json.dumps({**GEO, "classes": CLASSES}))
     with pytest.raises(InputError, match="pixels=all, labels of the tile that was mapped"):
         run(read_inference_map, **keys, pixels="test")
