@@ -34,7 +34,7 @@ from maps.change import (
 )
 from maps.false_color import apply_basis, fit_basis, sample_representations
 from maps.geotiff import write_geotiff
-from maps.pictures import color_classes, draw_maps, find_frame, save_picture
+from maps.pictures import color_classes, draw_maps, find_frame, list_classes, save_picture
 from maps.writer import MapWriter
 
 run_config = {
@@ -49,6 +49,7 @@ run_config = {
     "sample_pixels": 50_000,  # pixels that show how unchanged ones differ; for the colours, too
     "seed": 0,  # of this sample, and of the intervals
     # running
+    "format": "png",  # of the picture: png, pdf or svg
     "wandb_mode": "auto",  # auto (online where logged in), online, offline or disabled
     "wandb_dir": "",  # its folder wandb/ gets all runs; empty: WANDB_DIR, or where you are
 }
@@ -85,15 +86,15 @@ def write_maps(years, no_change, config, output_dir):
     return writer
 
 
-def write_files(writer, years, basis, areas, result):
-    """Picture, GeoTIFFs and change.json, which names what the others are made from.
+def write_files(writer, years, basis, result, kind):
+    """Picture (kind: png, ..), GeoTIFFs and change.json, which names what they are made from.
 
     So change.json is removed first and written last.
     """
     folder, codes = writer.folder, writer.read("changed")
     (folder / "change.json").unlink(missing_ok=True)
     writer.free_room()
-    save_picture(draw_change(years, codes, basis, areas), folder / "change.png")
+    save_picture(draw_change(years, codes, basis), folder / f"change.{kind}")
     if is_georeferenced(years.info):
         change = writer.read("change")
         write_geotiff(folder / "change.tif", change, years.info, np.nan, about=SCORE)
@@ -103,7 +104,7 @@ def write_files(writer, years, basis, areas, result):
     remove_parts(folder)
 
 
-def draw_change(years, codes, basis, areas):
+def draw_change(years, codes, basis):
     """False colour of both years, on one basis, and beside it what changed: a figure."""
     shape = years.shape[:2]
     frame = find_frame(shape)
@@ -114,10 +115,7 @@ def draw_change(years, codes, basis, areas):
     colors = (np.concatenate(rgba) for rgba in zip(*blocks, strict=True))
     panels = dict(zip(years.names, colors, strict=True))
     panels["change"] = color_classes(frame.thin(codes), CHANGE_LEGEND)
-    sums = areas.states.sum(0)
-    sizes = {code: f"{sums[code]:.2f} {areas.unit}" for code in CHANGE_LEGEND}
-    entries = [(e["color"], f"{e['name']}: {sizes[code]}") for code, e in CHANGE_LEGEND.items()]
-    entries += [("white", "no data in one of the years")] * bool(sums[0])
+    entries = list_classes(codes, CHANGE_LEGEND, years.info)
     title = f"{years.before.title}: {years.names[0]} and {years.names[1]}"
     notes = "similar colours: similar embeddings, in both years"
     return draw_maps(panels, shape, years.info, title, entries, notes)
@@ -184,10 +182,10 @@ def main(config):
         result = describe_areas(areas, years.legend, config["seed"])
         if truth:
             result |= {"truth": truth_name, "scores": score_change(codes, truth)}
-        write_files(writer, years, basis, areas, result)
+        write_files(writer, years, basis, result, config["format"])
 
     # report
-    picture = output_dir / "change.png"
+    picture = output_dir / f"change.{config['format']}"
     print_result(result, years, config)
     numbers = {"changed_share": result["changed"] / result["compared"]}
     log.line({"step": 0, **numbers, **result.get("scores", {})})

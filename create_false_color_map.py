@@ -30,6 +30,7 @@ run_config = {
     "representation_path": "",  # representation_map.npy of infer.py; several divided by commas
     "output_dir": "",  # empty: beside each map
     "basis_path": "",  # .npz: used where it exists, else fitted and saved there; empty: fitted
+    "format": "png",  # of the pictures: png, pdf or svg
     "sample_pixels": 50_000,  # valid pixels that the basis is fitted to
     "seed": 0,  # of the sample
     "wandb_mode": "auto",  # auto (online where logged in), online, offline or disabled
@@ -70,7 +71,7 @@ def picture_folders(maps, config):
 
 
 def main(config):
-    """Plot the maps. Returns the paths of the PNGs."""
+    """Plot the maps. Returns the paths of the pictures."""
     refuse_torchrun()
     config = check(config)
     maps = open_maps(config)
@@ -83,7 +84,7 @@ def main(config):
         rgba = np.zeros((*one.shape[:2], 4), np.uint8)
         for first, block in one.blocks():
             rgba[first : first + len(block)] = apply_basis(basis, block)
-        picture = folder / "false_color.png"
+        picture = folder / f"false_color.{config['format']}"
         thin = find_frame(rgba.shape[:2]).thin(rgba)
         plot_false_color(thin, rgba.shape[:2], picture, one.title, one.info)
         if is_georeferenced(one.info):

@@ -13,6 +13,7 @@ stopped or killed is resumed after the last block on the disk.
 
 import os
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
 
 from running.config import ALL_YEAR, check, name_season
@@ -55,6 +56,7 @@ run_config = {
     "classify": "auto",  # auto: where the checkpoint is fine-tuned; true: refuse others; false
     "dimensions": 0,  # of the representations, the first ones; 0: all
     "representation_format": "float32",  # float32, float16, or int8 with a scale for each pixel
+    "format": "png",  # of the pictures: png, pdf or svg
     "representation_tif": False,  # write it as a cloud-optimised GeoTIFF too
     "min_valid": 0,  # clear observations that a pixel needs; 0: as in training
     "start": "",  # day of year or date (90, 04-01) of the first observation that is read, and ..
@@ -243,7 +245,7 @@ def map_tile(tile, output_dir, model, config, runtime, made_by, stop):
             tile.watch.check()
             bar.update(rows[1] - bar.n)
             raise_if_stopped(stop, f"{tile.name} after row {rows[1]} of {height}")
-    finish(writer, tile, model, output_dir, made_by)
+    finish(writer, tile, model, output_dir, made_by, config["format"])
 
 
 def raise_if_stopped(stop, where):
@@ -251,8 +253,8 @@ def raise_if_stopped(stop, where):
         raise Stopped(f"stopped {where}; the same command resumes", stop.status)
 
 
-def finish(writer, tile, model, output_dir, made_by):
-    """Replace earlier maps by the new ones.
+def finish(writer, tile, model, output_dir, made_by, kind):
+    """Replace earlier maps by the new ones; kind: of their pictures.
 
     infer.json is removed first and written last, so that a kill never leaves a mix of both that
     looks finished.
@@ -263,7 +265,8 @@ def finish(writer, tile, model, output_dir, made_by):
     writer.free_room()
     legend = class_legend(model.classes, model.classes)
     target = {key: model.target[key] for key in TARGET if model.target}
-    write_pictures(writer, tile, legend, target, output_dir, made_by)
+    draw_pictures(writer.read, tile, model, output_dir, made_by, kind)
+    write_geotiffs(writer, tile, legend, target, output_dir, made_by)
     writer.publish()
     if is_georeferenced(tile.info):
         write_item(output_dir, tile, made_by, legend)
@@ -277,17 +280,25 @@ def finish(writer, tile, model, output_dir, made_by):
     remove_parts(output_dir)
 
 
-def write_pictures(writer, tile, legend, target, output_dir, made_by):
-    """PNG of the class map or the quantity, and GeoTIFFs where the tile is georeferenced."""
+def draw_pictures(read, tile, model, output_dir, made_by, kind):
+    """Those pictures of the maps that are not there yet. read: a map by its name; kind: png, .."""
     title, days = tile.title, made_by["season"]
     title += f", days {days}" if days != name_season(ALL_YEAR) else ""
-    if legend:
-        class_map = writer.read("classification_map")
-        path = output_dir / "classification_map.png"
-        plot_class_map(class_map, legend, path, title, tile.info)
-    if target:
-        path, label = output_dir / "regression_map.png", describe_target(target)
-        plot_values(writer.read("regression_map"), label, path, title, tile.info)
+    plots = {}
+    if model.classes:
+        legend = class_legend(model.classes, model.classes)
+        plots = {"classification_map": partial(plot_class_map, legend=legend)}
+        plots |= {"confidence": partial(plot_values, label="probability of the mapped class")}
+    if model.target:
+        plots["regression_map"] = partial(plot_values, label=describe_target(model.target))
+    for name, plot in plots.items():
+        path = output_dir / f"{name}.{kind}"
+        if not path.exists():
+            plot(read(name), path=path, title=title, info=tile.info)
+
+
+def write_geotiffs(writer, tile, legend, target, output_dir, made_by):
+    """GeoTIFFs of the maps, where the tile is georeferenced."""
     for one in made_products(made_by) if is_georeferenced(tile.info) else ():
         if one.geotiff:
             path, values = output_dir / f"{one.name}.tif", writer.read(one.name)
@@ -336,6 +347,8 @@ def main(config):
                 source = made_by | describe_source(tile)
                 if is_done(output_dir, source, config["overwrite"]):
                     remove_parts(output_dir)
+                    read = partial(read_done, output_dir)  # for a format that is not there yet
+                    draw_pictures(read, tile, model, output_dir, source, config["format"])
                     print(f"{output_dir}: done already (overwrite=true maps it again)")
                     continue
                 map_tile(tile, output_dir, model, config, runtime, source, stop)
@@ -345,12 +358,18 @@ def main(config):
     return [output_dir for _, output_dir in jobs]
 
 
+def read_done(folder, name):
+    """A finished map (H, W) as a memory map."""
+    return np.load(folder / f"{name}.npy", mmap_mode="r", allow_pickle=False)
+
+
 def log_map(log, number, tile, output_dir):
     """Print and log the files in the folder of a tile that was mapped."""
-    valid = np.load(output_dir / "valid_count.npy", mmap_mode="r", allow_pickle=False)
+    valid = read_done(output_dir, "valid_count")
     log.line({"step": number, "median_valid_count": float(np.median(valid))})
     print(f"{output_dir}: {', '.join(sorted(path.name for path in output_dir.glob('*.*')))}")
-    pictures = [output_dir / f"{name}.png" for name in ("classification_map", "regression_map")]
+    names = "classification_map", "confidence", "regression_map"
+    pictures = [output_dir / f"{name}.png" for name in names]
     log.images({f"{path.stem}/{tile.name}": path for path in pictures if path.exists()})
 
 

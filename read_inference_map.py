@@ -44,9 +44,8 @@ from evaluation.reference import (
     report_areas,
 )
 from evaluation.scores import plot_confusion, print_scores, score_classes
-from maps.land_cover import class_areas, class_legend, count_classes
+from maps.land_cover import class_areas, class_legend, count_classes, describe_size
 from maps.pictures import (
-    DPI,
     NO_VALUE,
     RIGHT_COLOR,
     WRONG_COLOR,
@@ -75,6 +74,7 @@ run_config = {
     "pixels": "auto",  # to compare: all, test, or auto: test where infer.json says which these are
     "sample_path": "",  # labelled points of sampling_design.py; then map_path may be a folder too
     "output_dir": "",  # empty: beside the map
+    "format": "png",  # of the map's picture: png, pdf or svg
     "show": False,  # open a window
     "wandb_mode": "auto",  # auto (online where logged in), online, offline or disabled
     "wandb_dir": "",  # its folder wandb/ gets all runs; empty: WANDB_DIR, or where you are
@@ -168,11 +168,6 @@ def read_both(path, config):
     return class_map, info, legend, labels, pairs
 
 
-def describe_size(row):
-    """The size of a class, of a row of `class_areas`."""
-    return f"{row['pixels']} pixels" if row["hectares"] is None else f"{row['hectares']:.2f} ha"
-
-
 def print_areas(areas):
     for code, row in areas.items():
         print(f"{code:>4} {row['name']:28.28s} {row['share']:6.1%}  {describe_size(row)}")
@@ -187,14 +182,11 @@ def draw_inference(class_map, labels, legend, info, title, result, figure=None):
     frame = find_frame(class_map.shape)
     thin_map = frame.thin(class_map)
     panels = {"map": color_classes(thin_map, legend)}
-    areas = {int(code): describe_size(row) for code, row in result["areas"].items()}
-    sizes = {code: size.replace(" ", "\u00a0") for code, size in areas.items()}  # on one line
     shown = thin_map
     if labels:
         shown = labels.table[frame.thin(read_codes(labels.path, class_map.shape))]
-    occurs = np.ones(256, bool)  # each class, in the map or in the labels
-    occurs[0] = not (thin_map.all() and shown.all())
-    entries = legend_entries(legend, occurs, sizes)
+    has_gaps = not (thin_map.all() and shown.all())
+    entries = legend_entries(legend, result["areas"], has_gaps)
     if labels:
         errors = {"errors of the map": mark_errors(shown, thin_map)}
         panels = {"labels": color_classes(shown, legend), **panels, **errors}
@@ -213,7 +205,7 @@ def show_window(draw):
     except ImportError as error:
         print(f"show=true: no display to open a window on ({error}); the PNG has the picture")
         return
-    figure = plt.figure(dpi=DPI)
+    figure = plt.figure(dpi=100)
     draw(figure=figure)
     plt.show()
     plt.close(figure)
@@ -258,7 +250,7 @@ def show_values(path, config):
         compared, which = choose_pixels(targets, np.nan, labels_path, info, config["pixels"])
     output_dir = make_output_dir(config["output_dir"] or path.parent)
     log = start_log(config, "read_inference_map", output_dir, start_runtime("cpu"))
-    pictures = {"inference_map": output_dir / "inference_map.png"}
+    pictures = {"inference_map": output_dir / f"inference_map.{config['format']}"}
     (output_dir / "agreement.png").unlink(missing_ok=True)  # of an earlier call, with other targets
     counts = sum(int(np.isfinite(block).sum()) for _, block in row_blocks(values))
     result = {"values": {**target, "pixels": counts, "no_value": values.size - counts}}
@@ -340,7 +332,7 @@ def main(config):
     # areas
     result = {"areas": class_areas(class_map, legend, info)}
     title = info.get("tile", path.parent.name)
-    pictures = {"inference_map": output_dir / "inference_map.png"}
+    pictures = {"inference_map": output_dir / f"inference_map.{config['format']}"}
     print_areas(result["areas"])
     print(f"no data: {pairs[:, 0].sum()} of {class_map.size} pixels")
 

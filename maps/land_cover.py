@@ -93,6 +93,11 @@ def class_areas(class_map, legend, info):
     return areas
 
 
+def describe_size(row):
+    """The size of a class, of a row of `class_areas`."""
+    return f"{row['pixels']} pixels" if row["hectares"] is None else f"{row['hectares']:.2f} ha"
+
+
 def row_hectares(info, height, width=1):
     """Hectares of a pixel in each row of a map, (height,), or None where the area is not known.
 

@@ -38,12 +38,11 @@ PRODUCTS = [
     Product("confidence", "float32", np.nan, when=("classify", True)),
     Product("regression_map", "float32", np.nan, when=("estimate", True)),
 ]
+PICTURES = ("classification_map", "confidence", "regression_map", "false_color", "inference_map")
+FORMATS = ("png", "pdf", "svg")  # of pictures
 OTHER_FILES = [  # that infer.py and the readers of maps write beside them
-    "classification_map.png",
-    "regression_map.png",
-    "false_color.png",
+    *(f"{name}.{kind}" for name in PICTURES for kind in FORMATS),
     "false_color.tif",
-    "inference_map.png",
     "inference_map.json",
     "agreement.png",
     "areas.json",

@@ -182,6 +182,7 @@ CHOICES = {
     "precision": ("auto", "float32", "bfloat16"),
     "wandb_mode": ("auto", "online", "offline", "disabled"),
     "classify": ("auto", "true", "false"),
+    "format": ("png", "pdf", "svg"),
     "representation_format": ("float32", "float16", "int8"),
     "local_mask": ("auto", "SCL", "MASK", "none"),
     "offset": ("auto", "applied", "raw"),

@@ -35,7 +35,8 @@ class RunLog:
         self._to_wandb(metrics, metrics["step"])
 
     def images(self, files, step=None):
-        """Log pictures, {name: path of a PNG}."""
+        """Log pictures, {name: path}; wandb shows PNGs only."""
+        files = {name: path for name, path in files.items() if path.suffix == ".png"}
         self._to_wandb(files, step, as_images=True)
 
     def _to_wandb(self, content, step, as_images=False):

@@ -14,7 +14,7 @@ import torch
 
 import infer
 from backbones import Classifier, build_backbone
-from maps.pictures import TOP, find_frame
+from maps.pictures import find_frame
 
 BANDS = ["B02", "B03", "B04", "B08"]
 GEO = {"crs": "EPSG:32631", "transform": [10, 0, 500000, 0, -10, 5400000]}
@@ -87,16 +87,16 @@ def map_tile(place, output_dir, checkpoint="classifier", **keywords):
     return run(infer, checkpoint_path=checkpoint_path, output_dir=output_dir, **keywords)
 
 
-def map_in(picture, shape, number=0):
+def map_in(picture, shape, number=0, count=1):
     """The colours of a map (H, W) in a PNG of maps/pictures.py, (h, w, 3) uint8.
 
     Of the middle of each drawn pixel: a line around the map covers the edge of the outer ones.
-    number: of several maps side by side.
+    number: of the `count` maps of a picture.
     """
-    frame, image = find_frame(shape), plt.imread(picture)[..., :3]
-    rows = slice(TOP + frame.factor // 2, TOP + frame.height, frame.factor)
-    columns = frame.left(number), frame.left(number) + frame.width
-    columns = slice(columns[0] + frame.factor // 2, columns[1], frame.factor)
+    frame, image = find_frame(shape, count), plt.imread(picture)[..., :3]
+    left, top = frame.corner(number)
+    rows = slice(top + frame.factor // 2, top + frame.height, frame.factor)
+    columns = slice(left + frame.factor // 2, left + frame.width, frame.factor)
     return (image[rows, columns] * 255).round().astype(np.uint8)
 
 

@@ -208,7 +208,10 @@ def test_geotiffs_picture_and_what_they_were_made_from(years):
             np.testing.assert_equal(file.nodata, no_data)
             unit = "deviations of unchanged pixels" if name == "change" else None
             assert file.units == (unit,)
-    codes, colors = np.load(folder / "changed.npy"), map_in(folder / "change.png", SHAPE, number=2)
+    codes, colors = (
+        np.load(folder / "changed.npy"),
+        map_in(folder / "change.png", SHAPE, number=2, count=3),
+    )
     assert (colors[codes == 2][5:] == (0xE6, 0x9F, 0x00)).all()
     made_from = json.loads((folder / "change.json").read_text())
     assert made_from["after"]["path"] == str((after / "representation_map.npy").resolve())
@@ -229,7 +232,7 @@ def test_both_years_have_colours_of_one_basis(tmp_path):
         for year, shift in (("2024", 0), ("2025", 8))
     ]
     compare(*folders)
-    pictures = [map_in(folders[1] / "change/change.png", SHAPE, number) for number in (0, 1)]
+    pictures = [map_in(folders[1] / "change/change.png", SHAPE, number, 3) for number in (0, 1)]
     inside = np.s_[2:-2, 10:-2]
     np.testing.assert_array_equal(np.roll(pictures[0], 8, 1)[inside], pictures[1][inside])
     assert plt.imread(folders[1] / "change/change.png").std() > 0.1
@@ -339,10 +342,9 @@ def test_the_picture_needs_the_colours_of_both_years_only(tmp_path, monkeypatch)
     values = np.random.default_rng(0).normal(size=(200, 100, 64)).astype(np.float32)
     years = change.Years(*(write_map(tmp_path / year, values) for year in "ab"))
     basis, codes = fit_basis(values.reshape(-1, 64)), np.zeros((200, 100), np.uint8)
-    areas = change.measure_areas(codes, years)
     monkeypatch.setattr(compare_years, "draw_maps", lambda panels, *_: panels)
     tracemalloc.start()
-    panels = compare_years.draw_change(years, codes, basis, areas)
+    panels = compare_years.draw_change(years, codes, basis)
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert [*panels] == ["before", "after", "change"]

@@ -120,8 +120,11 @@ def earlier_map(place, folder):
     (folder / "item.json").write_text("of a tile with dates")
     for name in ("confidence.tif.aux.xml", "false_color.tif.ovr", "classification_map.png.aux.xml"):
         (folder / name).write_text("of QGIS")
-    for ending in ("npy", "tif", "png"):  # a classifier maps no quantity
+    for ending in ("npy", "tif"):  # a classifier maps no quantity
         (folder / f"regression_map.{ending}").write_text("of a quantity")
+    for name in product_files():  # in other formats
+        if name.endswith((".png", ".pdf", ".svg")):
+            (folder / name).write_text("a picture")
     (folder / "notes.txt").write_text("mine")
 
 
@@ -144,7 +147,7 @@ def test_nothing_of_an_earlier_map_stays(place, tmp_path):
     )
 
 
-@pytest.mark.parametrize("name", ["remove_products", "write_pictures", "read", "publish"])
+@pytest.mark.parametrize("name", ["remove_products", "draw_pictures", "read", "publish"])
 def test_a_kill_between_two_maps_leaves_no_mix(place, tmp_path, monkeypatch, name):
     """Wherever a run is killed, the folder holds one map, or no infer.json."""
     folder = tmp_path / "out"

@@ -3,10 +3,13 @@
 import json
 import re
 
+from running.errors import InputError
+
 import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 from map_helpers import GEO, make_place, make_tile, map_in, map_tile, run
+from matplotlib.transforms import Bbox
 
 import create_false_color_map
 import explore
@@ -17,9 +20,12 @@ from maps.pictures import (
     RIGHT_COLOR,
     TOP,
     WRONG_COLOR,
+    color_classes,
     draw_maps,
     find_bar,
     find_frame,
+    find_place,
+    list_classes,
     plot_class_map,
     plot_false_color,
     save_picture,
@@ -43,24 +49,25 @@ def test_a_map_is_drawn_large_and_no_colour_is_mixed(tmp_path, shape):
     plot_class_map(codes, legend, tmp_path / "map.png", "title", {})
     frame, table = find_frame(shape), np.array([(255, 255, 255), *map(rgb, PALETTE[:5])])
     step = -(-max(shape) // 2000)
-    assert min(frame.height, frame.width) >= min(512, min(shape) // step * (2000 // max(shape)))
-    edge = np.s_[2:-2, 2:-2]  # a line around the map covers the rest of it
+    assert min(frame.height, frame.width) >= min(1200, min(shape) // step * (2000 // max(shape)))
+    edge = np.s_[3:-3, 3:-3]  # a line around the map covers the rest of it
     drawn = map_in(tmp_path / "map.png", shape)[edge]
     np.testing.assert_array_equal(drawn, table[codes[::step, ::step]][edge])
     image = plt.imread(tmp_path / "map.png")[..., :3]
-    whole = image[TOP : TOP + frame.height, LEFT : LEFT + frame.width][2:-2, 2:-2]
+    whole = image[TOP : TOP + frame.height, LEFT : LEFT + frame.width][3:-3, 3:-3]
     found = {tuple(color) for color in (whole * 255).round().astype(int).reshape(-1, 3)}
     assert found <= {tuple(color) for color in table.tolist()}
 
 
 def bar_length(image, frame):
     """Pixels of the scale bar, the longest black line from the left edge of the map on."""
-    below = image[TOP + frame.height + 30 :, LEFT : LEFT + frame.width, :3].max(-1) > 0.5
+    below = image[TOP + frame.height + 100 :, LEFT : LEFT + frame.width, :3].max(-1) > 0.5
     return below.argmax(1).max()
 
 
 def texts(figure):
-    return " ".join(text.get_text() for axes in figure.axes for text in axes.texts)
+    lines = [text.get_text() for axes in (figure, *figure.axes) for text in axes.texts]
+    return " ".join(lines).replace("\n", " ")
 
 
 UTM, DEGREES = GEO["transform"], [1e-4, 0, 16, 0, -1e-4, 48]
@@ -89,8 +96,33 @@ def test_the_scale_bar_is_as_long_as_it_says(tmp_path, crs, transform, metres):
     assert length * 2 > frame.width / frame.factor * metres / 6
     assert f"coordinates: {crs}" in texts(figure)
     assert "° N" in texts(figure)
-    ticks = figure.axes[0].get_xticks()
-    assert bool(len(ticks)) == (transform != TURNED), "coordinates along the edges"
+    assert texts(figure).endswith(" N") == (transform == TURNED), "an arrow where north is not up"
+
+
+@pytest.mark.parametrize(
+    ("info", "ticks", "labels"),
+    [
+        ({"crs": "EPSG:32631", "transform": UTM}, {"5399.5"}, ("easting [km]", "northing [km]")),
+        ({"crs": "EPSG:4326", "transform": [1e-4, 0, 16, 0, -1e-4, -48]}, {"48.005° S"}, ("", "")),
+        ({"crs": "EPSG:32631", "transform": TURNED}, {"50"}, ("column", "row")),
+        ({}, {"50"}, ("column", "row")),
+    ],
+)
+def test_coordinates_along_the_edges(info, ticks, labels):
+    figure = draw_maps({"": np.zeros((100, 120, 4), np.uint8)}, (100, 120), info, "title")
+    figure.canvas.draw()
+    axes = figure.axes[0]
+    assert ticks <= {label.get_text() for label in axes.get_yticklabels()}
+    assert (axes.get_xlabel(), axes.get_ylabel()) == labels
+
+
+def test_north_is_found_from_the_ground():
+    """South up, and far from the middle of a polar projection."""
+    flipped = {"crs": "EPSG:32631", "transform": [10, 0, 500000, 0, 10, 5400000]}
+    assert abs(find_place(flipped, (9, 9)).north) == pytest.approx(180, abs=0.1)
+    polar = {"crs": "EPSG:3413", "transform": [10, 0, 500000, 0, -10, 900000]}
+    wanted = np.degrees(np.arctan2(-500000, -900000))  # the pole is at 0, 0
+    assert find_place(polar, (9, 9)).north == pytest.approx(wanted, abs=0.1)
 
 
 @pytest.mark.parametrize("shape", [(5, 7), (40, 40)])
@@ -99,7 +131,59 @@ def test_a_map_without_a_place_says_so(shape):
     figure = draw_maps({"": np.zeros((*shape, 4), np.uint8)}, shape, {}, "title")
     assert "names no place" in texts(figure)
     assert "neighbours may lie far apart" in texts(figure)
-    assert not len(figure.axes[0].get_xticks())
+    assert re.search(r"\d pixels", texts(figure))
+
+
+SHAPES = [(120, 500), (500, 90), (20, 25), (384, 1), (60, 60)]
+
+
+@pytest.mark.parametrize("count", [1, 3])
+@pytest.mark.parametrize("shape", SHAPES)
+def test_nothing_overlaps_or_is_cut(shape, count):
+    """Of wide, tall and tiny maps with 20 classes of long names, and a title longer than they."""
+    codes = np.resize(np.arange(21, dtype=np.uint8), shape)
+    names = {str(code): {"name": f"forest {code} with " + "much " * code} for code in range(1, 21)}
+    legend = class_legend(range(1, 21), names)
+    panels = {f"errors of {i}": color_classes(codes, legend) for i in range(count)}
+    info = {"crs": "EPSG:32631", "transform": TURNED}
+    entries = list_classes(codes, legend, info)
+    figure = draw_maps(panels, shape, info, "a long title " * 9, entries, "a note")
+    figure.canvas.draw()
+    maps = [axes for axes in figure.axes if axes.images]
+    boxes = [one.get_tightbbox() for one in maps]
+    boxes += [text.get_window_extent() for text in figure.texts]
+    boxes += [one.get_window_extent() for one in figure.axes[-1].texts if one.get_text()]
+    boxes.append(figure.legends[0].get_window_extent())
+    for i, box in enumerate(boxes):
+        assert box.x0 >= 0 and box.y0 >= 0 and box.x1 <= figure.bbox.x1 and box.y1 <= figure.bbox.y1
+        for other in boxes[:i]:
+            assert not Bbox.intersection(box.padded(-1), other.padded(-1)), (box, other)
+
+
+def test_a_legend_is_ordered_by_area(tmp_path):
+    codes = np.repeat(np.array([3, 2, 1, 0], np.uint8), (1, 5, 3, 1)).reshape(1, 10)
+    entries = list_classes(codes, class_legend(range(1, 5), {"0": {}}), GEO)
+    texts = [text.replace("\u00a0", " ") for _, text in entries]
+    sizes = ["class 2: 55.6%, 0.05 ha", "class 1: 33.3%, 0.03 ha", "class 3: 11.1%, 0.01 ha"]
+    assert texts == [*sizes, "no data"]
+    assert [color for color, _ in entries] == [PALETTE[1], PALETTE[0], PALETTE[2], "white"]
+
+
+def test_a_pdf_has_text_and_all_pixels_of_the_map(place, tmp_path):
+    (folder,) = map_tile(place, tmp_path / "out", format="pdf")
+    pictures = {path.name for path in folder.glob("*.pdf")}
+    assert pictures == {"classification_map.pdf", "confidence.pdf"}
+    content = (folder / "classification_map.pdf").read_bytes()
+    assert b"/Width 16" in content and b"/Height 24" in content, "not resampled"
+    assert b"/FontType 42" in content or b"/Subtype /CIDFontType2" in content
+    before = (folder / "infer.json").read_bytes()
+    map_tile(place, folder, format="svg")  # a map that is done gets another format
+    assert "easting [km]" in (folder / "classification_map.svg").read_text()
+    assert (folder / "infer.json").read_bytes() == before
+    run(read_inference_map, map_path=folder / "classification_map.npy", format="pdf")
+    assert (folder / "inference_map.pdf").exists() and not (folder / "inference_map.png").exists()
+    with pytest.raises(InputError, match="format=gif: wanted one of png, pdf, svg"):
+        run(read_inference_map, map_path=folder / "classification_map.npy", format="gif")
 
 
 def test_a_class_has_one_colour_whatever_classes_are_beside_it():
@@ -124,7 +208,7 @@ def test_pictures_and_page_show_a_class_in_one_colour(place, tmp_path):
         assert rgb(scene.get("mapClasses", scene["classes"])[str(code)]["color"]) == color
         (beside,) = {
             tuple(one)
-            for one in map_in(folder / "inference_map.png", shape, 1)[codes == code].tolist()
+            for one in map_in(folder / "inference_map.png", shape, 1, 3)[codes == code].tolist()
         }
         assert beside == color
     assert f'"{" ".join(PALETTE)}"' in page, "for classes that are made in the page"
@@ -136,12 +220,12 @@ def test_the_inference_map_shows_labels_and_errors_beside_the_map(place, tmp_pat
     run(read_inference_map, map_path=folder / "classification_map.npy")
     codes, shape = np.load(folder / "classification_map.npy"), (24, 16)
     labels = np.load(place / "MGRS-A/labels.npy")
-    errors = map_in(folder / "inference_map.png", shape, 2)
+    errors = map_in(folder / "inference_map.png", shape, 2, 3)
     both = codes > 0
     assert (errors[both & (codes == labels)] == rgb(RIGHT_COLOR)).all()
     assert (errors[both & (codes != labels)] == rgb(WRONG_COLOR)).all()
     assert (errors[~both] == 255).all()
-    drawn = map_in(folder / "inference_map.png", shape, 0)
+    drawn = map_in(folder / "inference_map.png", shape, 0, 3)
     assert len({tuple(color) for color in drawn[labels == 40].tolist()}) == 1
 
 
