@@ -102,8 +102,8 @@ def test_the_scale_bar_is_as_long_as_it_says(tmp_path, crs, transform, metres):
 @pytest.mark.parametrize(
     ("info", "ticks", "labels"),
     [
-        ({"crs": "EPSG:32631", "transform": UTM}, {"5399.5"}, ("easting [km]", "northing [km]")),
-        ({"crs": "EPSG:4326", "transform": [1e-4, 0, 16, 0, -1e-4, -48]}, {"48.005° S"}, ("", "")),
+        ({"crs": "EPSG:32631", "transform": UTM}, {"5399.75"}, ("easting [km]", "northing [km]")),
+        ({"crs": "EPSG:4326", "transform": [1e-4, 0, 16, 0, -1e-4, -48]}, {"48.0025° S"}, ("", "")),
         ({"crs": "EPSG:32631", "transform": TURNED}, {"50"}, ("column", "row")),
         ({}, {"50"}, ("column", "row")),
     ],
