@@ -188,7 +188,7 @@ function trainSoftmax(training) {
   return { method: "softmax", weights, classes };
 }
 
-// Class and its probability (0..255) of the pixels of a store.
+// Class, its probability and that less the second class's (0..255) of the pixels of a store.
 function predictSoftmax(store, { weights, classes }) {
   const { scales, size } = store;
   const out = emptyMap(scales.length);
@@ -197,19 +197,20 @@ function predictSoftmax(store, { weights, classes }) {
   for (let pixel = 0; pixel < scales.length; pixel++) {
     if (!readPixel(store, pixel, vector)) continue;
     multiply(rows, vector, logits);
-    let max = -Infinity;
+    let [max, second] = [-Infinity, -Infinity];
     let best = 0;
     for (let c = 0; c < classes; c++) {
       logits[c] = logits[c] * scales[pixel] + weights[c * (size + 1) + size];
       if (logits[c] > max) {
-        max = logits[c];
+        [second, max] = [max, logits[c]];
         best = c;
-      }
+      } else if (logits[c] > second) second = logits[c];
     }
     let total = 0;
     for (let c = 0; c < classes; c++) total += Math.exp(logits[c] - max);
     out.classes[pixel] = best;
     out.confidence[pixel] = Math.round(255 / total);
+    out.margin[pixel] = Math.round((255 * (1 - Math.exp(second - max))) / total);
   }
   return out;
 }
@@ -237,6 +238,8 @@ function predictNearest(store, { vectors, target, classes, k }) {
     for (let c = 1; c < classes; c++) if (votes[c] > votes[best]) best = c;
     out.classes[pixel] = best;
     out.confidence[pixel] = Math.round((255 * votes[best]) / count);
+    const second = votes.reduce((most, vote, c) => (c === best ? most : Math.max(most, vote)), 0);
+    out.margin[pixel] = Math.round((255 * (votes[best] - second)) / count);
   }
   return out;
 }
@@ -259,7 +262,8 @@ function keepNearest(lengths, products, twice, { distances, rows }) {
 }
 
 function emptyMap(pixels) {
-  return { classes: new Uint8Array(pixels).fill(NO_DATA), confidence: new Uint8Array(pixels) };
+  const [confidence, margin] = [new Uint8Array(pixels), new Uint8Array(pixels)];
+  return { classes: new Uint8Array(pixels).fill(NO_DATA), confidence, margin };
 }
 
 // ---- both ---------------------------------------------------------------------------------------

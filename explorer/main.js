@@ -1,5 +1,5 @@
 // Opens the page: reads the data, starts the workers, and binds the controls to the app.
-import { App } from "./app.js";
+import { App, LABEL_FIRST } from "./app.js";
 import { readFacts, readScenes } from "./data.js";
 import { MapView } from "./map.js";
 import { byId, fromSlider, make, showClasses, whereLine } from "./panel.js";
@@ -117,11 +117,8 @@ function bindLearning(app) {
   }
   on("k", "input", (event) => learnNew({ k: Number(event.target.value) }));
   on("auto", "change", (event) => (app.view.auto = event.target.checked));
-  on("learn", "click", () => {
-    if (app.training()) app.learn();
-    else
-      say("Label pixels of two classes first: choose a class, then Label (L), then click the map.");
-  });
+  on("learn", "click", () => (app.training() ? app.learn() : say(LABEL_FIRST)));
+  on("labelNext", "click", () => app.proposeNext());
 }
 
 function bindFiles(app) {
@@ -206,6 +203,8 @@ const KEYS = {
   h: (app) => app.change({ hidden: !app.view.hidden }),
   m: (app) => app.setOverlay("map"),
   s: (app) => app.setOverlay("similarity"),
+  n: (app) => app.proposeNext(),
+  escape: (app) => app.endProposals(),
   "+": (app) => app.map.zoomBy(1.5),
   "=": (app) => app.map.zoomBy(1.5),
   "-": (app) => app.map.zoomBy(1 / 1.5),
@@ -225,7 +224,8 @@ function pressKey(app, event) {
   }
   if (event.ctrlKey || event.metaKey || event.altKey) return;
   const numbered = app.labels.classes[Number(key) - 1];
-  if (numbered) app.chooseClass(numbered.code);
+  if (numbered && app.proposing) app.answer(numbered.code);
+  else if (numbered) app.chooseClass(numbered.code);
   else KEYS[key]?.(app);
 }
 

@@ -6,6 +6,7 @@ const TAP = 6; // screen pixels that a click may move
 const MAX_MARKS = 4000; // of labels on the map
 const MIN_ZOOM = 0.02;
 const MAX_ZOOM = 64;
+const NEAR = 4; // zoom, at least, to look at one pixel
 // screen pixels that tools and scale bar take from a wide and a narrow screen
 const WIDE = { left: 78, right: 20, top: 20, bottom: 62 };
 const NARROW = { left: 10, right: 10, top: 60, bottom: 54 };
@@ -59,6 +60,13 @@ export class MapView {
     const after = this.#toMap(left, top);
     this.x += before[0] - after[0];
     this.y += before[1] - after[1];
+    this.draw();
+  }
+
+  // Bring a pixel to the middle, large enough to be seen.
+  center({ row, column }) {
+    [this.x, this.y] = [column + 0.5, row + 0.5];
+    this.zoom = Math.max(this.zoom, NEAR);
     this.draw();
   }
 

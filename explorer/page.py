@@ -23,8 +23,17 @@ from maps.land_cover import PALETTE
 FOLDER = Path(__file__).resolve().parent
 # in the order of the page; a module comes after those whose constants it reads at the start
 WORKER_MODULES = ("learn.js", "worker.js")
-PAGE_MODULES = ("colors.js", "data.js", "geo.js", "labels.js", "pool.js", "files.js", "plot.js")
-PAGE_MODULES += ("geotiff.js", "layers.js", "map.js", "panel.js", "session.js", "app.js", "main.js")
+PAGE_MODULES = ("colors.js", "data.js", "geo.js", "labels.js", "next.js", "pool.js", "files.js")
+PAGE_MODULES += (
+    "plot.js",
+    "geotiff.js",
+    "layers.js",
+    "map.js",
+    "panel.js",
+    "session.js",
+    "app.js",
+    "main.js",
+)
 
 
 class Blobs:

@@ -184,6 +184,17 @@ export function showSimilarity(app) {
   byId("similarFacts").textContent = line;
 }
 
+// Which class the proposed pixel has: the line over the map.
+export function showProposal({ proposing, labels }) {
+  byId("proposal").hidden = !proposing;
+  const key = (name) => make("kbd", {}, name);
+  const classes = labels.classes.slice(0, 9).map(({ name, color }, i) => {
+    return make("span", {}, key(String(i + 1)), swatch(color), name);
+  });
+  const others = [make("span", {}, key("N"), "another"), make("span", {}, key("Esc"), "end")];
+  byId("proposal").replaceChildren("Which class?", ...classes, ...others);
+}
+
 // ---- classes ------------------------------------------------------------------------------------
 
 function classRow(app, code, index) {
