@@ -265,7 +265,7 @@ def finish(writer, tile, model, output_dir, made_by, kind):
     writer.free_room()
     legend = class_legend(model.classes, model.classes)
     target = {key: model.target[key] for key in TARGET if model.target}
-    draw_pictures(writer.read, tile, model, output_dir, made_by, kind)
+    write_pictures(writer.read, tile, model, output_dir, made_by, kind)
     write_geotiffs(writer, tile, legend, target, output_dir, made_by)
     writer.publish()
     if is_georeferenced(tile.info):
@@ -280,7 +280,7 @@ def finish(writer, tile, model, output_dir, made_by, kind):
     remove_parts(output_dir)
 
 
-def draw_pictures(read, tile, model, output_dir, made_by, kind):
+def write_pictures(read, tile, model, output_dir, made_by, kind):
     """Those pictures of the maps that are not there yet. read: a map by its name; kind: png, .."""
     title, days = tile.title, made_by["season"]
     title += f", days {days}" if days != name_season(ALL_YEAR) else ""
@@ -348,7 +348,7 @@ def main(config):
                 if is_done(output_dir, source, config["overwrite"]):
                     remove_parts(output_dir)
                     read = partial(read_done, output_dir)  # for a format that is not there yet
-                    draw_pictures(read, tile, model, output_dir, source, config["format"])
+                    write_pictures(read, tile, model, output_dir, source, config["format"])
                     print(f"{output_dir}: done already (overwrite=true maps it again)")
                     continue
                 map_tile(tile, output_dir, model, config, runtime, source, stop)

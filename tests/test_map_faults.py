@@ -147,7 +147,7 @@ def test_nothing_of_an_earlier_map_stays(place, tmp_path):
     )
 
 
-@pytest.mark.parametrize("name", ["remove_products", "draw_pictures", "read", "publish"])
+@pytest.mark.parametrize("name", ["remove_products", "write_pictures", "read", "publish"])
 def test_a_kill_between_two_maps_leaves_no_mix(place, tmp_path, monkeypatch, name):
     """Wherever a run is killed, the folder holds one map, or no infer.json."""
     folder = tmp_path / "out"
