@@ -1,9 +1,9 @@
 // The state of the page and what can be done with it; panel.js and map.js show it.
-import { geojson, classTable, download, labelMap, mapPicture, npy, placeOf } from "./files.js";
+import { geojson, classTable, download, labelMap, mapPicture, npy } from "./files.js";
 import { geotiff, whyNoGeotiff } from "./geotiff.js";
 import { Labels, brushPixels, chooseLabels } from "./labels.js";
 import { isThere, mapCodes, paintLayer } from "./layers.js";
-import { chooseNext } from "./next.js";
+import { Proposals } from "./next.js";
 import {
   classPixels,
   markClass,
@@ -12,7 +12,6 @@ import {
   showLayers,
   showMap,
   showPixel,
-  showProposal,
   showScore,
   showSimilarity,
 } from "./panel.js";
@@ -26,8 +25,6 @@ const SHARE_SHOWN = 0.1; // of the pixels that are above the first threshold
 const MAX_THRESHOLD = 0.999;
 const MAX_OTHERS = 2; // other years in the plot, each with a line of its own
 const PATIENCE = 120; // milliseconds after a label until the map is made again
-export const LABEL_FIRST =
-  "Label pixels of two classes first: choose a class, then Label (L), then click the map.";
 
 export class App {
   // data: of readScenes; pool: of workers; say: shows a line of text for a while.
@@ -41,8 +38,7 @@ export class App {
     this.hidden = new Set(); // curves of the plot that are off
     [this.pixel, this.series, this.ndvi, this.others] = [null, null, null, []];
     [this.date, this.code] = [-1, 0];
-    // pixels to label are proposed one by one; the present one is null while a map is awaited
-    [this.proposing, this.proposal, this.proposed] = [false, null, new Set()];
+    this.proposals = new Proposals(this);
     [this.images, this.times, this.learnedVersion] = [new Map(), {}, -1];
     this.setBackground = (key) => this.change({ background: key });
     this.setOverlay = (key) => this.change({ overlay: key, hidden: false });
@@ -63,7 +59,7 @@ export class App {
   // Show another map. If it is of the same pixels, the pixel that is looked at and the view stay.
   showScene(index) {
     const same = this.scenes[index].grid === this.scene.grid;
-    this.endProposals();
+    this.proposals.end();
     this.scene = this.scenes[index];
     this.images.clear();
     this.#readYear((same && this.pixel) || null);
@@ -113,13 +109,14 @@ export class App {
   // Look at a pixel: its facts and year at once, similar pixels when the workers have answered.
   async look(row, column) {
     const start = performance.now();
-    this.endProposals();
-    this.#show({ row, column });
+    this.proposals.end();
+    this.show({ row, column });
     await this.findSimilar();
     this.times.look = performance.now() - start;
   }
 
-  #show(pixel) {
+  // Show the facts and the year of a pixel.
+  show(pixel) {
     this.#readYear(pixel);
     showPixel(this);
     this.showTab("pixelPage");
@@ -300,39 +297,7 @@ export class App {
     this.refresh();
     this.keep();
     if (this.view.auto && this.labels.version !== this.learnedVersion) this.learnSoon();
-    if (!this.labels.byPixel.has(this.proposal)) return;
-    this.proposal = null;
-    if (!this.view.auto) this.proposeNext();
-  }
-
-  // ---- which pixel to label next ----
-
-  // Look at a pixel that the map is least sure of; those proposed before are left out.
-  proposeNext() {
-    const { found, labels, proposed, scene } = this;
-    if (!found.prediction) return this.say(LABEL_FIRST);
-    const pixel = chooseNext(scene, found.prediction, [...labels.byPixel.keys(), ...proposed]);
-    if (pixel < 0) {
-      this.endProposals();
-      return this.say("No pixel is left that could be labelled next.");
-    }
-    proposed.add(pixel);
-    [this.proposing, this.proposal] = [true, pixel];
-    const [row, column] = placeOf(scene, pixel);
-    this.#show({ row, column });
-    this.map.center({ row, column });
-    showProposal(this);
-  }
-
-  // Give the proposed pixel its class; the next one follows when the map has learned it.
-  answer(code) {
-    if (this.proposal !== null) this.labels.set([this.proposal], code);
-  }
-
-  endProposals() {
-    [this.proposing, this.proposal] = [false, null];
-    this.proposed.clear();
-    showProposal(this);
+    this.proposals.labelsChanged();
   }
 
   // ---- the page's own map ----
@@ -344,7 +309,7 @@ export class App {
 
   // Forget the map, and the one that is being made: it is of other labels.
   dropMap() {
-    this.endProposals();
+    this.proposals.end();
     this.run = this.found.prediction = null;
     for (const key of ["map", "mapConfidence"]) this.images.delete(key);
   }
@@ -410,7 +375,7 @@ export class App {
     if (["none", "similarity", "labels", "classes"].includes(this.view.overlay))
       this.view.overlay = "map";
     this.refresh();
-    if (this.proposing && this.proposal === null) this.proposeNext();
+    this.proposals.mapChanged();
   }
 
   // ---- files and sessions ----

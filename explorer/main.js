@@ -1,7 +1,8 @@
 // Opens the page: reads the data, starts the workers, and binds the controls to the app.
-import { App, LABEL_FIRST } from "./app.js";
+import { App } from "./app.js";
 import { readFacts, readScenes } from "./data.js";
 import { MapView } from "./map.js";
+import { LABEL_FIRST } from "./next.js";
 import { byId, fromSlider, make, showClasses, whereLine } from "./panel.js";
 import { Pool } from "./pool.js";
 
@@ -118,7 +119,7 @@ function bindLearning(app) {
   on("k", "input", (event) => learnNew({ k: Number(event.target.value) }));
   on("auto", "change", (event) => (app.view.auto = event.target.checked));
   on("learn", "click", () => (app.training() ? app.learn() : say(LABEL_FIRST)));
-  on("labelNext", "click", () => app.proposeNext());
+  on("labelNext", "click", () => app.proposals.next());
 }
 
 function bindFiles(app) {
@@ -203,8 +204,8 @@ const KEYS = {
   h: (app) => app.change({ hidden: !app.view.hidden }),
   m: (app) => app.setOverlay("map"),
   s: (app) => app.setOverlay("similarity"),
-  n: (app) => app.proposeNext(),
-  escape: (app) => app.endProposals(),
+  n: (app) => app.proposals.next(),
+  escape: (app) => app.proposals.end(),
   "+": (app) => app.map.zoomBy(1.5),
   "=": (app) => app.map.zoomBy(1.5),
   "-": (app) => app.map.zoomBy(1 / 1.5),
@@ -224,7 +225,7 @@ function pressKey(app, event) {
   }
   if (event.ctrlKey || event.metaKey || event.altKey) return;
   const numbered = app.labels.classes[Number(key) - 1];
-  if (numbered && app.proposing) app.answer(numbered.code);
+  if (numbered && app.proposals.going) app.proposals.answer(numbered.code);
   else if (numbered) app.chooseClass(numbered.code);
   else KEYS[key]?.(app);
 }

@@ -185,8 +185,8 @@ export function showSimilarity(app) {
 }
 
 // Which class the proposed pixel has: the line over the map.
-export function showProposal({ proposing, labels }) {
-  byId("proposal").hidden = !proposing;
+export function showProposal({ proposals, labels }) {
+  byId("proposal").hidden = !proposals.going;
   const key = (name) => make("kbd", {}, name);
   const classes = labels.classes.slice(0, 9).map(({ name, color }, i) => {
     return make("span", {}, key(String(i + 1)), swatch(color), name);

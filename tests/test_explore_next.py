@@ -12,10 +12,10 @@ SIDE = 4  # pixels of a cell of a scene of 64 x 64, at first
 
 def answer(page, key):
     """Press a key and wait for another proposal; returns its pixel."""
-    before = page.js("explore.proposal")
+    before = page.js("explore.proposals.pixel")
     page.page.keyboard.press(key)
-    page.until(f"![null, {before}].includes(explore.proposal)")
-    return page.js("explore.proposal")
+    page.until(f"![null, {before}].includes(explore.proposals.pixel)")
+    return page.js("explore.proposals.pixel")
 
 
 def test_proposes_the_least_margin_away_from_labels(page, place):
@@ -34,7 +34,7 @@ def test_proposes_the_least_margin_away_from_labels(page, place):
     margin[~valid] = np.inf
     taken = [(row, column) for row, column, _ in clicks]
     page.page.click("#labelNext")
-    proposed = [page.js("explore.proposal")]
+    proposed = [page.js("explore.proposals.pixel")]
     proposed += [answer(page, "n") for _ in range(5)]
     for row, column in (divmod(pixel, 64) for pixel in proposed):
         far = np.ones(valid.shape, bool)
@@ -59,7 +59,7 @@ def test_number_keys_label_one_proposal_after_another(opened, place):
         assert page.page.is_hidden("#proposal")
         page.page.keyboard.press("n")
         assert "Which class?" in page.page.inner_text("#proposal")
-        pixels = [page.js("explore.proposal")]
+        pixels = [page.js("explore.proposals.pixel")]
         pixels += [answer(page, key) for key in "12n31"]
         runs.append(pixels)
         assert len({*pixels}) == 6
@@ -85,8 +85,8 @@ def test_proposals_end_where_nothing_is_left(opened, tmp_path, method):
     page.label([(0, 0, 1), (0, 2, 2)])
     page.learned()
     found = []
-    while page.js("explore.proposeNext(), explore.proposing"):
-        found.append(page.js("explore.proposal"))
+    while page.js("explore.proposals.next(), explore.proposals.going"):
+        found.append(page.js("explore.proposals.pixel"))
     assert found and max(found) < 18, "pixels with data only"
     assert len({*found}) == len(found)
     assert not {0, 2} & {*found}
