@@ -281,7 +281,10 @@ def finish(writer, tile, model, output_dir, made_by, kind):
 
 
 def write_pictures(read, tile, model, output_dir, made_by, kind):
-    """Those pictures of the maps that are not there yet. read: a map by its name; kind: png, .."""
+    """Draw those pictures of the maps that are not there yet; returns their file names.
+
+    read: gives a map by its name; kind: png, pdf or svg.
+    """
     title, days = tile.title, made_by["season"]
     title += f", days {days}" if days != name_season(ALL_YEAR) else ""
     plots = {}
@@ -291,10 +294,11 @@ def write_pictures(read, tile, model, output_dir, made_by, kind):
         plots |= {"confidence": partial(plot_values, label="probability of the mapped class")}
     if model.target:
         plots["regression_map"] = partial(plot_values, label=describe_target(model.target))
-    for name, plot in plots.items():
-        path = output_dir / f"{name}.{kind}"
-        if not path.exists():
-            plot(read(name), path=path, title=title, info=tile.info)
+    paths = {name: output_dir / f"{name}.{kind}" for name in plots}
+    missing = [name for name, path in paths.items() if not path.exists()]
+    for name in missing:
+        plots[name](read(name), path=paths[name], title=title, info=tile.info)
+    return [paths[name].name for name in missing]
 
 
 def write_geotiffs(writer, tile, legend, target, output_dir, made_by):
@@ -348,8 +352,9 @@ def main(config):
                 if is_done(output_dir, source, config["overwrite"]):
                     remove_parts(output_dir)
                     read = partial(read_done, output_dir)  # for a format that is not there yet
-                    write_pictures(read, tile, model, output_dir, source, config["format"])
-                    print(f"{output_dir}: done already (overwrite=true maps it again)")
+                    new = write_pictures(read, tile, model, output_dir, source, config["format"])
+                    new = f"; drawn: {', '.join(new)}" if new else ""
+                    print(f"{output_dir}: done already (overwrite=true maps it again){new}")
                     continue
                 map_tile(tile, output_dir, model, config, runtime, source, stop)
             log_map(log, number, tile, output_dir)

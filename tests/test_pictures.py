@@ -169,7 +169,7 @@ def test_a_legend_is_ordered_by_area(tmp_path):
     assert [color for color, _ in entries] == [PALETTE[1], PALETTE[0], PALETTE[2], "white"]
 
 
-def test_a_pdf_has_text_and_all_pixels_of_the_map(place, tmp_path):
+def test_a_pdf_has_text_and_all_pixels_of_the_map(place, tmp_path, capsys):
     (folder,) = map_tile(place, tmp_path / "out", format="pdf")
     pictures = {path.name for path in folder.glob("*.pdf")}
     assert pictures == {"classification_map.pdf", "confidence.pdf"}
@@ -178,6 +178,7 @@ def test_a_pdf_has_text_and_all_pixels_of_the_map(place, tmp_path):
     assert b"/FontType 42" in content or b"/Subtype /CIDFontType2" in content
     before = (folder / "infer.json").read_bytes()
     map_tile(place, folder, format="svg")  # a map that is done gets another format
+    assert "drawn: classification_map.svg, confidence.svg" in capsys.readouterr().out
     assert "easting [km]" in (folder / "classification_map.svg").read_text()
     assert (folder / "infer.json").read_bytes() == before
     run(read_inference_map, map_path=folder / "classification_map.npy", format="pdf")
