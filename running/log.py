@@ -36,7 +36,7 @@ class RunLog:
 
     def images(self, files, step=None):
         """Log pictures, {name: path}; wandb shows PNGs only."""
-        files = {name: path for name, path in files.items() if path.suffix == ".png"}
+        files = {name: path for name, path in files.items() if str(path).endswith(".png")}
         self._to_wandb(files, step, as_images=True)
 
     def _to_wandb(self, content, step, as_images=False):
