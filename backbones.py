@@ -342,6 +342,11 @@ def focal_loss(logits, target, gamma, weight=None):
     return loss.mean() if weight is None else loss.sum() / weight[target].sum()
 
 
+def decode_classes(outputs, temperature):
+    """Probabilities (N, C) of a classifier's outputs, its logits (N, C)."""
+    return (outputs / temperature).softmax(1)
+
+
 def decode_quantity(outputs, target):
     """Values (N,) float64 of a regressor's outputs (N, 1), deviations from the target's mean.
 

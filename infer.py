@@ -32,6 +32,7 @@ from running.tile_json import TARGET, describe_target, find_years, is_georeferen
 
 import numpy as np
 
+from evaluation.applicability import measure_dissimilarity, share_outside
 from evaluation.seen_pixels import read_splits
 from maps.doubts import notice_doubts
 from maps.geotiff import write_geotiff, write_representation_tif
@@ -138,6 +139,11 @@ def open_tiles(config, model, bad):
     tiles = [tile for tile, _ in jobs]
     notice_unnamed(tiles, bands)
     notice_doubts(tiles, model)
+    if (model.classes or model.target) and not model.applicability:
+        notice(
+            f"{config['checkpoint_path']}: found no representations of its training labels (of an "
+            "older version), so there is no applicability.npy; train_*.py again writes them"
+        )
     return jobs
 
 
@@ -148,6 +154,7 @@ def describe_run(config, model):
     made_by |= {"season": name_season(model.season), "classify": bool(model.classes)}
     # maps that were made with these are done without them too
     made_by |= {"estimate": True} if model.target else {}
+    made_by |= {"applicability": True} if model.applicability else {}
     made_by |= {"representation_tif": True} if config["representation_tif"] else {}
     return made_by | {"checkpoint_sha256": model.sha256}
 
@@ -212,6 +219,9 @@ def map_blocks(tile, model, config, runtime, made_by, first_row):
             maps["confidence"][row, column] = probability.numpy()
         if model.target:
             maps["regression_map"][row, column] = model.decode(logits).numpy()
+        if model.applicability:
+            far = measure_dissimilarity(y, model.applicability, runtime)
+            maps["applicability"][row, column] = far.numpy()
         if made_by["representation_format"] == "int8":
             values, scales = quantise(maps["representation_map"])
             maps |= {"representation_map": values, "representation_map_scales": scales}
@@ -276,6 +286,8 @@ def finish(writer, tile, model, output_dir, made_by, kind):
     if (legend or target) and (tile.has_grid or seen):  # then it is known what training did not see
         about["split"] = {"block_size": config["block_size"], "seed": config["split_seed"]}
         about["split"]["seen"] = seen
+    if model.applicability:
+        about["applicability_threshold"] = model.applicability["threshold"]
     write_json(output_dir / "infer.json", made_by | about)
     remove_parts(output_dir)
 
@@ -357,7 +369,7 @@ def main(config):
                     print(f"{output_dir}: done already (overwrite=true maps it again){new}")
                     continue
                 map_tile(tile, output_dir, model, config, runtime, source, stop)
-            log_map(log, number, tile, output_dir)
+            log_map(log, number, tile, output_dir, model)
     if bad:
         print(f"{len(bad)} bad tiles skipped")
     return [output_dir for _, output_dir in jobs]
@@ -368,10 +380,19 @@ def read_done(folder, name):
     return np.load(folder / f"{name}.npy", mmap_mode="r", allow_pickle=False)
 
 
-def log_map(log, number, tile, output_dir):
+def log_map(log, number, tile, output_dir, model):
     """Print and log the files in the folder of a tile that was mapped."""
     valid = read_done(output_dir, "valid_count")
-    log.line({"step": number, "median_valid_count": float(np.median(valid))})
+    line = {"step": number, "median_valid_count": float(np.median(valid))}
+    if known := model.applicability:
+        far = read_done(output_dir, "applicability")
+        line["share_outside"] = share_outside(far, known["threshold"])
+        print(
+            f"{tile.name}: {line['share_outside']:.1%} of the pixels lie outside of the area "
+            f"of applicability, unlike any training label: applicability.npy is above "
+            f"{known['threshold']:.3g} there"
+        )
+    log.line(line)
     print(f"{output_dir}: {', '.join(sorted(path.name for path in output_dir.glob('*.*')))}")
     names = "classification_map", "confidence", "regression_map"
     pictures = [output_dir / f"{name}.png" for name in names]

@@ -22,6 +22,7 @@ import torch
 
 from backbones import focal_loss
 from data import SentinelTimeSeriesDatasetForDownstreaming
+from evaluation.calibration import fit_temperature, predict_folds, score_calibration
 from evaluation.networks import fit_linear_start, predict
 from evaluation.scores import plot_confusion, print_scores, score_classes
 from maps.land_cover import class_legend
@@ -103,7 +104,7 @@ class LandCover(Task):
     kind, dataset = "classifier", SentinelTimeSeriesDatasetForDownstreaming
     losses, criterion, sign = ("cross_entropy", "focal"), "macro_f1", 1
     logged = ("macro_f1", "overall_accuracy")
-    reported = ("overall_accuracy", "macro_f1", "weighted_f1")
+    reported = ("overall_accuracy", "macro_f1", "weighted_f1", "expected_calibration_error")
     picture, shows = "confusion_matrix", "what was mapped as what"
     map = "classification_map"
 
@@ -131,7 +132,25 @@ class LandCover(Task):
     def predict(self, network, dataset, runtime):
         return predict(network, dataset, self.codes, runtime)
 
-    def score(self, labels, predicted):
+    def calibrate(self, predicted, y, labels, groups):
+        source = "validation" if predicted else "folds"
+        if predicted:
+            labels, _, logits = predicted
+            numbers = np.searchsorted(self.codes, labels)
+        else:
+            numbers = np.searchsorted(self.codes, labels)
+            logits, numbers = predict_folds(y, numbers, self.size, groups, self.config["seed"])
+        if not len(numbers):
+            notice("confidence is not calibrated: found too few training labels to leave some out")
+            return {"temperature": 1.0, "calibrated_on": "none"}
+        return {"temperature": fit_temperature(logits, numbers), "calibrated_on": source}
+
+    def score_confidence(self, predicted, best):
+        labels, _, logits = predicted
+        about = best["temperature"], best["calibrated_on"]
+        return score_calibration(logits, np.searchsorted(self.codes, labels), *about)
+
+    def score(self, labels, predicted, logits):
         return score_classes(labels, predicted, self.legend)
 
     def plot(self, scores, predicted, path, title):

@@ -36,32 +36,33 @@ def walk(dataset, runtime=None):
 
 
 def predict(classifier, dataset, codes, runtime):
-    """Labels and predicted class codes of a labelled data set, (N,) int64 each, numpy.
+    """Labels and predicted class codes of a labelled data set, (N,) int64, and logits (N, C).
 
     codes: (C,) of its classes; else as `predict_values`.
     """
-    codes = torch.as_tensor(codes)
-    pairs = predict_values(classifier, dataset, lambda logits: codes[logits.argmax(1)], runtime)
-    return pairs[:2].astype(np.int64)
+    labels, logits, _ = predict_values(classifier, dataset, lambda logits: logits, runtime)
+    return labels.astype(np.int64), np.asarray(codes, np.int64)[logits.argmax(1)], logits
 
 
 def predict_values(network, dataset, decode, runtime):
-    """Labels, predicted values and blocks of a labelled data set, (3, N) float64, numpy.
+    """Labels (N,), predicted values (N, ..) and blocks (N,) of a labelled data set, float64, numpy.
 
-    network: gives representations and outputs (N, C); it is left in train mode. decode: makes a
-    value (N,) of the outputs. Blocks have numbers from 0 on. All clear observations are read.
+    network: gives representations and outputs (N, C); it is left in train mode. decode: makes
+    values (N,) or (N, K) of the outputs. Blocks have numbers from 0 on. All clear observations are
+    read.
     Several processes share the pixels; each of them gets all, those of the first process first.
     """
     network.eval()
     rows = []
     for x, doys, labels, groups in walk(dataset, runtime):
         _, outputs = encode_series(network, x, doys, runtime)
-        rows.append(torch.stack([labels.double(), decode(outputs).double(), *_halves(groups)], 1))
+        values = decode(outputs).double()
+        rows.append(torch.column_stack([labels.double(), *_halves(groups), values]))
     network.train()
     (rows,) = runtime.to_device(torch.cat(rows))  # `gather` adds floats
-    labels, values, *halves = gather(rows).cpu().numpy().T
+    labels, *halves = (rows := gather(rows).cpu().numpy()).T[:3]
     blocks = np.unique(np.stack(halves), axis=1, return_inverse=True)[1]
-    return np.stack([labels, values, blocks.ravel()])
+    return labels, rows[:, 3] if values.ndim == 1 else rows[:, 3:], blocks.ravel()
 
 
 def _halves(groups):
@@ -69,9 +70,9 @@ def _halves(groups):
     return (groups >> 32).double(), (groups & 0xFFFFFFFF).double()
 
 
-def read_representations(backbone, dataset, runtime):
-    """Representations (N, D), labels (N,) and blocks (N,) of a data set; of at most MAX_LABELS."""
-    dataset.keep_at_most(MAX_LABELS)
+def read_representations(backbone, dataset, runtime, max_labels=MAX_LABELS):
+    """Representations (N, D), labels (N,) and blocks (N,) of a data set; of at most max_labels."""
+    dataset.keep_at_most(max_labels)
     parts = [
         (encode_series(backbone, x, doys, runtime)[0], labels, groups)
         for x, doys, labels, groups in iterate_batches(dataset)

@@ -77,7 +77,7 @@ class Classes:
 
     def predict(self, trained, network, dataset, runtime):
         """Answers (N,) of a data set, and what the network of a checkpoint predicts."""
-        return predict(network, dataset, list(map(int, trained["classes"])), runtime)
+        return predict(network, dataset, list(map(int, trained["classes"])), runtime)[:2]
 
     def resample(self, labels, predicted, blocks, times):
         """The first score in resamples of blocks, see `resample_f1`."""

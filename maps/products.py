@@ -37,6 +37,7 @@ PRODUCTS = [
     Product("classification_map", "uint8", 0, when=("classify", True)),
     Product("confidence", "float32", np.nan, when=("classify", True)),
     Product("regression_map", "float32", np.nan, when=("estimate", True)),
+    Product("applicability", "float32", np.nan, when=("applicability", True)),
 ]
 PICTURES = ("classification_map", "confidence", "regression_map", "false_color", "inference_map")
 FORMATS = ("png", "pdf", "svg")  # of pictures

@@ -267,6 +267,7 @@ def remove_run(output_dir, kind):
         "confusion_matrix_validation.png",
         "predicted_actual.png",
         "predicted_actual_validation.png",
+        "reliability.png",
     ):
         (output_dir / name).unlink(missing_ok=True)
     for path in checkpoints:

@@ -112,7 +112,7 @@ def test_the_test_split_is_scored_once_and_chooses_nothing(workplace, tmp_path, 
 
     monkeypatch.setattr(train_classification, "predict", spy)
     fine_tune(workplace, tmp_path / "once", epochs=3)
-    assert seen == ["validation"] * 4 + ["test"], "the start is validated, too"
+    assert seen == ["validation"] * 5 + ["test"], "the start is validated; best.pt is calibrated"
     seen.clear()
     fine_tune(workplace, tmp_path / "few", epochs=3, label_count=40)
     assert seen == ["test"]

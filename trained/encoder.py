@@ -27,7 +27,7 @@ from running.tile_json import TILE_JSON, is_class_table, match_bands
 import numpy as np
 import torch
 
-from backbones import decode_quantity, load_backbone, load_classifier
+from backbones import decode_classes, decode_quantity, load_backbone, load_classifier
 from transforms import clear_dates, even_dates, standardise
 from utils import BLOCK_BYTES, encode_series
 
@@ -96,11 +96,11 @@ class Encoder:
             sha256 = file_hash(path)
         has_head = classify != "false" and checkpoint["kind"] != "pretrained"
         module = load_classifier(checkpoint) if has_head else load_backbone(checkpoint)
-        _check_header(path, checkpoint, checkpoint["head"]["num_classes"] if has_head else 0)
+        size = getattr(module, "backbone", module).latent_dim
+        _check_header(path, checkpoint, checkpoint["head"]["num_classes"] if has_head else 0, size)
         header = checkpoint if has_head else {}
         classes, target = header.get("classes", {}), header.get("target", {})
         min_valid = min_valid or checkpoint["config"]["min_valid"]
-        size = getattr(module, "backbone", module).latent_dim
         if dimensions > size:
             raise InputError(f"dimensions={dimensions}: wanted at most the {size} of {path}")
         module, size = module.to(runtime.device), dimensions or size
@@ -112,6 +112,11 @@ class Encoder:
     def bands(self):
         """Names of the bands that it reads, in its order; [] where training knew none."""
         return self.checkpoint["bands"]
+
+    @property
+    def applicability(self):
+        """Of `describe_labels`, in evaluation/applicability.py; {} where it is not known."""
+        return (self.classes or self.target) and self.checkpoint.get("applicability", {})
 
     @property
     def codes(self):
@@ -151,7 +156,7 @@ class Encoder:
     def decode(self, outputs):
         """Of outputs of the head (N, C): probabilities (N, C), or of a regressor values (N,)."""
         if not self.target:
-            return outputs.softmax(1)
+            return decode_classes(outputs, self.checkpoint.get("temperature", 1.0))
         return decode_quantity(outputs, self.target).float()
 
     def choose(self, probabilities):
@@ -245,13 +250,14 @@ class Encoder:
         return rows, *encode_series(self.module, x, doys, self.runtime, draws)
 
 
-def _check_header(path, checkpoint, num_classes):
+def _check_header(path, checkpoint, num_classes, size):
     """Raise InputError where a checkpoint that can be loaded cannot be used.
 
-    num_classes: of its head, 0 where it does not classify.
+    num_classes: of its head, 0 where it does not classify; size: D of its representations.
     """
     bands, min_valid = checkpoint["backbone"]["num_bands"], checkpoint["config"]["min_valid"]
     days = checkpoint.get("days", [])  # older checkpoints have none
+    temperature = checkpoint.get("temperature", 1.0)
     classifies = num_classes and checkpoint["kind"] == "classifier"
     classes = checkpoint.get("classes") if classifies else {}
     lengths = {len(checkpoint[key]) for key in ("mean", "std", "bands")} - {0}
@@ -268,9 +274,30 @@ def _check_header(path, checkpoint, num_classes):
         found, wanted = f"classes {classes!r:.200}", f"{num_classes}: {TILE_JSON['classes'][1]}"
     elif num_classes and not (classifies or _is_scaled_target(checkpoint.get("target"))):
         found, wanted = f"target {checkpoint.get('target')!r:.200}", "name, unit, mean and std"
+    elif not (type(temperature) is float and 0 < temperature < math.inf):
+        found, wanted = f"temperature {temperature!r:.200}", "a number above 0"
+    elif num_classes and not _is_applicability(checkpoint.get("applicability"), size):
+        found, wanted = "an applicability that cannot be read", "that of train_*.py"
     else:
         return
     raise InputError(f"{path}: found {found}, wanted {wanted}")
+
+
+def _is_applicability(value, size):
+    """Whether a checkpoint's applicability can be used, or is None: older ones have none.
+
+    size: D of its representations.
+    """
+    if value is None:
+        return True
+    try:
+        shapes = [tuple(value[key].shape) for key in ("mean", "std", "labels")]
+        is_finite = all(value[key].isfinite().all() for key in ("mean", "std", "labels"))
+        numbers = [float(value[key]) for key in ("distance", "threshold")]
+    except (TypeError, KeyError, AttributeError, ValueError):
+        return False
+    right = shapes[:2] == [(size,)] * 2 and shapes[2][1:] == (size,) and is_finite
+    return right and numbers[0] > 0 and math.isfinite(sum(numbers))
 
 
 def _is_scaled_target(value):

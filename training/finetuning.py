@@ -9,13 +9,14 @@ Shapes: N pixels, S dates, B bands, C outputs of the head.
 import math
 import time
 from abc import ABC, abstractmethod
+from functools import partial
 
-from running.checkpoints import Run, find_last, inherit, load_checkpoint, one_run_at_a_time
+from running.checkpoints import Run, find_last, inherit, one_run_at_a_time
 from running.config import check, find_season
 from running.device import start_runtime
 from running.distributed import gather
 from running.errors import InputError, notice
-from running.files import file_hash, make_output_dir, write_json
+from running.files import file_hash, make_output_dir
 from running.log import ProgressBar
 from running.script import stop_on_signals
 
@@ -37,6 +38,7 @@ from evaluation.seen_pixels import notice_seen_pixels, record_splits
 from tiles import checkpoint_bands, find_days, notice_splits, open_dataset
 from trained.card import write_card
 from training.mapping import map_tiles
+from training.report import complete_best, report_test, save_best
 from transforms import drop_dates
 from utils import learning_rate, notice_few_clear
 
@@ -99,6 +101,18 @@ class Task(ABC):
     def print_scores(self, scores):
         """Print all scores, and warnings."""
 
+    def calibrate(self, predicted, y, labels, groups):
+        """What best.pt gets for its confidence; {} where there is none.
+
+        predicted: of `predict` on the validation split, or None; the others as `fit_start` has
+        them, of best.pt.
+        """
+        return {}
+
+    def score_confidence(self, predicted, best):
+        """Scores of the confidence of what is predicted; best: content of best.pt."""
+        return {}
+
 
 def check_config(config, losses):
     """The config, checked and frozen. Raises InputError for a value that cannot be trained with.
@@ -146,6 +160,11 @@ def open_splits(dataset, config, checkpoint, runtime):
     return train, validation, open_split(dataset, config, "test", **shared)
 
 
+def open_labels(config, train):
+    """All training pixels with all of their clear dates, for one process."""
+    return open_split(type(train), config, "train", batch_size=1024, bands=train.bands)
+
+
 # ---- model ---------------------------------------------------------------------------------------
 
 
@@ -175,8 +194,7 @@ def start_head(network, config, train, task, runtime):
     """Start the head from a linear model, which one process fits to all clear dates."""
     start = None
     if runtime.is_main:
-        more = {"batch_size": 1024, "bands": train.bands}
-        dataset = open_split(type(train), config, "train", **more)
+        dataset = open_labels(config, train)
         start = task.fit_start(*read_representations(network.backbone, dataset, runtime))
     network.head.start_from(*runtime.broadcast(start))
 
@@ -309,52 +327,6 @@ def average_with_start(run, start, train):
         )
 
 
-def save_best(run, last, validation):
-    """Save best.pt, unless a validation or an earlier start that ended the run has saved it.
-
-    Then its bytes stay, by which `infer.py` knows the maps of it. last: what the run resumed from.
-    """
-    if run.runtime.is_main:
-        print("saving best.pt")
-        if validation or (last and last["step"] == run.progress.step):
-            run.keep_a_best()
-        else:
-            run.save("best.pt")
-    run.runtime.barrier()  # best.pt is written
-
-
-def report_test(run, test, task):
-    """Score the best model on the test split, once. Returns the scores."""
-    if run.runtime.is_main:
-        print(f"test split: best.pt on {test.num_pixels} pixels, scored once")
-    best = load_checkpoint(run.output_dir / "best.pt", (task.kind,))
-    for name, module in run.model.named_children():
-        module.load_state_dict(best[f"{name}_state"], strict=True)
-    predicted = task.predict(run.model, test, run.runtime)
-    scores = task.score(*predicted)
-    scores |= {"split": "test", "best_epoch": best["line"]["step"]}
-    if f"val_{task.criterion}" in best["line"]:
-        scores[f"validation_{task.criterion}"] = task.sign * best["best_score"]
-    line = {f"test_{key}": scores[key] for key in task.reported}
-    run.log.line({"step": run.progress.line["step"] + 1, **line})
-    if run.runtime.is_main:
-        title = f"test split of {run.config['dataset_name']}, {test.num_pixels} pixels"
-        write_report(scores, predicted, task, run.output_dir, title, run.log)
-        print(f"{run.output_dir / 'best.pt'}: of epoch {scores['best_epoch']}")
-    return scores
-
-
-def write_report(scores, predicted, task, output_dir, title, log):
-    """metrics.json and the picture of the test split, to the folder, wandb and screen."""
-    write_json(output_dir / "metrics.json", scores)
-    picture = output_dir / f"{task.picture}.png"
-    task.plot(scores, predicted, picture, title)
-    log.images({task.picture: picture})
-    print(f"{title}:")
-    task.print_scores(scores)
-    print(f"{picture}: {task.shows}")
-
-
 # ---- run -----------------------------------------------------------------------------------------
 
 
@@ -443,7 +415,9 @@ def train_and_score(config, defaults, checkpoint, splits, task, output_dir, runt
     if averages:
         average_with_start(run, start, train)
     save_best(run, last, validation)
-    scores = report_test(run, test, task)
+    read_labels = partial(open_labels, config, train)
+    best = complete_best(run, validation, read_labels, task)
+    scores = report_test(run, best, test, task)
     if runtime.is_main:
         write_card(run, defaults, splits, scores)
     run.log.finish()
