@@ -341,7 +341,7 @@ export class App {
     return { codes, method, k, size, deviation, vectors, target, click, classes: codes.length };
   }
 
-  // Learn from the labels, map all pixels, then score the clicks.
+  // Learn from the labels, score the clicks, and map all pixels with the confidence that these have.
   async learn() {
     if (this.learning) return (this.learnAgain = true);
     const [start, training, version] = [performance.now(), this.training(), this.labels.version];
@@ -353,6 +353,8 @@ export class App {
     this.learning = true;
     const run = (this.run = {}); // another one, or none, as soon as the labels are others
     const model = await this.pool.one({ task: "train", training });
+    const score = await this.pool.one({ task: "score", training });
+    model.temperature = score.temperature;
     const parts = await this.pool.all({ task: "predict", model });
     const join = (key) => concatenate(parts.map((part) => part[key]));
     this.times.learn = performance.now() - start;
@@ -361,7 +363,6 @@ export class App {
     const keys = ["classes", "confidence", "margin"];
     const found = Object.fromEntries(keys.map((key) => [key, join(key)]));
     if (run === this.run) this.showPrediction({ codes, method, about, ...found });
-    const score = await this.pool.one({ task: "score", training });
     this.learning = false;
     if (run === this.run && this.found.prediction) showScore(this, (this.score = score));
     if (this.learnAgain) [this.learnAgain] = [false, this.learn()];

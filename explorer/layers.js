@@ -17,6 +17,7 @@ export const OVERLAYS = {
   confidence: "Its confidence",
   labels: "Tile's labels",
   quantity: "Quantity",
+  applicability: "Unlike the training",
 };
 const LAYER_RAMPS = {
   similarity: "inferno",
@@ -24,7 +25,9 @@ const LAYER_RAMPS = {
   quantity: "viridis",
   confidence: "cividis",
   mapConfidence: "cividis",
+  applicability: "inferno",
 };
+const LIMIT = 128; // steps of applicability above it lie outside, 255 at twice the threshold
 
 // Names in full, where the short ones are only clear beside the others.
 export const FULL_NAMES = {
@@ -32,7 +35,11 @@ export const FULL_NAMES = {
   classes: "Class map of infer.py",
   confidence: "Confidence of the class map of infer.py",
   quantity: "Map of a quantity of infer.py",
+  applicability: "Outside of the area of applicability of infer.py's map",
 };
+
+// Whether a pixel is unlike all training labels of infer.py's map.
+export const isOutside = (step) => step > LIMIT;
 
 // A value of the map of a quantity, of its step 1 .. 65535, with few digits.
 export function quantityAt({ quantity }, step) {
@@ -124,6 +131,10 @@ export function paintLayer(scene, key, found, scales, from = 0) {
     const none = (step) => step === 0;
     paintNumbers(out, scene.layers.quantity, ...scene.quantity.colors, colors, none);
   }
+  if (key === "applicability") {
+    const inside = (step) => !isOutside(step);
+    paintNumbers(out, scene.layers.applicability, LIMIT, 255, colors, inside);
+  }
   const sure = (values) => paintNumbers(out, values, 2.55 * from, 255, colors, empty);
   if (key === "confidence") sure(scene.layers.confidence);
   if (key === "similarity") {
@@ -139,6 +150,8 @@ export function paintLayer(scene, key, found, scales, from = 0) {
   pen.putImageData(image, 0, 0);
   return canvas;
 }
+
+const countOf = (values) => Math.max(1, values.filter((value) => value > 0).length);
 
 // The codes that occur in a layer, looked for once.
 function codesOf(scene, key) {
@@ -163,6 +176,12 @@ export function legendOf(scene, key, found, from = 0) {
   if (key === "quantity") {
     const [low, high] = scene.quantity.colors.map((step) => quantityAt(scene, step));
     return bar(scene.quantity.label, { low: `≤ ${low}`, high: `≥ ${high}` });
+  }
+  if (key === "applicability") {
+    const { applicability } = scene.layers;
+    const share = (100 * applicability.filter(isOutside).length) / countOf(applicability);
+    const title = `Outside of the area of applicability: ${share.toFixed(1)} %`;
+    return bar(title, { low: "threshold", high: "≥ twice" });
   }
   if (key === "confidence") return bar("Probability of the class, infer.py", percent);
   if (key === "mapConfidence") {

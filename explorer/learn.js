@@ -188,31 +188,70 @@ function trainSoftmax(training) {
   return { method: "softmax", weights, classes };
 }
 
-// Class, its probability and that less the second class's (0..255) of the pixels of a store.
-function predictSoftmax(store, { weights, classes }) {
+// A function that gives the logits (C, and maybe zeros) of a pixel; null where it has no data.
+function linear(store, { weights, classes }) {
   const { scales, size } = store;
-  const out = emptyMap(scales.length);
   const rows = packRows(classes, size, (c, k) => weights[c * (size + 1) + k]);
   const [vector, logits] = [new Float64Array(size), new Float64Array(rows.count)];
-  for (let pixel = 0; pixel < scales.length; pixel++) {
-    if (!readPixel(store, pixel, vector)) continue;
+  return (pixel) => {
+    if (!readPixel(store, pixel, vector)) return null;
     multiply(rows, vector, logits);
+    for (let c = 0; c < classes; c++) {
+      logits[c] = logits[c] * scales[pixel] + weights[c * (size + 1) + size];
+    }
+    return logits;
+  };
+}
+
+// Class, its probability and that less the second class's (0..255) of the pixels of a store.
+function predictSoftmax(store, model) {
+  const { classes, temperature = 1 } = model;
+  const out = emptyMap(store.scales.length);
+  const logitsOf = linear(store, model);
+  for (let pixel = 0; pixel < store.scales.length; pixel++) {
+    const logits = logitsOf(pixel);
+    if (!logits) continue;
     let [max, second] = [-Infinity, -Infinity];
     let best = 0;
     for (let c = 0; c < classes; c++) {
-      logits[c] = logits[c] * scales[pixel] + weights[c * (size + 1) + size];
       if (logits[c] > max) {
         [second, max] = [max, logits[c]];
         best = c;
       } else if (logits[c] > second) second = logits[c];
     }
     let total = 0;
-    for (let c = 0; c < classes; c++) total += Math.exp(logits[c] - max);
+    for (let c = 0; c < classes; c++) total += Math.exp((logits[c] - max) / temperature);
     out.classes[pixel] = best;
     out.confidence[pixel] = Math.round(255 / total);
-    out.margin[pixel] = Math.round((255 * (1 - Math.exp(second - max))) / total);
+    out.margin[pixel] = Math.round((255 * (1 - Math.exp((second - max) / temperature))) / total);
   }
   return out;
+}
+
+// Cross-entropy of logits that are divided by a temperature: rows {logits, label, weight}.
+function heldOutLoss(rows, temperature) {
+  let loss = 0;
+  for (const { logits, label, weight } of rows) {
+    const max = Math.max(...logits);
+    let total = 0;
+    for (const value of logits) total += Math.exp((value - max) / temperature);
+    loss += weight * ((max - logits[label]) / temperature + Math.log(total));
+  }
+  return loss;
+}
+
+// The temperature of held-out labels, as `fit_temperature` of evaluation/calibration.py has it; by
+// golden sections of its logarithm.
+export function fitTemperature(rows) {
+  const loss = (log) => heldOutLoss(rows, Math.exp(log)) + log ** 2;
+  let [low, high] = [Math.log(0.05), Math.log(20)];
+  const part = (Math.sqrt(5) - 1) / 2;
+  while (high - low > 1e-3) {
+    const [left, right] = [high - part * (high - low), low + part * (high - low)];
+    if (loss(left) < loss(right)) high = right;
+    else low = left;
+  }
+  return Math.exp((low + high) / 2);
 }
 
 // ---- k nearest neighbours -----------------------------------------------------------------------
@@ -292,8 +331,8 @@ export function chooseFolds(clicks) {
 
 // Score every click by a model that has not seen it: a fifth of the clicks is held out at a time.
 // training.click: (m) number of the click that drew each labelled pixel.
-// Returns {clicks, right, perClass: [{clicks, right}]}; a stroke of the brush counts as one click
-// and is right as far as its pixels are.
+// Returns {clicks, right, perClass: [{clicks, right}], temperature (of softmax)}; a stroke of the
+// brush counts as one click and is right as far as its pixels are.
 export function score(training) {
   const { vectors, target, click, size, classes } = training;
   const clickClass = [];
@@ -301,13 +340,17 @@ export function score(training) {
   const folds = chooseFolds(clickClass);
   const perClass = Array.from({ length: classes }, () => ({ clicks: 0, right: 0 }));
   const sums = clickClass.map(() => ({ pixels: 0, right: 0 }));
+  const seen = []; // of softmax: held-out rows and their logits
   for (let fold = 0; fold < FOLDS; fold++) {
     const held = rowsWhere(target, (row) => folds[click[row]] === fold);
     const kept = rowsWhere(target, (row) => folds[click[row]] !== fold);
     if (!held.length || !kept.length) continue;
     const model = train({ ...training, ...takeRows(training, kept) });
-    const found = predict(exactStore(takeRows(training, held).vectors, size), model);
+    const store = exactStore(takeRows(training, held).vectors, size);
+    const found = predict(store, model);
+    const logitsOf = model.method === "softmax" ? linear(store, model) : null;
     held.forEach((row, i) => {
+      if (logitsOf) seen.push({ row, logits: logitsOf(i).slice(0, classes), label: target[row] });
       sums[click[row]].pixels++;
       sums[click[row]].right += found.classes[i] === target[row] ? 1 : 0;
     });
@@ -318,7 +361,9 @@ export function score(training) {
     perClass[clickClass[i]].right += right / pixels;
   });
   const total = (key) => perClass.reduce((sum, entry) => sum + entry[key], 0);
-  return { clicks: total("clicks"), right: total("right"), perClass };
+  const rows = seen.map((one) => ({ ...one, weight: 1 / sums[click[one.row]].pixels }));
+  const temperature = fitTemperature(rows); // of no rows 1
+  return { clicks: total("clicks"), right: total("right"), perClass, temperature };
 }
 
 function rowsWhere(target, wanted) {

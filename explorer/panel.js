@@ -2,7 +2,9 @@
 import { LINES, bandColor } from "./plot.js";
 import { describeArea, describePlace, geographic, mapCoordinates, middle } from "./geo.js";
 import { BACKGROUNDS, FULL_NAMES, OVERLAYS, WHY_NOT } from "./layers.js";
-import { classesOf, isThere, legendOf, partOf, quantityAt } from "./layers.js";
+import { classesOf, isOutside, isThere, legendOf, partOf, quantityAt } from "./layers.js";
+
+const RARE = ["quantity", "applicability"];
 
 export const byId = (id) => document.getElementById(id);
 
@@ -33,9 +35,9 @@ const percent = (share, digits = 0) => `${(100 * share).toFixed(digits)} %`;
 // ---- layers -------------------------------------------------------------------------------------
 
 function fillChoice(box, names, chosen, scene, found, choose) {
-  // few maps have a quantity, so that nothing is said where there is none
+  // few maps have these, so that nothing is said where there is none
   const shown = Object.entries(names).filter(
-    ([key]) => key !== "quantity" || isThere(scene, key, found),
+    ([key]) => !RARE.includes(key) || isThere(scene, key, found),
   );
   const rows = shown.map(([key, name]) => {
     const there = isThere(scene, key, found);
@@ -122,6 +124,8 @@ export function pixelFacts(app, { row, column }) {
     const sure = confidence && classes[i] ? ` (${percent(confidence[i] / 255)})` : "";
     classRow("Class map", "classes", classes[i], sure);
   }
+  const far = scene.layers.applicability?.[i];
+  if (far) rows.push(["Like the training", isOutside(far) ? "no: outside" : "yes"]);
   if (quantity?.[i]) rows.push([scene.quantity.label, quantityAt(scene, quantity[i])]);
   if (labels) classRow("Tile's label", "labels", labels[i]);
   if (found.prediction) {

@@ -34,6 +34,7 @@ HECTARE_SPREAD = 0.1  # relative difference of rows; where it is larger, the pag
 BLOCK_BYTES = 1 << 26  # of a tile in memory at a time
 # what the page holds of a map beside its representations, and of its tile
 MAP_FILES = ("classification_map.npy", "confidence.npy", "regression_map.npy", "valid_count.npy")
+MAP_FILES += ("applicability.npy",)
 TILE_FILES = ("bands.npy", "masks.npy", "doys.npy", "labels.npy", "tile.json")
 
 
@@ -136,6 +137,8 @@ def map_layers(scene):
         layers["confidence"] = (np.nan_to_num(confidence).clip(0, 1) * 255).round().astype(np.uint8)
     if (folder / "regression_map.npy").exists():
         layers["quantity"], quantity = number_values(scene)
+    if (folder / "applicability.npy").exists():
+        layers["applicability"] = number_dissimilarity(scene)
     if (folder / "valid_count.npy").exists():
         count = read_codes(folder / "valid_count.npy", shape, max_code=65535)
         layers["count"] = scene.thin(count).astype(np.uint16)
@@ -161,6 +164,24 @@ def number_values(scene):
     colors = np.percentile(steps[known], (2, 98)).tolist() if known.any() else [1, 1]
     label = describe_target(scene.info.get("target", {}))
     return steps, {"label": label, "low": low, "high": high, "colors": colors}
+
+
+def number_dissimilarity(scene):
+    """applicability.npy in steps of 1 / 127 of its threshold, (H, W) uint8; 0 where it has none.
+
+    1 .. 128 lie in the area of applicability, 129 .. 255 outside of it, 255 at twice the threshold
+    or more. Raises InputError where infer.json has no threshold.
+    """
+    file = scene.path.parent / "applicability.npy"
+    threshold = scene.info.get("applicability_threshold")
+    if not (type(threshold) in (int, float) and 0 < threshold < np.inf):
+        raise InputError(
+            f"{file}: found {threshold!r:.40} as applicability_threshold in infer.json, wanted a "
+            "number above 0; infer.py overwrite=true writes both"
+        )
+    far = scene.thin(read_map(file, scene.shape[:2], kind="f")) / threshold
+    steps = np.where(far <= 1, np.minimum(far, 1) * 127 + 1, 129 + (far - 1) * 126)
+    return np.nan_to_num(np.floor(steps)).clip(0, 255).astype(np.uint8)
 
 
 def row_ranges(scene, step):
