@@ -19,7 +19,7 @@ from trained.encoder import Encoder
 
 
 def test_the_index_is_that_of_the_paper():
-    """By scipy: the nearest label over the mean distance; of a label, the nearest of other blocks."""
+    """By scipy: nearest label over mean distance; of a label, the nearest of other blocks."""
     rng = np.random.default_rng(0)
     y, blocks = rng.normal(3, [1, 5, 0.1], (80, 3)).astype(np.float32), rng.integers(0, 9, 80)
     y[:, 2] = 7  # a constant dimension
