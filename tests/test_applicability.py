@@ -37,6 +37,15 @@ def test_the_index_is_that_of_the_paper():
     np.testing.assert_allclose(far, cdist(to_scaled, scaled).min(1) / mean, atol=5e-3)
 
 
+def test_distances_are_those_of_seapig():
+    """Of EuclideanScore(k=1) of seapig 0.3.0, whose requirements are too heavy to install here."""
+    labels = torch.tensor([[0.0, 0], [1, 0], [0, 2], [4, 1]])
+    known = {"mean": torch.zeros(2), "std": torch.ones(2), "labels": labels.half(), "distance": 1.0}
+    pixels = torch.tensor([[0.5, 0.25], [3, 3], [-2, -1], [4, 1]])
+    far = measure_dissimilarity(pixels, known, start_runtime("cpu"))
+    np.testing.assert_allclose(far, [0.5590, 2.2361, 2.2361, 0.0], atol=1e-4)
+
+
 def test_the_threshold_leaves_outliers_out():
     """The largest value below the upper quartile plus 1.5 interquartile ranges."""
     assert upper_whisker(np.array([*range(1, 10), 12, 40.0])) == 12

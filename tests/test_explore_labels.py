@@ -386,3 +386,20 @@ def test_hostile_names_do_not_run(opened, tmp_path):
     assert page.js("document.querySelectorAll('img, aside script, header script').length") == 0
     assert page.page.inner_text("#title") == HOSTILE
     assert HOSTILE[:60] in page.js("explore.labels.classes.map(one => one.name)")
+
+
+def test_what_is_unlike_the_training_is_shown(opened, tmp_path):
+    far = np.linspace(0, 2, 600, dtype=np.float32).reshape(20, 30)
+    far[:2] = np.nan
+    path = save_map(tmp_path, random_map(), applicability_threshold=0.8)
+    np.save(tmp_path / "applicability.npy", far)
+    page = opened(make_page(representation_path=path))
+    page.js("explore.setOverlay('applicability')")
+    share = (far > 0.8).sum() / np.isfinite(far).sum()
+    assert f"{100 * share:.1f} %" in page.page.inner_text("#legend")
+    painted = """[...explore.map.layers[1].image.getContext('2d')
+        .getImageData(0, 0, 30, 20).data.filter((_, i) => i % 4 === 3)]"""
+    assert (np.reshape(page.js(painted), far.shape) > 0).tolist() == (far > 0.8).tolist()
+    for row, words in ((5, "yes"), (15, "no: outside")):
+        page.look(row, 7)
+        assert f"Like the training\n{words}" in page.page.inner_text("#pixelFacts")
