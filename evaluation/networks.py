@@ -70,9 +70,12 @@ def _halves(groups):
     return (groups >> 32).double(), (groups & 0xFFFFFFFF).double()
 
 
-def read_representations(backbone, dataset, runtime, max_labels=MAX_LABELS):
-    """Representations (N, D), labels (N,) and blocks (N,) of a data set; of at most max_labels."""
-    dataset.keep_at_most(max_labels)
+def read_representations(backbone, dataset, runtime, max_labels=0):
+    """Representations (N, D), labels (N,) and blocks (N,) of a data set.
+
+    Of at most max_labels pixels, 0: MAX_LABELS.
+    """
+    dataset.keep_at_most(max_labels or MAX_LABELS)
     parts = [
         (encode_series(backbone, x, doys, runtime)[0], labels, groups)
         for x, doys, labels, groups in iterate_batches(dataset)

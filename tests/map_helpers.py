@@ -14,6 +14,7 @@ import torch
 
 import infer
 from backbones import Classifier, build_backbone
+from evaluation.applicability import describe_labels
 from maps.pictures import find_frame
 
 BANDS = ["B02", "B03", "B04", "B08"]
@@ -60,6 +61,8 @@ def make_checkpoints(folder, seed=0):
     }
     save_checkpoint(folder / "pretrained.pt", "pretrained", **content)
     content |= {"head": head, "head_state": classifier.head.state_dict(), "classes": CLASSES}
+    y = np.random.default_rng(seed).normal(size=(20, 8))
+    content["applicability"] = describe_labels(y, np.arange(20))
     save_checkpoint(folder / "classifier.pt", "classifier", **content)
 
 
