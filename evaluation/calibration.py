@@ -17,7 +17,7 @@ from evaluation.networks import BATCHNORM_EPS, fit_linear_start
 from utils import new_figure, save_figure
 
 BINS = 15  # of equal width, as in Guo et al.
-RANGE = (0.05, 20)  # of temperatures
+RANGE = (0.1, 10)  # of temperatures: of nine networks the best one was 3.2 to 12.5
 SOURCES = {
     "validation": "the validation split",
     "folds": "folds of the training labels",

@@ -244,7 +244,7 @@ function heldOutLoss(rows, temperature) {
 // golden sections of its logarithm.
 export function fitTemperature(rows) {
   const loss = (log) => heldOutLoss(rows, Math.exp(log)) + log ** 2;
-  let [low, high] = [Math.log(0.05), Math.log(20)];
+  let [low, high] = [Math.log(0.1), Math.log(10)];
   const part = (Math.sqrt(5) - 1) / 2;
   while (high - low > 1e-3) {
     const [left, right] = [high - part * (high - low), low + part * (high - low)];

@@ -297,8 +297,9 @@ def test_a_map_has_its_unit_and_no_value_where_observations_lack(place, tmp_path
     counts = Tile(tile).clear_counts()
     keys = {"checkpoint_path": checkpoint, "min_valid": int(np.median(counts))}
     (folder,) = run(infer, tile_path=tile, output_dir=tmp_path / "maps", **keys)
-    values = np.load(folder / "regression_map.npy")
+    values, far = (np.load(folder / f"{name}.npy") for name in ("regression_map", "applicability"))
     assert values.dtype == np.float32
+    np.testing.assert_array_equal(np.isnan(far), np.isnan(values))
     np.testing.assert_array_equal(np.isnan(values), counts < keys["min_valid"])
     with rasterio.open(folder / "regression_map.tif") as file:
         np.testing.assert_array_equal(file.read(1), values)
