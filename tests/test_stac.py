@@ -38,7 +38,7 @@ def test_an_item_is_valid_and_says_what_a_map_is(place, tmp_path):
     assert file_hash(place / "classifier.pt") in properties["processing:lineage"]
     assert "season=40 to 250" in properties["processing:lineage"]
     assert set(item.assets) == {
-        "valid_count", "classification_map", "confidence", "overview", "provenance"
+        "valid_count", "classification_map", "confidence", "applicability", "overview", "provenance"
     }  # fmt: skip
     for asset in item.assets.values():
         assert (tmp_path / asset.href).exists()
