@@ -341,7 +341,7 @@ export class App {
     return { codes, method, k, size, deviation, vectors, target, click, classes: codes.length };
   }
 
-  // Learn from the labels, score the clicks, and map all pixels with the confidence that these have.
+  // Learn from the labels, score the clicks, and map all pixels with calibrated confidence.
   async learn() {
     if (this.learning) return (this.learnAgain = true);
     const [start, training, version] = [performance.now(), this.training(), this.labels.version];
