@@ -284,7 +284,7 @@ def test_signals_end_the_script_with_their_status(place, tmp_path, number, statu
     assert process.returncode == status
     assert "the same command resumes" in printed
     assert not (out / "infer.json").exists()
-    assert len(list(out.glob(".*.part.npy"))) == 4
+    assert len(list(out.glob(".*.part.npy"))) == 5
 
 
 # ---- 24, and paths with ~ ------------------------------------------------------------------------
