@@ -22,6 +22,7 @@ import torch
 
 from backbones import focal_loss
 from data import SentinelTimeSeriesDatasetForDownstreaming
+from evaluation.areas import find_intervals, print_intervals
 from evaluation.calibration import fit_temperature, predict_folds, score_calibration
 from evaluation.networks import fit_linear_start, predict
 from evaluation.scores import plot_confusion, print_scores, score_classes
@@ -135,7 +136,7 @@ class LandCover(Task):
     def calibrate(self, predicted, y, labels, groups):
         source = "validation" if predicted else "folds"
         if predicted:
-            labels, _, logits = predicted
+            labels, _, logits, _ = predicted
             numbers = np.searchsorted(self.codes, labels)
         else:
             numbers = np.searchsorted(self.codes, labels)
@@ -145,12 +146,13 @@ class LandCover(Task):
             return {"temperature": 1.0, "calibrated_on": "none"}
         return {"temperature": fit_temperature(logits, numbers), "calibrated_on": source}
 
-    def score_confidence(self, predicted, best):
-        labels, _, logits = predicted
+    def score_test(self, predicted, best):
+        labels, codes, logits, blocks = predicted
         about = best["temperature"], best["calibrated_on"]
-        return score_calibration(logits, np.searchsorted(self.codes, labels), *about)
+        scores = score_calibration(logits, np.searchsorted(self.codes, labels), *about)
+        return scores | {"intervals": find_intervals(labels, codes, blocks, self.codes)}
 
-    def score(self, labels, predicted, logits):
+    def score(self, labels, predicted, logits, blocks):
         return score_classes(labels, predicted, self.legend)
 
     def plot(self, scores, predicted, path, title):
@@ -158,6 +160,7 @@ class LandCover(Task):
 
     def print_scores(self, scores):
         print_scores(scores)
+        print_intervals(scores["intervals"])
 
 
 def main(config):

@@ -130,14 +130,61 @@ def assess_blocks(counts, sizes):
     stratum = join_classes((counts.sum(2) > 0).sum(0), sizes)
     values = _assess_all(counts.sum(0), sizes, stratum)
     without = _assess_all(counts.sum(0) - counts, sizes, stratum)
-    number = len(counts)
-    z = float(t.ppf(0.975, number - 1)) if number > 1 else np.nan
-    estimates = []
-    for value, others in zip(values[:-1], without[:-1], strict=True):
-        deviation = others - others.mean(0) if number > 1 else np.full_like(others, np.nan)
-        error = np.sqrt((number - 1) / max(1, number) * (deviation**2).sum(0))
-        estimates.append(Estimate(value, error, z))
+    estimates = map(_jackknife, values[:-1], without[:-1])
     return _hide_missing(Assessment(*estimates, values[-1]), counts.sum((0, 1)))
+
+
+def _jackknife(value, without):
+    """The Estimate of a value (..) from G blocks, of its values without each of them (G, ..)."""
+    number = len(without)
+    deviation = without - without.mean(0) if number > 1 else np.full_like(without, np.nan)
+    error = np.sqrt((number - 1) / max(1, number) * (deviation**2).sum(0))
+    return Estimate(value, error, float(t.ppf(0.975, number - 1)) if number > 1 else np.nan)
+
+
+def find_intervals(labels, predicted, blocks, codes):
+    """95 % intervals of scores of test pixels, by the jackknife over blocks, see `assess_blocks`.
+
+    labels, predicted, blocks: (N,), codes: (C,) of the classes. Returns {"overall_accuracy",
+    "macro_f1": [low, high]; "precision", "recall": {code: [low, high]}}, as the scores of
+    `score_classes`; None for one that blocks cannot give, as of a class that lies in one of them.
+    """
+    numbers = [np.unique(blocks, return_inverse=True)[1]]
+    numbers += [np.searchsorted(codes, part) for part in (predicted, labels)]
+    counts = np.zeros((min(MAX_BLOCKS, numbers[0].max() + 1), len(codes), len(codes)))
+    np.add.at(counts, (numbers[0] % MAX_BLOCKS, *numbers[1:]), 1)
+
+    def score(counts):
+        right = np.diagonal(counts, axis1=-2, axis2=-1)
+        mapped, labelled = counts.sum(-1), counts.sum(-2)
+        f1 = np.where(labelled > 0, divide(2 * right, mapped + labelled), np.nan)
+        parts = right.sum(-1) / counts.sum((-2, -1)), np.nanmean(f1, -1)
+        return *parts, divide(right, mapped), divide(right, labelled)
+
+    def ends(estimate, place=()):
+        numbers = describe_estimate(estimate, place)
+        return None if numbers["low"] is None else [numbers["low"], numbers["high"]]
+
+    whole = counts.sum(0)
+    without = score(whole - counts) if len(counts) > 1 else [part[None] for part in score(whole)]
+    overall, macro, precision, recall = map(_jackknife, score(whole), without)
+    return {
+        "overall_accuracy": ends(overall),
+        "macro_f1": ends(macro),
+        "precision": {str(code): ends(precision, place) for place, code in enumerate(codes)},
+        "recall": {str(code): ends(recall, place) for place, code in enumerate(codes)},
+    }
+
+
+def print_intervals(intervals):
+    """Print what `find_intervals` gives of the whole split."""
+    parts = [
+        f"{name.replace('_', ' ').replace('f1', 'F1')} {ends[0]:.3f} to {ends[1]:.3f}"
+        for name in ("overall_accuracy", "macro_f1")
+        if (ends := intervals[name])
+    ]
+    words = ", ".join(parts) or "none, of a single block"
+    print(f"95 % intervals, from the variance between blocks: {words}")
 
 
 def _assess_all(counts, sizes, stratum):

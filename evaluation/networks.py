@@ -36,12 +36,12 @@ def walk(dataset, runtime=None):
 
 
 def predict(classifier, dataset, codes, runtime):
-    """Labels and predicted class codes of a labelled data set, (N,) int64, and logits (N, C).
+    """Labels and predicted class codes of a labelled data set, (N,) int64; logits (N, C); blocks.
 
     codes: (C,) of its classes; else as `predict_values`.
     """
-    labels, logits, _ = predict_values(classifier, dataset, lambda logits: logits, runtime)
-    return labels.astype(np.int64), np.asarray(codes, np.int64)[logits.argmax(1)], logits
+    labels, logits, blocks = predict_values(classifier, dataset, lambda logits: logits, runtime)
+    return labels.astype(np.int64), np.asarray(codes, np.int64)[logits.argmax(1)], logits, blocks
 
 
 def predict_values(network, dataset, decode, runtime):

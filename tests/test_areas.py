@@ -3,6 +3,8 @@
 import numpy as np
 import pytest
 import satscout
+from scipy.stats import t
+from sklearn.metrics import f1_score, precision_score, recall_score
 
 from evaluation.areas import (
     MAX_BLOCKS,
@@ -13,6 +15,7 @@ from evaluation.areas import (
     describe_assessment,
     explain_gaps,
     explain_no_width,
+    find_intervals,
     join_classes,
 )
 from evaluation.sampling import allocate, find_sample_size
@@ -168,3 +171,33 @@ def test_points_are_in_proportion_but_enough_in_each_class(seed):
     free = np.flatnonzero((points > enough) & (points < sizes))
     share = points[free] / sizes[free]
     assert np.ptp(share * sizes[free].min(initial=1)) <= 1.01 if len(free) else True
+
+
+def test_intervals_of_scores_leave_out_each_block():
+    """Of fine-tuning's report: by hand, from scikit-learn's scores."""
+    rng = np.random.default_rng(0)
+    codes, blocks = [10, 30, 80], np.repeat([3, 7, 8, 20], 30)
+    labels = rng.choice(codes[:2], 120)
+    labels[:5] = 80  # of one block alone
+    predicted = np.where(rng.random(120) < 0.7, labels, rng.choice(codes, 120))
+    found = find_intervals(labels, predicted, blocks, codes)
+    keywords = {"average": None, "labels": codes, "zero_division": 0}
+
+    def score(keep):
+        pair = labels[keep], predicted[keep]
+        present = np.isin(codes, pair[0])
+        return {
+            "overall_accuracy": np.mean(pair[0] == pair[1]),
+            "macro_f1": f1_score(*pair, **keywords)[present].mean(),
+            "precision": precision_score(*pair, **keywords)[1],
+            "recall": recall_score(*pair, **keywords)[1],
+        }
+
+    whole, parts = score(blocks > 0), [score(blocks != block) for block in np.unique(blocks)]
+    found |= {key: found[key]["30"] for key in ("precision", "recall")} | {"lone": found["recall"]}
+    for key, value in whole.items():
+        without = np.array([part[key] for part in parts])
+        half = t.ppf(0.975, 3) * np.sqrt(3 / 4 * ((without - without.mean()) ** 2).sum())
+        np.testing.assert_allclose(found[key], [max(0, value - half), min(1, value + half)])
+    assert found["lone"]["80"] is None
+    assert find_intervals(labels, predicted, blocks * 0, codes)["overall_accuracy"] is None

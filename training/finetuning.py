@@ -109,8 +109,8 @@ class Task(ABC):
         """
         return {}
 
-    def score_confidence(self, predicted, best):
-        """Scores of the confidence of what is predicted; best: content of best.pt."""
+    def score_test(self, predicted, best):
+        """More scores of the test split, as plain numbers for JSON; best: content of best.pt."""
         return {}
 
 

@@ -57,7 +57,7 @@ def report_test(run, best, test, task):
     if run.runtime.is_main:
         print(f"test split: best.pt on {test.num_pixels} pixels, scored once")
     predicted = task.predict(run.model, test, run.runtime)
-    scores = task.score(*predicted) | task.score_confidence(predicted, best)
+    scores = task.score(*predicted) | task.score_test(predicted, best)
     scores |= {"split": "test", "best_epoch": best["line"]["step"]}
     if f"val_{task.criterion}" in best["line"]:
         scores[f"validation_{task.criterion}"] = task.sign * best["best_score"]
