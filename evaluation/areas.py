@@ -179,8 +179,8 @@ def find_intervals(labels, predicted, blocks, codes):
 def print_intervals(intervals):
     """Print what `find_intervals` gives of the whole split."""
     parts = [
-        f"{name.replace('_', ' ').replace('f1', 'F1')} {ends[0]:.3f} to {ends[1]:.3f}"
-        for name in ("overall_accuracy", "macro_f1")
+        f"{words} {ends[0]:.3f} to {ends[1]:.3f}"
+        for name, words in (("overall_accuracy", "accuracy"), ("macro_f1", "macro-F1"))
         if (ends := intervals[name])
     ]
     words = ", ".join(parts) or "none, of a single block"
