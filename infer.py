@@ -235,6 +235,7 @@ def map_tile(tile, output_dir, model, config, runtime, made_by, stop):
     tile changes while it is read.
     """
     height, width = shape = tile.shape[1:3]
+    made_by = made_by | describe_source(tile)
     # the bytes of a map depend on how its pixels are put into batches
     batches = [runtime.device.type, runtime.block_pixels, runtime.batch_dates, runtime.pad_dates]
     made_from = made_by | {"batches": batches, "files": tile.watch.before}
@@ -256,6 +257,19 @@ def map_tile(tile, output_dir, model, config, runtime, made_by, stop):
             bar.update(rows[1] - bar.n)
             raise_if_stopped(stop, f"{tile.name} after row {rows[1]} of {height}")
     finish(writer, tile, model, output_dir, made_by, config["format"])
+
+
+def finish_earlier(tile, output_dir, model, config, made_by):
+    """Whether a tile was mapped already; its pictures of another format are drawn then."""
+    source = made_by | describe_source(tile)
+    if not is_done(output_dir, source, config["overwrite"]):
+        return False
+    remove_parts(output_dir)
+    read = partial(read_done, output_dir)
+    new = write_pictures(read, tile, model, output_dir, source, config["format"])
+    drawn = f"; drawn: {', '.join(new)}" if new else ""
+    print(f"{output_dir}: done already (overwrite=true maps it again){drawn}")
+    return True
 
 
 def raise_if_stopped(stop, where):
@@ -339,8 +353,7 @@ def main(config):
 
     # tiles, divided among the processes: all are looked at before the first is mapped
     bad, jobs = [], []
-    opened = open_tiles(config, model, bad)
-    for tile, output_dir in opened[runtime.rank :: runtime.world_size]:
+    for tile, output_dir in open_tiles(config, model, bad)[runtime.rank :: runtime.world_size]:
         raise_if_stopped(stop, f"before {tile.name}")
         done = is_done(output_dir, made_by | describe_source(tile), config["overwrite"])
         with skipping(config, bad):
@@ -360,15 +373,9 @@ def main(config):
         for number, (tile, output_dir) in enumerate(jobs):
             raise_if_stopped(stop, f"before {tile.name}")
             with lock_folder(output_dir):
-                source = made_by | describe_source(tile)
-                if is_done(output_dir, source, config["overwrite"]):
-                    remove_parts(output_dir)
-                    read = partial(read_done, output_dir)  # for a format that is not there yet
-                    new = write_pictures(read, tile, model, output_dir, source, config["format"])
-                    new = f"; drawn: {', '.join(new)}" if new else ""
-                    print(f"{output_dir}: done already (overwrite=true maps it again){new}")
+                if finish_earlier(tile, output_dir, model, config, made_by):
                     continue
-                map_tile(tile, output_dir, model, config, runtime, source, stop)
+                map_tile(tile, output_dir, model, config, runtime, made_by, stop)
             log_map(log, number, tile, output_dir, model)
     if bad:
         print(f"{len(bad)} bad tiles skipped")

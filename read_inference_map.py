@@ -156,6 +156,15 @@ def read_both(path, config):
         pairs = np.diag(count_classes(class_map).sum(0))
         occurs = np.flatnonzero(pairs.sum(0))
     legend = class_legend(occurs, merge_classes(sources, refuse=False))
+    notice_unknown(legend, mapped, pairs, labels_path)
+    return class_map, info, legend, labels, pairs
+
+
+def notice_unknown(legend, mapped, pairs, labels_path):
+    """Say which labelled classes a map cannot have; mapped: its own, {} where they are not known.
+
+    pairs: of `count_pairs`.
+    """
     unknown = [code for code in legend if mapped and str(code) not in mapped]
     if unknown:
         both = np.delete(pairs, [0, *unknown], 0)[:, 1:]  # of the other classes
@@ -165,7 +174,6 @@ def read_both(path, config):
             f"{labels_path}: found {names}, which the map cannot have (classes are matched by "
             f"name): counted as errors; of the pixels of other classes {right:.1%} are right"
         )
-    return class_map, info, legend, labels, pairs
 
 
 def print_areas(areas):
@@ -296,34 +304,11 @@ def show_sample(config):
     return result
 
 
-# ---- either --------------------------------------------------------------------------------------
+# ---- classes -------------------------------------------------------------------------------------
 
 
-def finish(result, draw, pictures, shows, config, log):
-    """Write the picture and the numbers, and log them. shows: words for what is in the picture."""
-    picture = pictures["inference_map"]
-    save_picture(draw(), picture)
-    write_json(picture.with_name("inference_map.json"), result)
-    log.images(pictures)
-    log.finish()
-    print(f"{picture}: {shows}")
-    if config["show"]:
-        show_window(draw)
-    return result
-
-
-def main(config):
-    """Show the map. Returns a dict: areas, or values, and agreement where there are labels.
-
-    With sample_path, the estimates from the sample, as in areas.json.
-    """
-    refuse_torchrun()
-    config = check(config, pixels=("auto", "test", "all"))
-    path = Path(config["map_path"])
-    if config["sample_path"]:
-        return show_sample(config)
-    if "target" in read_provenance(path) and read_map(path, kind="iuf").dtype.kind == "f":
-        return show_values(path, config)
+def show_classes(path, config):
+    """Show a map of classes. Returns a dict: areas, and agreement where there are labels."""
     class_map, info, legend, labels, pairs = read_both(path, config)
     output_dir = make_output_dir(config["output_dir"] or path.parent)
     runtime = start_runtime("cpu")
@@ -355,6 +340,37 @@ def main(config):
     draw = partial(draw_inference, class_map, labels, legend, info, title, result)
     beside = "labels, map and errors" if labels else "the map"
     return finish(result, draw, pictures, f"{beside}, with the area of each class", config, log)
+
+
+# ---- either --------------------------------------------------------------------------------------
+
+
+def finish(result, draw, pictures, shows, config, log):
+    """Write the picture and the numbers, and log them. shows: words for what is in the picture."""
+    picture = pictures["inference_map"]
+    save_picture(draw(), picture)
+    write_json(picture.with_name("inference_map.json"), result)
+    log.images(pictures)
+    log.finish()
+    print(f"{picture}: {shows}")
+    if config["show"]:
+        show_window(draw)
+    return result
+
+
+def main(config):
+    """Show the map. Returns a dict: areas, or values, and agreement where there are labels.
+
+    With sample_path, the estimates from the sample, as in areas.json.
+    """
+    refuse_torchrun()
+    config = check(config, pixels=("auto", "test", "all"))
+    path = Path(config["map_path"])
+    if config["sample_path"]:
+        return show_sample(config)
+    if "target" in read_provenance(path) and read_map(path, kind="iuf").dtype.kind == "f":
+        return show_values(path, config)
+    return show_classes(path, config)
 
 
 if __name__ == "__main__":

@@ -62,7 +62,7 @@ def read_accuracies(text, legend):
     given = {}
     for part in text.split(","):
         name, _, number = part.rpartition("=")
-        code = known.get(" ".join(name.casefold().split()))
+        code = known.get(fold_name({"name": name}))
         try:
             value = float(number)
         except ValueError:

@@ -134,16 +134,15 @@ class LandCover(Task):
         return predict(network, dataset, self.codes, runtime)
 
     def calibrate(self, predicted, y, labels, groups):
-        source = "validation" if predicted else "folds"
         if predicted:
             labels, _, logits, _ = predicted
-            numbers = np.searchsorted(self.codes, labels)
-        else:
-            numbers = np.searchsorted(self.codes, labels)
+        numbers = np.searchsorted(self.codes, labels)
+        if not predicted:
             logits, numbers = predict_folds(y, numbers, self.size, groups, self.config["seed"])
         if not len(numbers):
             notice("confidence is not calibrated: found too few training labels to leave some out")
             return {"temperature": 1.0, "calibrated_on": "none"}
+        source = "validation" if predicted else "folds"
         return {"temperature": fit_temperature(logits, numbers), "calibrated_on": source}
 
     def score_test(self, predicted, best):

@@ -12,7 +12,10 @@ Shapes: N pixels, D dimensions of a representation, M training labels.
 import numpy as np
 import torch
 
+from maps.reader import row_blocks
+
 MAX_LABELS = 2000  # that a checkpoint keeps: half a megabyte of 128 dimensions
+BATCH = 4096  # pixels whose distances to all labels are in memory
 
 
 def describe_labels(y, blocks):
@@ -48,12 +51,18 @@ def measure_dissimilarity(y, known, runtime):
     parts = (y, known["mean"], known["std"], known["labels"])
     y, mean, std, labels = runtime.to_device(*parts)
     y, labels = (y - mean) / std, labels.float()
-    # |y - label|^2 less |y|^2, so that one product does most of it
-    nearest = torch.addmm(labels.square().sum(1), y, labels.T, alpha=-2).min(1).values
-    return ((nearest + y.square().sum(1)).clamp(min=0).sqrt() / known["distance"]).cpu()
+    lengths, found = labels.square().sum(1), []
+    for part in y.split(BATCH):
+        # |part - label|^2 less |part|^2, so that one product does most of it
+        nearest = torch.addmm(lengths, part, labels.T, alpha=-2).min(1).values
+        found.append((nearest + part.square().sum(1)).clamp(min=0).sqrt() / known["distance"])
+    return torch.cat(found).cpu()
 
 
 def share_outside(dissimilarity, threshold):
-    """Share of the pixels with data, of an array (H, W) with NaN, that lie outside; 0 for none."""
-    outside = np.count_nonzero(dissimilarity > threshold)
-    return outside / max(1, np.count_nonzero(np.isfinite(dissimilarity)))
+    """Share of the pixels with data, of a map (H, W) with NaN, that lie outside; 0 for none."""
+    outside = known = 0
+    for _, rows in row_blocks(dissimilarity):
+        outside += np.count_nonzero(rows > threshold)
+        known += np.count_nonzero(np.isfinite(rows))
+    return outside / max(1, known)

@@ -71,8 +71,7 @@ def assess_strata(counts, sizes, holds=None):
         variance = weights**2 @ np.where(adds_nothing, 0, spread)
         return Estimate(value, divide(np.sqrt(np.maximum(variance, 0)), total))
 
-    right = np.diagonal(shares, axis1=1, axis2=2)
-    ones = np.ones_like(right)
+    right, ones = np.diagonal(shares, axis1=1, axis2=2), np.ones(shares.shape[:2])
     overall = ratio(right.sum(1, keepdims=True), ones[:, :1], is_whole[:, :1])
     return _hide_missing(
         Assessment(

@@ -23,17 +23,9 @@ from maps.land_cover import PALETTE
 FOLDER = Path(__file__).resolve().parent
 # in the order of the page; a module comes after those whose constants it reads at the start
 WORKER_MODULES = ("learn.js", "worker.js")
-PAGE_MODULES = ("colors.js", "data.js", "geo.js", "labels.js", "next.js", "pool.js", "files.js")
-PAGE_MODULES += (
-    "plot.js",
-    "geotiff.js",
-    "layers.js",
-    "map.js",
-    "panel.js",
-    "session.js",
-    "app.js",
-    "main.js",
-)
+PAGE_MODULES = ("colors.js", "data.js", "geo.js", "labels.js", "next.js", "pool.js")
+PAGE_MODULES += ("files.js", "plot.js", "geotiff.js", "layers.js", "map.js", "panel.js")
+PAGE_MODULES += ("session.js", "app.js", "main.js")
 
 
 class Blobs:

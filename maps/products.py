@@ -2,6 +2,8 @@
 
 from typing import NamedTuple
 
+from running.config import CHOICES
+
 import numpy as np
 
 from maps.geotiff import remove_sidecars
@@ -40,14 +42,14 @@ PRODUCTS = [
     Product("applicability", "float32", np.nan, when=("applicability", True)),
 ]
 PICTURES = ("classification_map", "confidence", "regression_map", "false_color", "inference_map")
-FORMATS = ("png", "pdf", "svg")  # of pictures
 OTHER_FILES = [  # that infer.py and the readers of maps write beside them
-    *(f"{name}.{kind}" for name in PICTURES for kind in FORMATS),
+    *(f"{name}.{kind}" for name in PICTURES for kind in CHOICES["format"]),
     "false_color.tif",
     "inference_map.json",
     "agreement.png",
     "areas.json",
     "areas.csv",
+    "areas.png",
     "explore.html",
     "item.json",
 ]

@@ -1,5 +1,6 @@
 """Map files: read, and compared with what they were made from."""
 
+from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
@@ -22,7 +23,7 @@ def read_map(path, shape=(), kind="iu"):
 
     kind: one of KINDS. Raises InputError for another shape or kind.
     """
-    array = _read_geotiff(path)[0] if is_geotiff(path) else open_npy(path, "a map (.npy)")
+    array = _read_geotiff(path) if is_geotiff(path) else open_npy(path, "a map (.npy)")
     if array.ndim != 2 or 0 in array.shape or (shape and array.shape != shape):
         raise InputError(f"{path}: found shape {array.shape}, wanted {shape or '(H, W)'}")
     if array.dtype.kind not in kind:
@@ -35,26 +36,37 @@ def is_geotiff(path):
     return Path(path).suffix.lower() in (".tif", ".tiff")
 
 
-def _read_geotiff(path):
-    """The band (H, W) of a GeoTIFF, with 0 for its nodata; its crs and transform, or {}.
-
-    Whole numbers of 0 to 255 become uint8. Raises InputError for another file.
-    """
+@contextmanager
+def _open_geotiff(path):
+    """A GeoTIFF of one band, open; InputError for another file."""
     import rasterio  # takes a while, and most maps are .npy
 
     try:
         with rasterio.open(path) as file:
             if file.count != 1:
                 raise InputError(f"{path}: found {file.count} bands, wanted a map of one band")
-            array, crs, transform = file.read(1), file.crs, list(file.transform)[:6]
-            if file.nodata is not None and array.dtype.kind in "iu":
-                array[array == file.nodata] = 0
+            yield file
     except rasterio.errors.RasterioError as error:
         line = str(error).splitlines()[0]
         raise InputError(f"{path}: found no readable GeoTIFF ({line}), wanted a map") from None
+
+
+def _read_geotiff(path):
+    """The band (H, W) of a GeoTIFF, with 0 for its nodata; uint8 where numbers are 0 to 255."""
+    with _open_geotiff(path) as file:
+        array = file.read(1)
+        if file.nodata is not None and array.dtype.kind in "iu":
+            array[array == file.nodata] = 0
     if array.dtype.kind in "iu" and array.size and array.min() >= 0 and array.max() <= 255:
         array = array.astype(np.uint8)
-    return array, {"crs": crs.to_string(), "transform": transform} if crs else {}
+    return array
+
+
+def _read_place(path):
+    """The crs and transform of a GeoTIFF, as in tile.json; {} where it has none."""
+    with _open_geotiff(path) as file:
+        crs, transform = file.crs, list(file.transform)[:6]
+    return {"crs": crs.to_string(), "transform": transform} if crs else {}
 
 
 def read_codes(path, shape=(), max_code=255):
@@ -244,7 +256,7 @@ def read_provenance(map_path):
     for key, kind in PROVENANCE.items():
         if not isinstance(info.get(key, kind()), kind):
             raise InputError(f"{path}: found {key} {info[key]!r}, wanted {TYPES[kind]}")
-    return info | _read_geotiff(map_path)[1] if is_geotiff(map_path) else info
+    return info | _read_place(map_path) if is_geotiff(map_path) else info
 
 
 def find_labels(labels_path, info, name="labels.npy"):

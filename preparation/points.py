@@ -129,7 +129,8 @@ def _read_rows(path):
         features = read_file("sample_path", path, None, {})
         columns = set(features.columns)
         rows = features.to_dict("records")
-        points = features.geometry.representative_point()  # some software makes multipoints
+        with np.errstate(invalid="ignore"):  # of an empty geometry, which is refused below
+            points = features.geometry.representative_point()  # some software makes multipoints
         for row, *place in zip(rows, points.x, points.y, strict=True):
             row["place"], row["crs"] = place, features.crs.to_string()
     if lost := {"id", LABEL} - columns:
@@ -175,7 +176,7 @@ def match_labels(path, labels, classes):
     """
     codes = {fold_name(entry): int(code) for code, entry in classes.items()}
     codes |= {code: int(code) for code in classes}
-    folded = {key: " ".join(text.casefold().split()) for key, text in labels.items() if text}
+    folded = {key: fold_name({"name": text}) for key, text in labels.items() if text}
     unknown = sorted({labels[key] for key, text in folded.items() if text not in codes})
     if unknown:
         names = ", ".join(entry["name"] for entry in classes.values())

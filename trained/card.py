@@ -105,7 +105,8 @@ def describe_data(best, splits):
     observations = sum(
         int(tile.clear_counts()[train.pixel_mask(index)].sum()) for index, tile in enumerate(tiles)
     )
-    pixels = zip(("training", "validation", "test"), splits, strict=False)
+    names_of_splits = ("training", "validation", "test")[: len(splits)]
+    pixels = zip(names_of_splits, splits, strict=True)
     rows = {
         "tiles": f"{len(tiles)}: {names}{more}",
         "region": describe_region(tiles),
