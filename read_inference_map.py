@@ -113,7 +113,7 @@ def choose_pixels(answers, nothing, path, info, pixels):
     if is_test is not None:
         tested = np.where(is_test, answers, np.asarray(nothing, answers.dtype))
         if np.nan_to_num(tested).any():
-            return tested, "test pixels alone"
+            return tested, "test pixels"
     if pixels == "test":
         raise InputError(
             f"{path}: found no labelled test pixel that infer.json knows of, wanted pixels=all, "
@@ -267,7 +267,7 @@ def show_values(path, config):
         result["agreement"], pairs = compare_values(values, compared)
         if not result["agreement"]["pixels"]:
             raise InputError(f"{labels_path}: found no pixel with a target that the map covers")
-        print(f"agreement with {labels_path}, {which}:")
+        print(f"agreement with {labels_path}, of {which}:")
         print_quantity_scores(result["agreement"], target)
         pictures["agreement"] = output_dir / "agreement.png"
         about = f"{title}: map against targets"
@@ -329,7 +329,7 @@ def show_classes(path, config):
         labelled, predicted = np.nonzero(pairs)
         counts = pairs[labelled, predicted]
         result["agreement"] = score_classes(labelled, predicted, legend, counts)
-        print(f"agreement with {labels.path}, {labels.which}:")
+        print(f"agreement with {labels.path}, of {labels.which}:")
         print_scores(result["agreement"])
         result["estimates"] = estimate_areas(ClassMap(path, class_map, info), labels, legend)
         report_areas(result["estimates"], output_dir)

@@ -99,13 +99,13 @@ def print_plan(strata):
         errors.append(np.sqrt(spread / max(1, one["points"] - 1)))
         print(
             f"{one['name']:28.28s} {one['weight']:6.1%} of the map, {one['points']:5d} points: "
-            f"users accuracy ± {196 * errors[-1]:.1f}%"
+            f"user's accuracy ± {196 * errors[-1]:.1f}%"
         )
     weights = np.array([one["weight"] for one in strata])
     error = np.sqrt(np.sum((weights * errors) ** 2))
     print(
         f"{sum(one['points'] for one in strata)} points: overall accuracy ± {196 * error:.1f}% "
-        f"(standard error {error:.4f}), if users accuracies are as expected"
+        f"(standard error {error:.4f}), if user's accuracies are as expected"
     )
 
 

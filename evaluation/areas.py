@@ -297,13 +297,13 @@ def print_assessment(result):
         unit, scale = "ha", result["hectares"] / max(1, result["pixels"])
     print(f"overall accuracy {_words(result['overall_accuracy'], 100)} %")
     print(
-        f"{'':28s}{'mapped':>12s}  {'area, ' + unit:28s}{'users accuracy, %':24s}"
-        "producers accuracy, %"
+        f"{'':30s}{'mapped':>12s}  {'area, ' + unit:28s}"
+        f"user's accuracy, %      producer's accuracy, %"
     )
     for code, row in result["classes"].items():
         area = row["area_hectares"] or row["area_pixels"]
         print(
-            f"{code:>4} {row['name']:22.22s} {row['mapped_pixels'] * scale:12.2f}  "
+            f"{code:>4} {row['name']:24.24s} {row['mapped_pixels'] * scale:12.2f}  "
             f"{_words(area, 1, 2):28s}{_words(row['users_accuracy'], 100):24s}"
             f"{_words(row['producers_accuracy'], 100)}"
         )

@@ -215,7 +215,7 @@ ESTIMATES = ("area_share", "area_pixels", "area_hectares", "users_accuracy", "pr
 
 def report_areas(result, output_dir):
     """Print an assessment, and write areas.json and areas.csv."""
-    print(f"accuracy and areas, with 95 % intervals, from {result['method']}:")
+    print(f"accuracy and areas of the whole map, with 95 % intervals, from {result['method']}:")
     print_assessment(result)
     for line in result["notes"]:
         print(line)

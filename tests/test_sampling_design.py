@@ -323,7 +323,7 @@ def test_areas_from_blocks_of_test_pixels(folder, capsys):
     (folder / "tile.json").write_text(json.dumps({**GEO, "classes": CLASSES}))
     keys = {"map_path": folder / "classification_map.npy", "labels_path": folder / "labels.npy"}
     tested = run(read_inference_map, **keys)
-    assert "labels.npy, test pixels alone:" in capsys.readouterr().out
+    assert "labels.npy, of test pixels:" in capsys.readouterr().out
     every = run(read_inference_map, **keys, pixels="all")
     assert sum(row["support"] for row in every["agreement"]["per_class"].values()) == 63 * 80
     support = sum(row["support"] for row in tested["agreement"]["per_class"].values())

@@ -35,6 +35,7 @@ SCORES = {  # that are shown, of pretraining and of the test split
     "overall_accuracy": "overall accuracy, test pixels",
     "macro_f1": "macro-F1, test pixels",
     "weighted_f1": "weighted F1, test pixels",
+    "expected_calibration_error": "expected calibration error, test pixels",
     "rmse": "RMSE, test pixels",
     "mae": "mean absolute error, test pixels",
     "r2": "R2, test pixels",
