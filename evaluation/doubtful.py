@@ -222,6 +222,6 @@ def print_patches(patches, pixels, maps):
         label, other = (names[int(codes[place])] for codes in (patches.label, patches.other))
         print(
             f"{place + 1:4d} {maps[number].path.parent.name} row {row} column {column}: "
-            f"{patches.pixels[place]} pixel{'s'[: patches.pixels[place] - 1]} labelled {label} "
+            f"{patches.pixels[place]} pixel{'s' * bool(patches.pixels[place] > 1)} labelled {label} "
             f"({patches.own[place]:.2f}), probably {other} ({patches.probable[place]:.2f})"
         )

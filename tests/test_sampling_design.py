@@ -330,7 +330,7 @@ def test_areas_from_blocks_of_test_pixels(folder, capsys):
     assert 0.1 < support / (63 * 80) < 0.3
     splits = Tile(folder, statistics=False).split_map(8, 0)
     blocks = len({(row // 8, column // 8) for row, column in np.argwhere(splits == TEST)})
-    words = f"alone in {blocks} blocks; intervals from the variance between blocks"
+    words = f"test pixels in {blocks} blocks; intervals from the variance between blocks"
     assert words in tested["estimates"]["method"]
     right = (truth == mapped)[1:].mean()
     estimates = tested["estimates"]["overall_accuracy"], every["estimates"]["overall_accuracy"]
