@@ -219,9 +219,10 @@ def print_patches(patches, pixels, maps):
     names = {code: entry["name"] for code, entry in patches.legend.items()}
     for place in range(min(SHOWN, len(patches.label))):
         number, row, column = patches.places[place]
+        size = f"{patches.pixels[place]} pixel{'s' * bool(patches.pixels[place] > 1)}"
         label, other = (names[int(codes[place])] for codes in (patches.label, patches.other))
         print(
             f"{place + 1:4d} {maps[number].path.parent.name} row {row} column {column}: "
-            f"{patches.pixels[place]} pixel{'s' * bool(patches.pixels[place] > 1)} labelled {label} "
-            f"({patches.own[place]:.2f}), probably {other} ({patches.probable[place]:.2f})"
+            f"{size} labelled {label} ({patches.own[place]:.2f}), probably {other} "
+            f"({patches.probable[place]:.2f})"
         )
