@@ -13,7 +13,13 @@ from helpers import make_tile, map_tile, run, save, tile_of
 from scipy.spatial.distance import cdist, pdist
 
 import infer
-from evaluation.applicability import describe_labels, measure_dissimilarity, upper_whisker
+from evaluation import applicability
+from evaluation.applicability import (
+    describe_labels,
+    measure_dissimilarity,
+    share_outside,
+    upper_whisker,
+)
 from explorer.scene import Scene, number_dissimilarity
 from trained.encoder import Encoder
 
@@ -113,3 +119,20 @@ def test_the_page_needs_the_threshold_of_the_map(workplace, tmp_path):
     np.save(folder / "applicability.npy", far[1:])
     with pytest.raises(InputError, match="applicability.npy: found"):
         number_dissimilarity(scene)
+
+
+def test_the_share_outside_is_of_the_pixels_with_data():
+    """A pixel at the threshold lies inside."""
+    far = np.array([[np.nan, 1.0], [2.0, 3.0], [np.nan, 2.5]])
+    assert share_outside(far, 2.0) == 0.5
+    assert share_outside(np.full((2, 2), np.nan), 2.0) == 0
+
+
+def test_distances_do_not_depend_on_batches(monkeypatch):
+    rng = np.random.default_rng(0)
+    known = describe_labels(rng.normal(size=(30, 4)).astype(np.float32), np.arange(30))
+    y, runtime = torch.from_numpy(rng.normal(size=(50, 4)).astype(np.float32)), start_runtime("cpu")
+    whole = measure_dissimilarity(y, known, runtime)
+    monkeypatch.setattr(applicability, "BATCH", 7)
+    torch.testing.assert_close(measure_dissimilarity(y, known, runtime), whole)
+    assert len(measure_dissimilarity(y[:0], known, runtime)) == 0

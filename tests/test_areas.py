@@ -17,6 +17,7 @@ from evaluation.areas import (
     explain_no_width,
     find_intervals,
     join_classes,
+    print_intervals,
 )
 from evaluation.sampling import allocate, find_sample_size
 
@@ -201,3 +202,29 @@ def test_intervals_of_scores_leave_out_each_block():
         np.testing.assert_allclose(found[key], [max(0, value - half), min(1, value + half)])
     assert found["lone"]["80"] is None
     assert find_intervals(labels, predicted, blocks * 0, codes)["overall_accuracy"] is None
+
+
+def test_intervals_are_printed_from_low_to_high(capsys):
+    print_intervals({"overall_accuracy": [0.5, 0.7], "macro_f1": [0.25, 0.5]})
+    words = "accuracy 0.500 to 0.700, macro-F1 0.250 to 0.500"
+    assert capsys.readouterr().out.endswith(f"between blocks: {words}\n")
+    print_intervals({"overall_accuracy": None, "macro_f1": None})
+    assert capsys.readouterr().out.endswith("none, of a single block\n")
+
+
+def test_of_very_many_blocks_each_has_as_many_joined():
+    """The last one would hold all of the rest, and one block would be half of the pixels."""
+    rng = np.random.default_rng(0)
+    labels, blocks = rng.integers(0, 2, 4 * MAX_BLOCKS), np.arange(4 * MAX_BLOCKS)
+    predicted = np.where(rng.random(len(labels)) < 0.8, labels, 1 - labels)
+    low, high = find_intervals(labels, predicted, blocks, [0, 1])["overall_accuracy"]
+    wanted = 2 * Z * np.sqrt(0.8 * 0.2 / len(labels))  # of independent pixels
+    assert high - low == pytest.approx(wanted, rel=0.1)
+    counts = np.zeros((len(labels), 2, 2))
+    counts[blocks, predicted, labels] = 1
+    overall = assess_blocks(counts, np.bincount(predicted)).overall
+    assert 2 * overall.z * overall.error == pytest.approx(wanted, rel=0.1)
+
+
+def test_a_class_of_two_points_keeps_a_stratum_of_its_own():
+    assert join_classes([2, 1, 9], [50, 50, 50]).tolist() == [0, 1, 1]

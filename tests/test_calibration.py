@@ -11,8 +11,19 @@ from helpers import fine_tune, run, tile_of
 from scipy.special import log_softmax, softmax
 
 import infer
-from evaluation.calibration import fit_temperature, measure_calibration, predict_folds
+import train_classification
+from evaluation import calibration
+from evaluation.calibration import (
+    fit_temperature,
+    measure_calibration,
+    plot_reliability,
+    predict_folds,
+    print_calibration,
+    score_calibration,
+)
+from evaluation.classifiers import find_label_folds, fit_classifier
 from trained.encoder import Encoder
+from training import report
 
 
 def planted(temperature, count=4000, classes=5, seed=0):
@@ -112,3 +123,71 @@ def test_a_checkpoint_with_a_bad_temperature_is_refused(workplace, tmp_path):
     save_checkpoint(tmp_path / "bad.pt", **content | {"temperature": 0.0})
     with pytest.raises(InputError, match="found temperature 0.0, wanted a number above 0$"):
         Encoder.load(tmp_path / "bad.pt", device="cpu")
+
+
+def test_logits_out_of_folds_are_those_of_discriminant_analysis():
+    rng = np.random.default_rng(0)
+    labels = rng.integers(0, 3, 90)
+    y = (rng.normal(size=(90, 4)) + 2 * labels[:, None] + 5).astype(np.float32)
+    groups = np.arange(90) // 3
+    logits, numbers = predict_folds(y, labels, 3, groups)
+    folds, unit = find_label_folds(labels, 0, groups)
+    assert unit == "blocks"
+    wanted = [
+        fit_classifier("discriminant analysis", y[train], labels[train])[0].predict_proba(y[test])
+        for train, test in folds
+    ]
+    np.testing.assert_allclose(softmax(logits, 1), np.concatenate(wanted), atol=2e-3)
+    assert (numbers == np.concatenate([labels[test] for _, test in folds])).all()
+
+
+def test_the_report_has_before_and_after(tmp_path, monkeypatch, capsys):
+    """In words, in metrics.json and in the picture, whose axis along is confidence."""
+    logits, labels = planted(3)
+    scores = score_calibration(logits, labels, 3.0, "validation")
+    before, after = (measure_calibration(logits, labels, t) for t in (1.0, 3.0))
+    key = "expected_calibration_error"
+    assert before[key] > 0.1 > 0.03 > after[key]
+    assert (scores[f"{key}_before"], scores[key]) == (before[key], after[key])
+    assert scores["calibration"]["bins_before"] == before["bins"]
+    assert scores["calibration"]["bins"] == after["bins"]
+    print_calibration(scores)
+    words = f"error {after[key]:.3f} with temperature 3.00, fitted to the validation split; "
+    assert f"{words}{before[key]:.3f} without" in capsys.readouterr().out
+    drawn = []
+    monkeypatch.setattr(calibration, "save_figure", lambda figure, path: drawn.append(figure))
+    plot_reliability(scores["calibration"], tmp_path / "r.png")
+    lines = {line.get_label(): line for line in drawn[0].axes[0].lines}
+    for label, bins in (("before", before["bins"]), ("temperature 3.00", after["bins"])):
+        filled = [one for one in bins if one["pixels"]]
+        assert list(lines[label].get_xdata()) == [one["confidence"] for one in filled]
+        assert list(lines[label].get_ydata()) == [one["accuracy"] for one in filled]
+
+
+def test_a_best_that_is_complete_stays_and_is_what_is_scored(workplace, tmp_path, monkeypatch):
+    """The run had ended: whatever its best.pt holds is kept, byte for byte."""
+    keys = {"epochs": 2, "label_count": 40}
+    seen, few = [], {"MAX_LABELS": 7}
+    for name, value in few.items():
+        monkeypatch.setattr(report, name, value)
+    blocks = train_classification.predict_folds
+
+    def record(y, labels, size, groups, seed):
+        seen.append(len(np.unique(groups)) / len(groups))
+        return blocks(y, labels, size, groups, seed)
+
+    monkeypatch.setattr(train_classification, "predict_folds", record)
+    fine_tune(workplace, tmp_path / "out", **keys)
+    best = load_checkpoint(path := tmp_path / "out/best.pt")
+    assert len(best["applicability"]["labels"]) == 7
+    assert seen[0] < 1, "of blocks, not of pixels"
+    best["temperature"] = 2.5
+    for part in best["head_state"].values():
+        part.zero_()
+    save_checkpoint(path, **best)
+    before = path.read_bytes()
+    scores = fine_tune(workplace, tmp_path / "out", **keys)
+    assert path.read_bytes() == before
+    assert scores["calibration"]["temperature"] == 2.5
+    mapped = np.sum(scores["confusion_matrix"], 0)
+    assert np.count_nonzero(mapped) == 1, "a head of zeros knows one class"

@@ -4,15 +4,25 @@ import json
 import re
 import shlex
 
+from running.checkpoints import load_checkpoint
 from running.config import override
 from running.files import file_hash
 
 import numpy as np
 import pytest
 import yaml
-from helpers import assert_same_weights, lines, make_dataset, tiny, weights
+from helpers import (
+    assert_same_weights,
+    fine_tune,
+    lines,
+    make_dataset,
+    tile_of,
+    tiny,
+    weights,
+)
 
 import train
+from tiles import TRAIN, Tile
 from trained import card
 
 
@@ -87,3 +97,35 @@ def test_intervals_where_there_are_any():
     assert "| RMSE, test pixels | 2.5 t/ha | 2.25 to 3 |" in text
     assert "| R2, test pixels | 0.5 | not measured |" in text
     assert "absolute" not in text
+
+
+def test_a_card_of_a_season_that_starts_from_an_encoder(workplace, tmp_path, monkeypatch):
+    """Settings, steps, the pixels that were read, and what limits the checkpoint."""
+    monkeypatch.setattr(card, "NAMED", 1)
+    fine_tune(workplace, tmp_path, epochs=3, start="40", end="300", min_valid=6)
+    text, best = (tmp_path / "model_card.md").read_text(), load_checkpoint(tmp_path / "best.pt")
+    assert cell(text, "tiles") == "2: MGRS-0 and 1 more"
+    assert "A pixel with fewer than 6 clear observations has no embedding." in text
+    assert "It reads days of year 40 to 300 alone." in text
+    assert "nothing else has looked at them" in text
+    assert cell(text, "learning_rate") == "0.001" and cell(text, "head") == "linear"
+    assert cell(text, "splits") == "blocks of 4 pixels, split_seed=0"
+    steps = len(lines(tmp_path)) and load_checkpoint(tmp_path / "last.pt")["step"]
+    assert cell(text, "steps") == f"{steps}; best.pt is of step {best['step']}"
+    tiles = [Tile(tile_of(workplace, number)) for number in range(2)]
+    observations = 0
+    for tile in tiles:
+        tile.choose_dates(40, 300)
+        counts = tile.clear_counts()
+        is_read = (tile.split_map(4) == TRAIN) & (counts >= 6) & (tile.labels > 0)
+        observations += int(counts[is_read].sum())
+    assert cell(text, "clear observations") == f"{observations} of the training pixels"
+    days = np.concatenate([tile.doys for tile in tiles])
+    assert f"days of year {days.min()} to {days.max()}" in cell(text, "dates")
+
+
+def test_a_card_of_an_encoder_says_which_pixels_chose_it(cards):
+    assert (
+        "Its scores are of validation pixels, which also chose this checkpoint."
+        in (cards["pretrained"])
+    )

@@ -351,6 +351,11 @@ def test_the_picture_needs_the_colours_of_both_years_only(tmp_path, monkeypatch)
     assert peak < values.nbytes, "of two maps that are this size each"
 
 
+def test_the_picture_may_be_an_svg(years, tmp_path):
+    compare(*years[:2], output_dir=tmp_path / "out", format="svg")
+    assert [path.name for path in (tmp_path / "out").glob("change.[ps]*g")] == ["change.svg"]
+
+
 @pytest.mark.slow
 def test_the_picture_is_logged_to_wandb(years, tmp_path):
     before, after = years[:2]

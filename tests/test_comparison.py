@@ -7,11 +7,13 @@ import numpy as np
 import pytest
 from sklearn.metrics import f1_score
 from sklearn.model_selection import cross_val_score
+from sklearn.svm import SVC
 
 from evaluation import classifiers as module
 from evaluation import differences
 from evaluation.classifiers import classifiers, find_label_folds, fit_classifier
 from evaluation.differences import block_bootstrap, paired_p
+from evaluation.rows import MODELS, OWN, QUANTITY_MODELS
 from evaluation.scores import macro_f1, measurable_classes, resample_f1
 
 NAMES = list(classifiers(0))
@@ -221,3 +223,25 @@ def test_both_models_are_scored_on_the_classes_that_a_resample_has(monkeypatch):
     np.testing.assert_allclose(
         block_bootstrap(resample_f1, labels, groups, ours, theirs), wanted, atol=1e-6
     )
+
+
+def test_the_support_vector_machine_is_that_of_scikit_learn():
+    """Features of unlike scales, standardised; C 3."""
+    rng = np.random.default_rng(0)
+    labels = rng.integers(0, 3, 120)
+    x = (rng.normal(size=(120, 4)) * 2 + labels[:, None]) * [1, 1e-3, 1e3, 1]
+    model, chosen = fit_classifier("support vector machine", x, labels)
+    mean, std = x.mean(0), x.std(0)
+    new = rng.normal(size=(500, 4)) * std * 2 + mean
+    wanted, other = (
+        SVC(C=c).fit((x - mean) / std, labels).predict((new - mean) / std) for c in (3, 1)
+    )
+    assert (model.predict(new) == wanted).all()
+    assert (other != wanted).any()
+    assert chosen is None
+
+
+def test_rows_of_the_embedding_are_no_baselines():
+    for models in (MODELS, QUANTITY_MODELS):
+        own = {name for name, one in models.items() if one.features.startswith("embedding")}
+        assert own | {"finetuned"} == {name for name in models if name in OWN}

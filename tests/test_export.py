@@ -151,3 +151,19 @@ def test_a_quantity(tmp_path):
     folder = run(export, checkpoint_path=tmp_path / "regressor/best.pt")
     outputs = onnxruntime.InferenceSession(folder / "model.onnx").get_outputs()
     assert [part.name for part in outputs] == ["embedding", "value"]
+
+
+@pytest.mark.parametrize(("name", "difference"), [("embedding", 2e-5), ("probability", 2e-4)])
+def test_a_small_difference_is_refused_too(workplace, tmp_path, monkeypatch, name, difference):
+    monkeypatch.setattr(export, "write_onnx", lambda encoder, path, dates: path.write_bytes(b"-"))
+    monkeypatch.setattr(export, "measure_differences", lambda *_: {name: difference})
+    with pytest.raises(InputError, match=f"a difference of {difference:.2g} in {name}"):
+        path = workplace / "classifier/best.pt"
+        run(export, checkpoint_path=path, output_dir=tmp_path / "out")
+    assert not list((tmp_path / "out").iterdir())
+
+
+def test_the_differences_are_logged(exported):
+    (line,) = map(json.loads, (exported / "metrics.jsonl").read_text().splitlines())
+    assert 0 < line["difference_embedding"] <= 1e-5
+    assert 0 < line["difference_probability"] <= 1e-4

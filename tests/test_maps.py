@@ -176,3 +176,25 @@ def test_a_product_is_added_as_the_docs_say(workplace, tmp_path, monkeypatch):
         np.testing.assert_array_equal(file.read(1), margin)
     map_tile(workplace, folder, checkpoint="pretrained", overwrite=True)
     assert not list(folder.glob("margin*"))
+
+
+def test_what_cannot_be_averaged_is_not_when_zoomed_out(tmp_path):
+    """Dimensions of a representation: the upper left pixel of four, not their mean."""
+    array = np.zeros((600, 600, 2), np.float32)
+    array[::2, ::2] = 8
+    names = ["dimension 0", "dimension 1"]
+    write_geotiff(tmp_path / "map.tif", array, GEOREFERENCE, np.nan, band_names=names)
+    with rasterio.open(tmp_path / "map.tif", overview_level=0) as file:
+        assert set(np.unique(file.read())) <= {0, 8}
+
+
+def test_a_colour_table_has_no_data_transparent_and_pictures_an_alpha_band(tmp_path):
+    legend = {2: {"name": "Corn", "color": "#102030"}}
+    codes = np.full((4, 5), 2, np.uint8)
+    write_geotiff(tmp_path / "codes.tif", codes, GEOREFERENCE, 0, legend)
+    with rasterio.open(tmp_path / "codes.tif") as file:
+        assert file.colormap(1)[0][3] == 0 and file.colormap(1)[2] == (16, 32, 48, 255)
+    rgba = np.full((4, 5, 4), 9, np.uint8)
+    write_geotiff(tmp_path / "rgba.tif", rgba, GEOREFERENCE, None)
+    with rasterio.open(tmp_path / "rgba.tif") as file:
+        assert file.colorinterp[3].name == "alpha"

@@ -269,3 +269,48 @@ def test_the_colours_of_a_quantity_lie_between_its_percentiles():
     values = np.append(np.arange(101.0), np.nan)
     assert find_bar(values, "height [m]")[:3] == (2, 98, "height [m]")
     assert find_bar(values[-1:], "height [m]")[:2] == (0, 1), "of no value"
+
+
+def test_the_arrow_points_to_the_north():
+    """Turned clockwise by 30 degrees, north lies to the left of up or to the right."""
+    cosine, sine = np.cos(np.radians(30)), np.sin(np.radians(30))
+    for sign in (1, -1):
+        turned = [10 * cosine, sign * 10 * sine, 500000, sign * 10 * sine, -10 * cosine, 5400000]
+        info = {"crs": "EPSG:32631", "transform": turned}
+        figure = draw_maps({"": np.zeros((100, 120, 4), np.uint8)}, (100, 120), info, "title")
+        (arrow,) = (text for text in figure.axes[-1].texts if hasattr(text, "xyann"))
+        across, down = np.subtract(arrow.xy, arrow.xyann)
+        north = find_place(info, (100, 120)).north
+        assert abs(abs(north) - 30) < 1
+        assert np.degrees(np.arctan2(across, -down)) == pytest.approx(north, abs=0.1)
+
+
+@pytest.mark.parametrize("kind", ["png", "pdf", "svg"])
+def test_the_same_map_is_the_same_file(tmp_path, kind):
+    """No time and no random number: a picture under version control changes with its map."""
+    paths = [tmp_path / f"{name}.{kind}" for name in "ab"]
+    for path in paths:
+        figure = draw_maps({"": np.zeros((9, 9, 4), np.uint8)}, (9, 9), {}, "title")
+        save_picture(figure, path)
+    assert paths[0].read_bytes() == paths[1].read_bytes()
+    content = paths[0].read_bytes()
+    assert b"CreationDate" not in content and b"<dc:date>" not in content
+
+
+def test_a_bar_has_the_colours_and_numbers_of_its_values():
+    values = np.array([[np.nan, 20.0], [30.0, 40.0]])
+    bar = find_bar(values, "height [m]")
+    rgba = bar.color(values)
+    assert (rgba[..., 3] == [[0, 255], [255, 255]]).all(), "no value is transparent"
+    figure = draw_maps({"": rgba}, (2, 2), {}, "title", bar=bar)
+    limits = [axes.get_ylim() for axes in figure.axes if axes.get_ylabel() == "height [m]"]
+    np.testing.assert_allclose(limits, [(bar.low, bar.high)])
+
+
+def test_all_scripts_that_draw_have_the_format(place, tmp_path):
+    (folder,) = map_tile(place, tmp_path / "out")
+    keys = {"representation_path": folder / "representation_map.npy", "format": "svg"}
+    run(create_false_color_map, **keys)
+    assert (folder / "false_color.svg").exists() and not (folder / "false_color.png").exists()
+    map_tile(place, folder, overwrite=True, format="png", min_valid=4)
+    assert not (folder / "false_color.svg").exists(), "of the map that was replaced"

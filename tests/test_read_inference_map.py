@@ -1,13 +1,17 @@
 """read_inference_map.py: class areas, and agreement with labels."""
 
 import json
+import shutil
 
+from running.checkpoints import load_checkpoint, save_checkpoint
 from running.errors import InputError
 
 import numpy as np
 import pytest
 from helpers import assert_pictures_logged, map_tile, run, tile_of
+from map_helpers import BANDS, make_checkpoints, make_tile
 
+import infer
 import read_inference_map
 from evaluation.seen_pixels import hash_split
 from tiles import TEST, Tile
@@ -77,3 +81,60 @@ def test_the_pictures_are_logged_to_wandb(workplace, tmp_path):
     path, out = folder / "classification_map.npy", tmp_path / "out"
     run(read_inference_map, map_path=path, output_dir=out, wandb_mode="offline", wandb_dir=out)
     assert_pictures_logged(out)
+
+
+def test_an_earlier_estimate_does_not_stay_beside_a_map_without_labels(tmp_path):
+    tmp_path = tmp_path / "map"
+    tmp_path.mkdir()
+    rng = np.random.default_rng(0)
+    codes = rng.choice([10, 30], (40, 40)).astype(np.uint8)
+    np.save(tmp_path / "map.npy", codes)
+    np.save(tmp_path / "labels.npy", np.where(rng.random((40, 40)) < 0.9, codes, 40 - codes))
+    path, labels = tmp_path / "map.npy", tmp_path / "labels.npy"
+    result = run(read_inference_map, map_path=path, labels_path=labels)
+    assert (tmp_path / "areas.json").exists() and (tmp_path / "areas.csv").exists()
+    (line,) = map(json.loads, (tmp_path / "metrics.jsonl").read_text().splitlines())
+    assert line["overall_accuracy"] == result["estimates"]["overall_accuracy"]["estimate"]
+    run(read_inference_map, map_path=path)
+    assert not (tmp_path / "areas.json").exists() and not (tmp_path / "areas.csv").exists()
+
+
+def test_a_class_that_lies_in_one_block_is_named(tmp_path, capsys):
+    codes = np.full((40, 40), 10, np.uint8)
+    codes[:4, :4] = 30
+    np.save(tmp_path / "map.npy", codes)
+    np.save(tmp_path / "labels.npy", codes)
+    keys = {"map_path": tmp_path / "map.npy", "labels_path": tmp_path / "labels.npy"}
+    notes = run(read_inference_map, **keys)["estimates"]["notes"]
+    assert notes == ["Grassland: found in one block only, so not all of its intervals"]
+
+
+def test_a_map_says_how_training_split_its_pixels_only_where_that_is_known(tmp_path):
+    """A tile has the split of the training if it lies on a grid, or was in the training."""
+    make_checkpoints(tmp_path)
+    content = load_checkpoint(tmp_path / "classifier.pt")
+    save_checkpoint(tmp_path / "seen.pt", **content | {"splits": {"MGRS-none": ["0123"]}})
+    make_tile(tmp_path / "MGRS-grid")
+    make_tile(tmp_path / "MGRS-none")
+    (tmp_path / "MGRS-none/tile.json").write_text(json.dumps({"bands": BANDS}))
+    cases = ("classifier", "grid", True), ("classifier", "none", False), ("seen", "none", True)
+    for checkpoint, name, known in cases:
+        keys = {"tile_path": tmp_path / f"MGRS-{name}", "output_dir": tmp_path / "out"}
+        path = tmp_path / f"{checkpoint}.pt"
+        (folder,) = run(infer, checkpoint_path=path, overwrite=True, **keys)
+        assert ("split" in json.loads((folder / "infer.json").read_text())) == known
+
+
+def test_without_a_labelled_test_pixel_all_are_compared(workplace, tmp_path):
+    (folder,) = map_tile(workplace, tmp_path / "map")
+    tile = tmp_path / "MGRS-0"
+    shutil.copytree(tile_of(workplace), tile)
+    labels = np.load(tile / "labels.npy")
+    labels[Tile(tile).split_map(4) == TEST] = 0
+    np.save(tile / "labels.npy", labels)
+    keys = {"map_path": folder / "classification_map.npy", "labels_path": tile / "labels.npy"}
+    agreement = run(read_inference_map, **keys)["agreement"]
+    covered = np.load(folder / "classification_map.npy") > 0
+    assert np.sum(agreement["confusion_matrix"]) == (covered & (labels > 0)).sum()
+    with pytest.raises(InputError, match="found no labelled test pixel that infer.json knows of"):
+        run(read_inference_map, pixels="test", **keys)

@@ -321,6 +321,12 @@ def test_a_map_has_its_unit_and_no_value_where_observations_lack(place, tmp_path
     both = kept & np.isfinite(targets)
     expected = score_quantity(targets[both], values[both])
     assert result["agreement"] == pytest.approx(expected, rel=1e-5)
+    tested = both & (Tile(tile).split_map(4) == TEST)
+    assert 0 < tested.sum() < both.sum()
+    for pixels in ("auto", "test"):
+        of_test = run(read_inference_map, map_path=folder / "regression_map.npy", pixels=pixels)
+        wanted = score_quantity(targets[tested], values[tested])
+        assert of_test["agreement"] == pytest.approx(wanted, rel=1e-5)
     assert expected["rmse"] < 6, "in t/ha, as the targets are"
     assert result["values"] == {**TARGET, "pixels": kept.sum(), "no_value": (~kept).sum()}
     assert "RMSE" in capsys.readouterr().out

@@ -14,6 +14,7 @@ from map_helpers import CLASSES, make_checkpoints, make_tile, map_tile, run
 from pystac.extensions.classification import ClassificationExtension
 
 import infer
+from maps import stac
 
 DATES = [f"2021-{month:02}-05" for month in range(1, 13)]
 
@@ -85,3 +86,17 @@ def test_a_map_that_is_replaced_leaves_no_old_item(place, tmp_path, monkeypatch)
     map_tile(place, tmp_path, overwrite=True, min_valid=4)
     assert before["id"].startswith("MGRS-A_20210105_20211205_")
     assert not (tmp_path / "item.json").exists()
+
+
+def test_assets_say_what_they_are(place, tmp_path):
+    """GeoTIFFs that are cloud-optimised, and names of classes without signs or spaces."""
+    map_tile(place, tmp_path)
+    assets = json.loads((tmp_path / "item.json").read_text())["assets"]
+    kinds = {name: one["type"] for name, one in assets.items()}
+    cog = "image/tiff; application=geotiff; profile=cloud-optimized"
+    assert kinds["classification_map"] == kinds["confidence"] == cog
+    assert assets["overview"]["href"] == "./classification_map.png"
+    classes = {3: "Bare / sparse", 4: "草"}
+    named = {code: {"name": name, "color": "#000000"} for code, name in classes.items()}
+    names = [entry["name"] for entry in stac.describe_classes(named)]
+    assert names == ["no_data", "Bare_sparse", "class_4"]
