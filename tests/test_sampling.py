@@ -1,14 +1,17 @@
 """Where sampled points lie, and how doubtful labels are joined and ranked."""
 
+import json
 from pathlib import Path
 
 import numpy as np
 import pytest
-from map_helpers import GEO
+from map_helpers import GEO, refused, run
 
+import sampling_design
 from evaluation.doubtful import Labelled, cross_validate, find_patches
 from evaluation.sampling import draw_points
 from maps.reader import ClassMap
+from preparation.points import match_labels, read_points
 
 FEET = "EPSG:2263"  # of New York, in US survey feet
 
@@ -86,3 +89,36 @@ def test_folds_of_labels_to_distrust_have_a_seed():
     pixels = Labelled(y, labels, np.zeros((90, 3), int), np.arange(90) // 2, legend)
     one, same, other = (cross_validate(pixels, seed) for seed in (0, 0, 1))
     assert (one == same).all() and (one != other).any()
+
+
+def test_a_sample_in_a_csv(tmp_path, capsys):
+    """Of a map without a place: codes as a spreadsheet writes them, rows that are gone."""
+    np.save(tmp_path / "map.npy", np.repeat([[10], [30]], 40, 0).repeat(9, 1).astype(np.uint8))
+    keys = {"map_path": tmp_path / "map.npy", "count": 60, "min_count": 20}
+    path = run(sampling_design, **keys)
+    half = 196 * np.sqrt(0.8 * 0.2 / 29)
+    assert capsys.readouterr().out.count(f"30 points: user's accuracy ± {half:.1f}%") == 2
+    refused("points.csv: found an earlier sample, which may", run, sampling_design, **keys)
+    head, *rows = path.read_text().splitlines()
+    place = head.split(",").index("reference")
+    for number, row in enumerate(rows):
+        cells = row.split(",")
+        cells[place] = "10.0" if int(cells[head.split(",").index("row")]) < 40 else "30"
+        rows[number] = ",".join(cells)
+    path.write_text("\n".join([head, *rows[3:]]))
+    design, labels = read_points(path)
+    assert "found 3 of 60 points missing, which count as unlabelled" in capsys.readouterr().out
+    assert set(labels.values()) == {"10", "30"}
+    assert set(match_labels(path, labels, design["classes"]).values()) == {10, 30}
+
+
+def test_the_design_has_what_was_drawn_and_classes_that_the_map_lacks(tmp_path, capsys):
+    """Fewer points than wanted where there is no room; an interpreter may find any class."""
+    np.save(tmp_path / "classification_map.npy", np.full((12, 12), 10, np.uint8))
+    names = {"10": {"name": "Tree"}, "30": {"name": "Grass"}}
+    (tmp_path / "infer.json").write_text(json.dumps({"classes": names}))
+    keys = {"map_path": tmp_path / "classification_map.npy", "count": 50, "distance": 6.0}
+    path = run(sampling_design, **keys)
+    design = json.loads(path.with_suffix(".json").read_text())
+    assert design["strata"][0]["points"] == len(design["points"]) < 50
+    assert [entry["name"] for entry in design["classes"].values()] == ["Tree", "Grass"]
