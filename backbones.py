@@ -87,6 +87,9 @@ class SimpleCNN(nn.Module):
         return self.pool(self.date_features(x, doys))
 
 
+SMALLEST_SUM = 1e-20  # of a row of exp(score): smaller ones lose digits to underflow
+
+
 class TransformerLayer(nn.Module):
     """Pre-norm self-attention and feed-forward, each added to its input.
 
@@ -120,13 +123,36 @@ class TransformerLayer(nn.Module):
 
     def attend(self, query, key, value, attention_mask):  # (N, heads, S, 16), mask as in forward
         if is_fused_inference():
-            is_read = None if attention_mask is None else ~attention_mask
-            return F.scaled_dot_product_attention(query, key, value, is_read)
+            return attend_fast(query, key, value, attention_mask)
         # written out: trains faster on the CPU than the fused kernel for series this short
         score = (query * self.HEAD_DIM**-0.5) @ key.transpose(-1, -2)  # (N, heads, S, S)
         if attention_mask is not None:
             score = score.masked_fill(attention_mask, -math.inf)
         return score.softmax(-1) @ value
+
+
+def attend_fast(query, key, value, attention_mask):
+    """Attention for inference on a CPU, float32: about half the time of PyTorch's for short series.
+
+    Its softmax reads rows of S numbers one by one. Here exp runs over all scores at once, without
+    subtracting the largest of each row, and a product gives the sums of the rows. Where exp leaves
+    the range of float32, which the sums show, PyTorch's is taken.
+    query, key, value: (N, heads, S, D); attention_mask: (N, 1, 1, S), True to leave out, or None.
+    """
+    form = {"dtype": torch.float32, "memory_format": torch.contiguous_format}
+    query, key, value = (part.to(**form).contiguous() for part in (query, key, value))
+    num_dates, scale = query.shape[2], query.shape[3] ** -0.5
+    left, right = query.flatten(0, 1), key.flatten(0, 1).transpose(1, 2)
+    # with beta 0 the empty tensor is not read
+    score = torch.baddbmm(left.new_empty(1, 1, 1), left, right, beta=0, alpha=scale)
+    weight = score.view(*query.shape[:3], num_dates).exp_()
+    if attention_mask is not None:
+        weight.masked_fill_(attention_mask, 0)
+    total = weight @ weight.new_ones(num_dates, 1)
+    if total.numel() and (total.min() < SMALLEST_SUM or not total.max() < math.inf):
+        is_read = None if attention_mask is None else ~attention_mask
+        return F.scaled_dot_product_attention(query, key, value, is_read)
+    return (weight @ value).div_(total)
 
 
 class TransformerEncoder(nn.Module):

@@ -66,6 +66,7 @@ run_config = {
     "draws": 0,  # above 0: the mean of N even samples of sample_size dates, from all clear dates
     # running
     "device": "auto",  # auto, cpu or cuda
+    "precision": "auto",  # of products: float32, bfloat16, or auto: bfloat16 where it is fast
     "wandb_mode": "auto",  # auto (online where logged in), online, offline or disabled
     "wandb_dir": "",  # its folder wandb/ gets all runs; empty: WANDB_DIR, or where you are
 }
@@ -156,6 +157,8 @@ def describe_run(config, model):
     made_by |= {"estimate": True} if model.target else {}
     made_by |= {"applicability": True} if model.applicability else {}
     made_by |= {"representation_tif": True} if config["representation_tif"] else {}
+    # infer.json has the precision in any case; "auto" takes a map of either as done
+    made_by |= {"precision": model.precision} if config["precision"] != "auto" else {}
     return made_by | {"checkpoint_sha256": model.sha256}
 
 
@@ -173,7 +176,8 @@ def is_done(output_dir, made_by, overwrite):
     if not before:
         return False
     # which older maps do not record
-    before = {"dimensions": 0, "season": name_season(ALL_YEAR)} | before
+    older = {"dimensions": 0, "season": name_season(ALL_YEAR), "precision": "float32"}
+    before = older | before
     differ = [
         key if isinstance(value, dict) else f"{key} (was {before.get(key, 'not recorded')})"
         for key, value in made_by.items()
@@ -238,6 +242,7 @@ def map_tile(tile, output_dir, model, config, runtime, made_by, stop):
     made_by = made_by | describe_source(tile)
     # the bytes of a map depend on how its pixels are put into batches
     batches = [runtime.device.type, runtime.block_pixels, runtime.batch_dates, runtime.pad_dates]
+    batches += [model.precision]
     made_from = made_by | {"batches": batches, "files": tile.watch.before}
     # GeoTIFFs are written twice, see maps/geotiff.py; other pictures are smaller
     room = (16 + 8 * model.size * config["representation_tif"]) * height * width
@@ -295,6 +300,7 @@ def finish(writer, tile, model, output_dir, made_by, kind):
     if is_georeferenced(tile.info):
         write_item(output_dir, tile, made_by, legend)
     about = {"tile": tile.title, "years": find_years(tile.info), "classes": legend}
+    about |= {"precision": model.precision}
     about |= {"target": target} if target else {}
     seen, config = read_splits(model.checkpoint).get(tile.path.name, []), model.checkpoint["config"]
     if (legend or target) and (tile.has_grid or seen):  # then it is known what training did not see
@@ -343,12 +349,12 @@ def write_geotiffs(writer, tile, legend, target, output_dir, made_by):
 def main(config):
     """Map the tiles. Returns the folders of those that are done now."""
     config = check(config)
-    runtime = start_runtime(config["device"])
+    runtime = start_runtime(config["device"], config["precision"])
     stop = stop_on_signals()
 
     # checkpoint
     keys = ("checkpoint_path", "device", "classify", "min_valid", "dimensions", "start", "end")
-    model = Encoder.load(*(config[key] for key in keys))
+    model = Encoder.load(*(config[key] for key in (*keys, "precision")))
     made_by = describe_run(config, model)
 
     # tiles, divided among the processes: all are looked at before the first is mapped

@@ -148,7 +148,7 @@ class Run:
         """
         if last:
             self.restore(last)
-        was_bf16, self.header["in_bf16"] = (last or {}).get("in_bf16"), self.runtime.trains_in_bf16
+        was_bf16, self.header["in_bf16"] = (last or {}).get("in_bf16"), self.runtime.in_bf16
         if was_bf16 not in (None, self.header["in_bf16"]):
             words = ("float32", "bfloat16") if self.header["in_bf16"] else ("bfloat16", "float32")
             notice(f"{self.output_dir}: begun in {words[0]}, resumes in {words[1]} (precision=)")

@@ -21,7 +21,7 @@ class Runtime:
     device: torch.device
     rank: int
     world_size: int
-    trains_in_bf16: bool = False
+    in_bf16: bool = False
 
     @property
     def is_main(self):
@@ -32,8 +32,11 @@ class Runtime:
         return self.device.type == "cuda"
 
     def autocast(self, training=False):
-        """Matrix products in bf16: in training as `start_runtime` chose, else on a GPU only."""
-        in_bf16 = self.trains_in_bf16 if training else self.on_gpu
+        """Matrix products in bf16 where `start_runtime` chose it; without training on a GPU only.
+
+        In inference a CPU takes `store_in_bf16`, where it is asked for.
+        """
+        in_bf16 = self.in_bf16 and (training or self.on_gpu)
         return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=in_bf16)
 
     def inference(self):
@@ -135,11 +138,11 @@ class Runtime:
         return int(answer)
 
 
-def start_runtime(device="auto", precision="float32"):
+def start_runtime(device="auto", precision="auto"):
     """Device, precision and, under torchrun, the process group.
 
-    device: "auto" (a GPU where there is one), "cpu" or "cuda". precision: of the matrix products in
-    training, "float32", "bfloat16" or "auto" (bfloat16 where the processor is faster with it).
+    device: "auto" (a GPU where there is one), "cpu" or "cuda". precision: of the matrix products,
+    "float32", "bfloat16" or "auto" (bfloat16 where the processor is faster with it).
     Raises InputError for a GPU that is not there.
     """
     has_gpu = torch.cuda.is_available()
@@ -171,7 +174,7 @@ def start_runtime(device="auto", precision="float32"):
         torch.device("cuda", local_rank) if use_gpu else torch.device("cpu"),
         rank,
         world_size,
-        trains_in_bf16=precision == "bfloat16" or (precision == "auto" and fast_in_bf16),
+        in_bf16=precision == "bfloat16" or (precision == "auto" and fast_in_bf16),
     )
 
 
@@ -267,6 +270,7 @@ class _Linear(torch.nn.Linear):
         if not is_fused_inference():
             return super().forward(x)
         product = torch.ops.mkldnn._linear_pointwise  # what torch.compile makes of a Linear
+        x = x.to(self.weight.dtype)  # see `store_in_bf16`
         return product(x, self.weight, self.bias, self.activation, [], "none")
 
 
@@ -279,3 +283,15 @@ class _GeluOfLinear(torch.nn.GELU):
 
     def forward(self, x):
         return x if is_fused_inference() else super().forward(x)
+
+
+def store_in_bf16(module):
+    """Let the layers of `use_onednn` compute in bf16, in inference on a CPU; the others stay.
+
+    Raises InputError for a CPU that cannot.
+    """
+    if not torch.ops.mkldnn._is_mkldnn_bf16_supported():
+        raise InputError("precision=bfloat16: found a CPU without products in bf16, wanted float32")
+    for part in module.modules():
+        if isinstance(part, _Linear):
+            part.bfloat16()

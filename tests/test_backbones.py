@@ -7,7 +7,14 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from backbones import BACKBONES, Classifier, build_backbone, focal_loss, load_backbone
+from backbones import (
+    BACKBONES,
+    Classifier,
+    attend_fast,
+    build_backbone,
+    focal_loss,
+    load_backbone,
+)
 from transforms import encode_days
 
 SIZES = {"num_bands": 4, "sample_size": 6, "latent_dim": 10, "width": 16, "depth": 2}
@@ -123,6 +130,22 @@ def test_mapping_gives_the_values_of_training(padding):
     torch.testing.assert_close(mapped, trained, atol=1e-5, rtol=0)
     assert trained.requires_grad
     assert not mapped.requires_grad
+
+
+@pytest.mark.parametrize("scale", [0.0, 1.0, 5.0, 30.0])
+@pytest.mark.parametrize("sign", [1, -1])
+@pytest.mark.parametrize("masked", [False, True])
+def test_fast_attention_is_attention(scale, sign, masked):
+    """Also where exp of a score is no float32: above and far below its range."""
+    generator = torch.Generator().manual_seed(2)
+    query, key, value = torch.randn(3, 7, 2, 9, 16, generator=generator)
+    query, key = query.abs() * scale, sign * key.abs()  # scores of one sign: rows of tiny sums
+    mask = (torch.arange(9) >= torch.tensor([9, 1, 5, 9, 8, 2, 9])[:, None])[:, None, None]
+    found = attend_fast(query, key, value, mask if masked else None)
+    score = (query.double() @ key.double().mT) / 4
+    score = score.masked_fill(mask, -torch.inf) if masked else score
+    wanted = (score.softmax(-1) @ value.double()).float()
+    torch.testing.assert_close(found, wanted, atol=2e-5, rtol=0)
 
 
 def test_no_grad_alone_changes_no_bit_of_training():

@@ -206,6 +206,27 @@ def test_a_killed_run_leaves_nothing_that_looks_finished(workplace, tmp_path):
 
 
 @pytest.mark.slow
+def test_a_map_in_bf16(workplace, tmp_path):
+    """Close to that in float32; infer.json says which it is, and no map is a mixture of both."""
+    if not torch.ops.mkldnn._is_mkldnn_bf16_supported():
+        pytest.skip("this CPU has no products in bf16")
+    folders = {}
+    for precision in ("float32", "bfloat16"):
+        (folders[precision],) = map_tile(workplace, tmp_path / precision, precision=precision)
+        about = json.loads((folders[precision] / "infer.json").read_text())
+        assert about["precision"] == precision
+    one, other = (np.load(folder / "representation_map.npy") for folder in folders.values())
+    kept = np.isfinite(one).all(-1)
+    np.testing.assert_array_equal(np.isfinite(other).all(-1), kept)
+    one, other = one[kept], other[kept]
+    cosine = (one * other).sum(1) / np.linalg.norm(one, axis=1) / np.linalg.norm(other, axis=1)
+    assert cosine.min() > 0.999
+    assert np.abs(one - other).max() > 1e-4
+    with pytest.raises(InputError, match=r"made with another precision \(was bfloat16\)"):
+        map_tile(workplace, folders["bfloat16"], precision="float32")
+    assert map_tile(workplace, folders["bfloat16"], precision="auto")  # done already
+
+
 def test_torchrun_divides_a_folder_of_tiles(workplace, tmp_path):
     map_tile(workplace, tmp_path / "one", tile_path=tile_of(workplace).parent)
     config = infer.run_config | {
@@ -213,6 +234,7 @@ def test_torchrun_divides_a_folder_of_tiles(workplace, tmp_path):
         "tile_path": str(tile_of(workplace).parent),
         "output_dir": str(tmp_path / "two"),
         "device": "cpu",
+        "precision": "float32",
         "wandb_mode": "disabled",
     }
     done = run_ranks(config, script=infer)

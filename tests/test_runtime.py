@@ -153,9 +153,9 @@ def test_bf16_where_it_is_faster(monkeypatch, cpu_name, instructions, is_fast):
     """Regression: Intel's avx512_bf16 without AMX trained 1.6 times as long as float32."""
     cpu = {"cpu_name": cpu_name, **dict.fromkeys(instructions, True)}
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: cpu)
-    assert start_runtime("cpu", "auto").trains_in_bf16 == is_fast
-    assert start_runtime("cpu", "bfloat16").trains_in_bf16
-    assert not start_runtime("cpu", "float32").trains_in_bf16
+    assert start_runtime("cpu", "auto").in_bf16 == is_fast
+    assert start_runtime("cpu", "bfloat16").in_bf16
+    assert not start_runtime("cpu", "float32").in_bf16
 
 
 def test_an_error_without_text_is_told_by_its_kind(monkeypatch):

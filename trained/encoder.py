@@ -6,7 +6,8 @@
     embeddings = encoder.embed(reflectance, dates)  # (N, T, B) and (T,): (N, D)
     codes, names, probabilities = encoder.classify(reflectance, dates)
 
-A pixel gets the numbers that infer.py writes for it. docs/python.md has an example.
+A pixel gets the numbers that infer.py writes for it with precision=float32. docs/python.md has an
+example.
 
 Shapes: N pixels, T dates, B bands, D dimensions of an embedding, C classes.
 """
@@ -19,7 +20,7 @@ from typing import NamedTuple
 
 from running.checkpoints import KINDS, load_checkpoint
 from running.config import check, find_season, in_season
-from running.device import Runtime, start_runtime
+from running.device import Runtime, start_runtime, store_in_bf16
 from running.errors import InputError, notice
 from running.files import Watch, file_hash
 from running.tile_json import TILE_JSON, is_class_table, match_bands
@@ -76,7 +77,15 @@ class Encoder:
 
     @classmethod
     def load(
-        cls, path, device="auto", classify="auto", min_valid=0, dimensions=0, start="", end=""
+        cls,
+        path,
+        device="auto",
+        classify="auto",
+        min_valid=0,
+        dimensions=0,
+        start="",
+        end="",
+        precision="float32",
     ):
         """The Encoder of a checkpoint of train.py, train_classification.py or train_regression.py.
 
@@ -84,12 +93,14 @@ class Encoder:
         checkpoint is fine-tuned), "true" (refuse others) or "false". min_valid: 0: as in training.
         dimensions: of its representations, the first ones; 0: all. Classes are of all in any case.
         start, end: the season whose observations are read, as the keys of infer.py; "": as in
-        training.
+        training. precision: of products, "float32", "bfloat16" or "auto" (bfloat16 where the
+        processor is fast with it).
         Raises InputError for a checkpoint that cannot be used.
         """
         keys = {"device": device, "classify": classify, "min_valid": min_valid}
+        keys |= {"precision": precision}
         check(keys | {"dimensions": dimensions, "start": start, "end": end})
-        runtime = start_runtime(device)
+        runtime = start_runtime(device, precision)
         kinds = ("classifier",) if classify == "true" else tuple(KINDS)
         with Watch(Path(path).parent, [Path(path).name]):
             checkpoint = load_checkpoint(path, kinds)
@@ -104,6 +115,8 @@ class Encoder:
         if dimensions > size:
             raise InputError(f"dimensions={dimensions}: wanted at most the {size} of {path}")
         module, size = module.to(runtime.device), dimensions or size
+        if runtime.in_bf16 and not runtime.on_gpu:
+            store_in_bf16(module)
         more = {"classes": classes, "target": target, "min_valid": min_valid, "size": size}
         more["season"] = find_season({"start": start, "end": end}, checkpoint["config"])
         return cls(Path(path), checkpoint, sha256, module, **more, runtime=runtime)
@@ -117,6 +130,13 @@ class Encoder:
     def applicability(self):
         """Of `describe_labels`, in evaluation/applicability.py; {} where it is not known."""
         return (self.classes or self.target) and self.checkpoint.get("applicability", {})
+
+    @property
+    def precision(self):
+        """Of its matrix products: "bfloat16" or "float32"."""
+        on_gpu = self.runtime.on_gpu and self.runtime.in_bf16
+        stored = {weight.dtype for weight in self.module.parameters()}
+        return "bfloat16" if on_gpu or torch.bfloat16 in stored else "float32"
 
     @property
     def codes(self):
