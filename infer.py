@@ -17,7 +17,7 @@ from functools import partial
 from pathlib import Path
 
 from running.config import ALL_YEAR, check, name_season
-from running.device import start_runtime
+from running.device import read_ahead, start_runtime
 from running.errors import InputError, Stopped, notice, what_is_there
 from running.files import (
     describe_files,
@@ -255,8 +255,7 @@ def map_tile(tile, output_dir, model, config, runtime, made_by, stop):
     )
     blocks = map_blocks(tile, model, config, runtime, made_by, first_row=writer.rows)
     with bar, tile.watch:
-        # a GPU computes the next block while one is written
-        for rows, maps in runtime.read_ahead(blocks):
+        for rows, maps in read_ahead(blocks):  # the next block is computed while one is written
             writer.write(rows, maps)
             tile.watch.check()
             bar.update(rows[1] - bar.n)

@@ -5,6 +5,7 @@ Shapes: N pixels, T dates, S sampled dates, B bands, D dimensions of a represent
 
 import math
 
+from running.device import read_ahead
 from running.errors import notice
 from running.files import atomic_write
 from running.tile_json import find_bands
@@ -183,10 +184,13 @@ def encode_series(module, x, doys, runtime, draws=0):
     if not module.any_length:
         draws = draws or DRAWS
     batches = _split_by_length((doys > 0).sum(1).cpu().numpy(), module, runtime, draws)
-    outputs = []
-    for pixels, length in batches:
+
+    def encode(batch):
+        pixels, length = batch
         rows = torch.from_numpy(pixels).to(x.device)
-        outputs.append(_encode_batch(module, x[rows, :length], doys[rows, :length], runtime, draws))
+        return _encode_batch(module, x[rows, :length], doys[rows, :length], runtime, draws)
+
+    outputs = runtime.map_batches(encode, batches)
     order = np.argsort(np.concatenate([pixels for pixels, _ in batches]))
     representations, logits = zip(*outputs, strict=True)
     representations = torch.cat(representations).cpu()[order]
@@ -238,7 +242,7 @@ def extract_representations(
 
     module: a backbone or classifier in eval mode. stride: take every stride-th row and column (a
     quick look). draws, dates: as in `encode_series` and `even_dates`. first_row: where a block
-    begins; blocks to its north are skipped. A GPU encodes one block while the next is read.
+    begins; blocks to its north are skipped. One block is encoded while the next is read.
     Yields (rows, row, column, representations, logits) for each block: rows is (first, last + 1);
     then for the N pixels with at least `min_valid` clear observations (maybe none) row (N,) int,
     column (N,) int, representations (N, D) and logits (N, C) or None, float32 on the CPU.
@@ -246,7 +250,7 @@ def extract_representations(
     width = tile.shape[2]
     mean, std = runtime.to_device(mean, std)
     blocks = _read_blocks(tile, min_valid, runtime, stride, dates, first_row)
-    for rows, pixels, bands, doys in runtime.read_ahead(blocks):
+    for rows, pixels, bands, doys in read_ahead(blocks):
         bands, doys = runtime.to_device(bands, doys)
         y, logits = encode_series(module, standardise(bands, mean, std), doys, runtime, draws)
         yield rows, pixels // width, pixels % width, y, logits

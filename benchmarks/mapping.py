@@ -152,9 +152,12 @@ def measure_mapping(config, work):
     folder, settings = write_tile(work, "mapping", config["size"], config["num_dates"]), MAPPED
     checkpoint = make_checkpoint(work, "mapping", **settings)
     counts = Tile(folder).clear_counts().astype(np.float64)
-    sides = {"all dates": {"dates": 0}, "24 dates": {"dates": 24}, "16 dates": {"dates": 16}}
+    exact, sides = {"precision": "float32"}, {}
+    for name, dates in (("all dates", 0), ("24 dates", 24), ("16 dates", 16)):
+        sides[name] = {"dates": dates, **exact}
+    sides["24 dates in bf16"] = {"dates": 24, "precision": "bfloat16"}
     if config["before_dir"]:
-        sides["before, all dates"] = {"root": config["before_dir"]}
+        sides["before, 24 dates"] = {"dates": 24, "root": config["before_dir"]}
     rounds, pixels = [], counts.size
     for _ in range(max(1, config["rounds"] // 2)):
         rates = {"gemm": gemm_rate(config["gemm_size"]), "onednn": onednn_rate(config["gemm_size"])}

@@ -13,6 +13,8 @@ from running.errors import InputError
 import torch
 import torch.distributed as dist
 
+MAX_WORKERS = 8  # threads that encode batches on a CPU
+
 
 @dataclass(frozen=True)
 class Runtime:
@@ -71,12 +73,23 @@ class Runtime:
             return num_workers
         return min(8, usable_cores()) if self.on_gpu else 0
 
-    def read_ahead(self, items):
-        """The items of an iterator, with `read_ahead` for a GPU.
+    def map_batches(self, function, batches):
+        """What a function gives for each of a list of batches, in order.
 
-        On the CPU a second thread costs more than it gains: mapping took 1.4 times as long.
+        On a CPU several batches at once, each in a thread of its own: the operations of one are too
+        small to be divided (two threads took longer than one in bf16). Beyond MAX_WORKERS, Python
+        itself would be what they wait for, and each gets more threads in place of more of them.
         """
-        return read_ahead(items) if self.on_gpu else items
+        threads = torch.get_num_threads()
+        if self.on_gpu or min(threads, len(batches)) < 2:
+            return [function(batch) for batch in batches]
+        workers = min(threads, MAX_WORKERS)
+        torch.set_num_threads(threads // workers)  # of each new thread
+        try:
+            with ThreadPoolExecutor(workers) as pool:
+                return list(pool.map(function, batches))
+        finally:
+            torch.set_num_threads(threads)
 
     def copy_ahead(self, batches):
         """Copy bands and days, the first two tensors of each batch, to a GPU while it computes.
@@ -110,7 +123,7 @@ class Runtime:
     @property
     def batch_dates(self):
         """Dates, over all series, encoded at once: they fill a GPU, or fit a CPU's cache."""
-        return 1 << 20 if self.on_gpu else 1 << 12
+        return 1 << 20 if self.on_gpu else 1 << 13
 
     @property
     def pad_dates(self):

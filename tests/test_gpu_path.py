@@ -1,5 +1,6 @@
 """What a GPU needs of a training step, as far as it can be shown without one."""
 
+from running import device
 from running.device import Runtime, read_ahead, start_runtime
 
 import pytest
@@ -10,6 +11,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import infer
 import train
+import utils
 from data import SentinelTimeSeriesDataset, iterate_batches
 from evaluation.validation import Validation
 
@@ -108,20 +110,43 @@ def test_read_ahead_keeps_the_order_and_hands_errors_on():
     closed.close()
 
 
-def test_a_map_is_the_same_where_threads_read_and_write(tmp_path, monkeypatch):
-    """As they do for a GPU: guards against blocks that are mixed up or lost."""
+@pytest.mark.parametrize("precision", ["float32", "auto"])
+def test_a_map_is_the_same_where_threads_read_compute_and_write(tmp_path, monkeypatch, precision):
+    """Guards against blocks and batches that are mixed up or lost."""
     make_dataset(tmp_path, tiles=1)
     train.main(tiny(tmp_path, tmp_path / "run", max_steps=1))
-    maps = []
+    maps, before = [], torch.get_num_threads()
     monkeypatch.setattr(Runtime, "block_pixels", 32)
-    for threads in (False, True):
-        if threads:
-            monkeypatch.setattr(Runtime, "read_ahead", lambda _, items: read_ahead(items))
-        config = {"checkpoint_path": str(tmp_path / "run/last.pt"), "wandb_mode": "disabled"}
-        config |= {"tile_path": str(tile_of(tmp_path)), "output_dir": str(tmp_path / f"{threads}")}
-        (folder,) = infer.main({**infer.run_config, **config})
-        maps.append((folder / "representation_map.npy").read_bytes())
-    assert maps[0] == maps[1]
+    monkeypatch.setattr(Runtime, "batch_dates", 64)
+    try:
+        for threads in (1, 3, 9):  # 9: beyond MAX_WORKERS
+            torch.set_num_threads(threads)
+            monkeypatch.setattr(device, "usable_cores", lambda threads=threads: threads)
+            with monkeypatch.context() as patch:
+                if threads == 1:
+                    patch.setattr(infer, "read_ahead", iter)
+                    patch.setattr(utils, "read_ahead", iter)
+                keys = {"checkpoint_path": str(tmp_path / "run/last.pt"), "precision": precision}
+                keys |= {"tile_path": str(tile_of(tmp_path)), "wandb_mode": "disabled"}
+                keys |= {"output_dir": str(tmp_path / f"{threads}"), "device": "cpu"}
+                (folder,) = infer.main({**infer.run_config, **keys})
+            assert torch.get_num_threads() == threads
+            maps.append((folder / "representation_map.npy").read_bytes())
+    finally:
+        torch.set_num_threads(before)
+    assert maps[0] == maps[1] == maps[2]
+
+
+def test_batches_in_threads_keep_their_order_and_hand_errors_on():
+    runtime, before = start_runtime("cpu"), torch.get_num_threads()
+    try:
+        torch.set_num_threads(3)
+        assert runtime.map_batches(lambda n: n * n, list(range(50))) == [n * n for n in range(50)]
+        with pytest.raises(ZeroDivisionError):
+            runtime.map_batches(lambda n: 1 // n, [2, 1, 0, 1])
+        assert torch.get_num_threads() == 3
+    finally:
+        torch.set_num_threads(before)
 
 
 @NEEDS_GPU
