@@ -100,7 +100,8 @@ def barlow_twins_loss(z, config, mixture=None):
     if mixture:
         weight, order = mixture
         parts["mix_up_loss"] = mix_up_loss(z_m[0], z_a, z_b[order], z_b, weight)
-        loss = loss + config["mix_up"] * config["barlow_lambda"] * parts["mix_up_loss"]
+        times = config["mix_up"] * config["mix_up_every"]  # the steps between have none
+        loss = loss + times * config["barlow_lambda"] * parts["mix_up_loss"]
     return loss, {"on_diag": on_diag, "off_diag": off_diag, **parts}
 
 
@@ -172,7 +173,7 @@ def training_loss(model, x, doys, config, runtime, step):
     if BACKBONES[config["backbone"]].any_length:
         x, doys = thin_dates(x, doys, config["min_sample_size"], seed)
     x, doys = AUGMENTATIONS[config["augment"]](x, doys, generator)
-    if config["mix_up"]:
+    if config["mix_up"] and step % config["mix_up_every"] == 0:
         x, doys, mixture = add_mixed_view(x, doys, seed + (1 << 30), rows, total)
     runtime.mark_dynamic(x, doys, days_observed)
     with runtime.autocast(training=True):

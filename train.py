@@ -75,6 +75,7 @@ run_config = {
     "harmonics": 8,  # the prediction has sines and cosines of 1 .. 8 cycles a year
     "blend": 0.5,  # share of pixels replaced by x + w (other - x), w in -0.5 .. 0.5
     "mix_up": 1.0,  # weight of mix-up regularisation, times barlow_lambda; 0: none
+    "mix_up_every": 3,  # steps from one with mix-up to the next; there it has this many times more
     "augment": "vary_years",  # a key of transforms.AUGMENTATIONS
     # optimiser
     "batch_size": 256,  # pixels a step, over all processes

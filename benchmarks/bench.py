@@ -269,7 +269,7 @@ def measure_gpu(config, work):
     folder = write_tile(work, "gpu", config["gpu_size"], config["num_dates"])
     settings, result = {**train.run_config, "batch_size": 4096}, {}
     sizes = np.linspace(settings["min_sample_size"], SAMPLE_SIZE, 4).round()  # of the views read
-    views = 3 if settings["mix_up"] else 2
+    views = 2 + (settings["mix_up"] > 0) / settings["mix_up_every"]
     flops = 3 * views * np.mean([encoder_flops(size, **MAPPED) for size in sizes])  # and back
     flops += 6 * views * (settings["latent_dim"] * 512 + 2 * 512**2)
     peak = gemm_rate(8192, "cuda", torch.bfloat16)

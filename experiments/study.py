@@ -77,10 +77,11 @@ PREDICT |= {"batch_size": 256, "learning_rate": 3e-3, "weight_decay": 1e-4, "hol
 SIZES = PREDICT | {"min_sample_size": 8}
 RATE = SIZES | {"learning_rate": 6e-3}
 HALF = RATE | {"blend": 0.5}
-MIXED = HALF | {"day_cycles": 8, "mix_up": 1.0}
+MIXED = HALF | {"day_cycles": 8, "mix_up": 1.0, "mix_up_every": 1}
 # train.py's defaults: views and length follow the data
 DEFAULTS = MIXED | {"sample_size": 0, "min_sample_size": 0, "min_samples": 0}
 DEFAULTS |= {"max_samples": train.run_config["max_samples"], "augment": "vary_years"}
+DEFAULTS |= {"mix_up_every": 3}
 RECIPES = {
     "untrained": PREDICT | {"learning_rate": 0.0, "max_steps": 1},
     "predict": PREDICT,
@@ -124,6 +125,7 @@ RECIPES = {
     "8 cycles + mix-up by day": MIXED,
     "8 cycles + mix-up by day + 4000 steps": MIXED | steps(4000),
     "from the data": DEFAULTS,
+    "from the data + mix-up in every step": DEFAULTS | {"mix_up_every": 1},
 }
 CLASSICAL = ("series", "forest", "harmonic")  # features that need no training
 

@@ -88,7 +88,7 @@ def load_checkpoint(path, kinds=tuple(KINDS)):
 
 
 # keys that older checkpoints lack, and the values that they were trained with
-OLD_CHECKPOINT_DEFAULTS = {"blend": 0.0, "day_cycles": 0}
+OLD_CHECKPOINT_DEFAULTS = {"blend": 0.0, "day_cycles": 0, "mix_up_every": 1}
 
 
 def inherit(config, keys, kinds=tuple(KINDS)):

@@ -140,6 +140,7 @@ RANGES = {
     "harmonics": (1, 182),
     "blend": (0, 1),
     "mix_up": (0, math.inf),
+    "mix_up_every": (1, 1000),
     "focal_gamma": (0, 100),
     # optimiser
     "batch_size": (2, MAX_INT),

@@ -200,10 +200,13 @@ class RecentSteps:
                     f"standardised input from {low:.3g} to {high:.3g}; "
                     "the last good checkpoint stays"
                 )
-        means = torch.stack([values for *_, values, _ in self.steps]).mean(0).tolist()
-        seconds, (_, rate, names, *_) = time.perf_counter() - self.start, self.steps[-1]
+        numbers = iter(torch.cat([values for *_, values, _ in self.steps]).tolist())
+        parts = {}  # mix-up is not in every step
+        for name in (name for _, _, names, *_ in self.steps for name in names):
+            parts.setdefault(name, []).append(next(numbers))
+        seconds = time.perf_counter() - self.start
         return {
-            "learning_rate": rate,
-            **dict(zip(names, means, strict=True)),
+            "learning_rate": self.steps[-1][1],
+            **{name: sum(values) / len(values) for name, values in parts.items()},
             "samples_per_second": world_size * self.pixels / seconds,
         }

@@ -108,6 +108,7 @@ TINY = {
     "day_cycles": 4,
     "projector_dim": 32,
     "mix_up": 1.0,  # beside prediction, so that all that a step can do takes part
+    "mix_up_every": 1,
     "learning_rate": 1e-3,
     "batch_size": 64,
     "epochs": 4,

@@ -26,6 +26,22 @@ def test_mix_up_takes_part_where_it_is_asked_for(dataset, tmp_path):
     assert not all(value.equal(other[key]) for key, value in one.items())
 
 
+def test_mix_up_in_every_third_step_has_three_times_the_weight(dataset, tmp_path):
+    for every in (1, 3):
+        keys = {"mix_up_every": every, "max_steps": 5, "log_interval": 1}
+        main(tiny(dataset, tmp_path / f"{every}", **keys))
+    one, third = (lines(tmp_path / name)[1:] for name in ("1", "3"))
+    assert ["mix_up_loss" in line for line in third] == [True, False, False, True, False]
+    first, again = one[0], third[0]  # before the weights differ
+    assert first["mix_up_loss"] == pytest.approx(again["mix_up_loss"], rel=1e-5)
+    added = 2 * 0.005 * first["mix_up_loss"]
+    assert again["loss"] == pytest.approx(first["loss"] + added, rel=1e-4)
+    keys |= {"log_interval": 5, "val_interval": 5, "checkpoint_interval": 5}
+    main(tiny(dataset, tmp_path / "rare", **keys))
+    parts = [line["mix_up_loss"] for line in third if "mix_up_loss" in line]
+    assert lines(tmp_path / "rare")[-1]["mix_up_loss"] == pytest.approx(sum(parts) / 2, rel=1e-5)
+
+
 def test_every_parameter_is_trained_also_one_without_a_dimension():
     """Regression: a temperature of a backbone of one's own was in no group of the optimiser."""
     model = torch.nn.Linear(3, 2)
