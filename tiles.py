@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 from running.config import ALL_YEAR, in_season
 from running.errors import InputError, notice, what_is_there
-from running.files import Watch, cached_array, open_npy
+from running.files import Watch, cached_array, fetch_columns, near_parts, open_npy, read_sparsely
 from running.tile_json import match_bands, read_tile_json
 
 import numpy as np
@@ -210,10 +210,11 @@ class Tile:
         content, masks = hashlib.sha256(), self.masks.reshape(self.file_shape[0], -1)
         places = scramble(np.arange(len(masks))[:, None], np.arange(4))
         bands, places = self.bands.reshape(*masks.shape, -1), places % max(1, masks.shape[1] - 63)
-        for date, place in np.ndindex(places.shape):  # other places on each date
-            pixels = slice(int(places[date, place]), int(places[date, place]) + 64)
-            content.update(bands[date, pixels])
-            content.update(masks[date, pixels])
+        with read_sparsely(bands), read_sparsely(masks):
+            for date, place in np.ndindex(places.shape):  # other places on each date
+                pixels = slice(int(places[date, place]), int(places[date, place]) + 64)
+                content.update(bands[date, pixels])
+                content.update(masks[date, pixels])
         return content.hexdigest()[:16]
 
     def read_clear(self, pixels):
@@ -237,10 +238,10 @@ class Tile:
         values = np.empty((*dates.shape, len(self.order)), np.uint16)
         as_in_file = np.array_equal(self.order, np.arange(num_bands))
         index = np.take(np.append(self.dates, -1), dates.flatten(1).numpy())  # -1: padding
-        for start in range(0, len(pixels), CACHE_PIXELS):
-            part = slice(start, start + CACHE_PIXELS)
-            source, origin = bands, 0
-            low, high = pixels[part].min(), pixels[part].max() + 1
+        for part in near_parts(pixels, CACHE_PIXELS):
+            source, origin, low, high = bands, 0, pixels[part].min(), pixels[part].max() + 1
+            if high - low < 64 * CACHE_PIXELS:
+                fetch_columns(bands, low, high)
             if high - low < 2 * CACHE_PIXELS:
                 # neighbouring pixels: one contiguous copy is faster than scattered reads
                 source, origin = bands[:, low:high].copy(), low

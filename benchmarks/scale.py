@@ -2,6 +2,7 @@
 
     python benchmarks/scale.py                    # about 20 minutes on two CPU cores
     python benchmarks/scale.py sections=memory
+    python benchmarks/scale.py sections=large     # 20 full tiles, 41 GB on the disk; not in "all"
 
 Memory is what the kernel counts while train.py and infer.py run: own memory (RssAnon and RssShmem),
 which a machine must have, apart from pages of mapped files (RssFile), which it can take back. The
@@ -11,6 +12,7 @@ rehearsal's tiles are hard links to one, so that they cost no disk; a tile each 
 import json
 import os
 import re
+import resource
 import subprocess
 import sys
 import tempfile
@@ -30,13 +32,15 @@ from running.script import run_script  # noqa: E402
 from measures import write_tile  # noqa: E402
 
 run_config = {
-    "sections": "all",  # memory, trial
+    "sections": "all",  # memory, trial; large only by its name
     "largest": 1024,  # pixels along the largest tile of the memory table
     "num_dates": 36,
     "num_tiles": 300,  # of the rehearsal
     "size": 64,  # pixels along each of them
     "processes": 2,  # that torchrun starts
     "steps": 400,  # of the rehearsal's training
+    "large_tiles": 20,  # of the section large, 73 dates x 1098 x 1098 pixels each
+    "work_dir": "",  # folder for the tiles; empty: the system's for temporary files
 }
 SMALL = {"width": 16, "depth": 1, "latent_dim": 16, "projector_dim": 32}  # memory is the data's
 
@@ -152,18 +156,86 @@ def measure_trial(config, work):
     return {"tiles": config["num_tiles"], "maps": maps, "train": trained, "infer": mapped}
 
 
-SECTIONS = {"memory": measure_memory, "trial": measure_trial}
+def forget(folder):
+    """Let the kernel drop all pages of the files in a folder, so that they are read anew."""
+    for file in folder.rglob("*.npy"):
+        with open(file, "rb") as opened:
+            os.fdatasync(opened.fileno())
+            os.posix_fadvise(opened.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+
+
+def watch_steps(arguments, folder, first, number=100):
+    """A training, stopped after `number` steps from step `first` on.
+
+    Returns seconds to the log of step `first`, samples a second, own memory, GB from the disk.
+    """
+    start, found, most, read = time.perf_counter(), None, 0, blocks_read()
+    command = [sys.executable, *arguments, "log_interval=1"]
+    child = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL)
+    while child.poll() is None:
+        lines = read_lines(folder)
+        if not found and lines and lines[-1]["step"] >= first:
+            found = time.perf_counter() - start
+        if lines and lines[-1]["step"] >= first + number:
+            child.terminate()  # it saves last.pt and stops
+        most = max(most, memory_of_family(child.pid)["own"])
+        time.sleep(0.05)
+    rates = [line["samples_per_second"] for line in read_lines(folder) if line["step"] > first]
+    return {
+        "first_step_s": round(found, 1),
+        "samples_per_second": round(float(np.median(rates))),
+        "own_gb": round(most / 2**20, 2),
+        "read_gb": round(blocks_read() - read, 2),
+    }
+
+
+def read_lines(folder):
+    """The whole lines of a metrics.jsonl, those of steps."""
+    file = folder / "metrics.jsonl"
+    lines = file.read_text().split("\n")[:-1] if file.exists() else []
+    return [line for line in map(json.loads, lines) if "samples_per_second" in line]
+
+
+def blocks_read():
+    """GB that the children of this process have read from disks."""
+    return resource.getrusage(resource.RUSAGE_CHILDREN).ru_inblock * 512 / 2**30
+
+
+def measure_large(config, work):
+    """Growth with the number of full tiles, until they are more than the memory holds."""
+    result, written, last = {}, 0, config["large_tiles"]
+    for number in sorted({1, last // 4, last // 2, last} - {0}):
+        start = time.perf_counter()
+        for index in range(written, number):
+            write_tile(work, "large", 1098, 73, f"MGRS-{index}")
+        write = (time.perf_counter() - start) / max(1, number - written)
+        written, row = number, {"write_a_tile_s": round(write, 1)}
+        tiles = Path(work) / "data" / "large"
+        for name in ("new", "counted"):  # clear observations are counted once and kept
+            forget(tiles)
+            arguments, folder = training(work, "large")
+            row[name] = watch_steps(arguments, folder, 1)
+        forget(tiles)
+        row["resumed"] = watch_steps(arguments, folder, read_lines(folder)[-1]["step"] + 1)
+        result[f"{number} tiles"] = row
+        print(f"{number} tiles: {json.dumps(row)}", flush=True)
+    return result
+
+
+SECTIONS = {"memory": measure_memory, "trial": measure_trial, "large": measure_large}
 
 
 def main(config):
     """Run the sections and print what they found as JSON."""
     sizes = {"largest": (256, 10_980), "size": (32, 10_980), "num_dates": (10, 366)}
+    sizes["large_tiles"] = (1, 10_000)
     config = check(config, **sizes, processes=(1, 64), steps=(1, 10**9))
-    names = list(SECTIONS) if config["sections"] == "all" else config["sections"].split(",")
+    names = "memory,trial" if config["sections"] == "all" else config["sections"]
+    names = names.split(",")
     if unknown := [name for name in names if name not in SECTIONS]:
         raise InputError(f"sections={unknown[0]}: wanted one of {', '.join(SECTIONS)}")
     for name in names:
-        with tempfile.TemporaryDirectory(prefix="scale-") as work:
+        with tempfile.TemporaryDirectory(prefix="scale-", dir=config["work_dir"] or None) as work:
             print(json.dumps({name: SECTIONS[name](config, work)}, indent=1), flush=True)
 
 

@@ -6,11 +6,13 @@ import fcntl
 import hashlib
 import json
 import math
+import mmap
 import os
 import shutil
 import tempfile
 import time
 from contextlib import contextmanager
+from itertools import pairwise
 from pathlib import Path
 
 from running.errors import InputError, what_is_there
@@ -82,6 +84,52 @@ def describe_files(folder, names):
     """{name: [size in bytes, time of the last change in ns]} of the files that exist."""
     stats = {name: Path(folder, name).stat() for name in names if Path(folder, name).exists()}
     return {name: [stat.st_size, stat.st_mtime_ns] for name, stat in stats.items()}
+
+
+@contextmanager
+def read_sparsely(array):
+    """While a memory-mapped array is read in few places: nothing beyond them comes from the disk.
+
+    A kernel reads ahead of each place, on some disks and networks by 8 MB, so that a thousand
+    places are a whole file.
+    """
+    mapped = getattr(array, "_mmap", None) if hasattr(mmap, "MADV_RANDOM") else None
+    if mapped is None:
+        yield
+        return
+    mapped.madvise(mmap.MADV_RANDOM)
+    try:
+        yield
+    finally:
+        mapped.madvise(mmap.MADV_NORMAL)
+
+
+def near_parts(places, size):
+    """Slices of at most `size` of some places (N,) int, cut where they jump by more than that.
+
+    Places that jump everywhere, points for example, are cut by their number alone.
+    """
+    jumps = np.flatnonzero(np.abs(np.diff(places)) > size) + 1
+    jumps = jumps if len(jumps) * 128 < len(places) else jumps[:0]
+    edges = np.union1d(jumps, np.arange(0, len(places) + size, size)).clip(max=len(places))
+    return [slice(*pair) for pair in pairwise(edges.tolist()) if pair[0] < pair[1]]
+
+
+def fetch_columns(array, low, high):
+    """Let the kernel fetch [:, low:high] of a memory-mapped array (T, N, ..): at once, and no more.
+
+    By itself it would read ahead of each of the T places, see `read_sparsely`. The array is a whole
+    file of open_npy, whose numbers are the end of it.
+    """
+    mapped = getattr(array, "_mmap", None) if hasattr(mmap, "MADV_WILLNEED") else None
+    if mapped is None:
+        return
+    mapped.madvise(mmap.MADV_RANDOM)
+    size, stride = array[0, low:high].nbytes, array.strides[0]
+    first = len(mapped) - array.nbytes + low * array.strides[1]
+    for start in range(int(first), len(mapped), stride):
+        page = start - start % mmap.PAGESIZE
+        mapped.madvise(mmap.MADV_WILLNEED, page, start + size - page)
 
 
 def open_npy(path, wanted):

@@ -4,8 +4,15 @@ import subprocess
 
 from running.checkpoints import load_checkpoint
 from running.errors import InputError, what_is_there
-from running.files import atomic_write
+from running.files import (
+    atomic_write,
+    fetch_columns,
+    near_parts,
+    open_npy,
+    read_sparsely,
+)
 
+import numpy as np
 import pytest
 import torch
 from helpers import map_tile, run, save_small_checkpoint, tile_of
@@ -132,3 +139,24 @@ def test_each_wrong_path_of_a_script_lists_what_is_there(workplace, maps, tmp_pa
     with pytest.raises(InputError, match=listed) as error:
         run(script, **{key: value for key, value in keys.items() if key in script.run_config})
     assert "\n" not in str(error.value)
+
+
+def test_parts_of_places_are_near_each_other():
+    places = np.r_[0:700, 5000:5300, 90_000:90_010]
+    parts = [(part.start, part.stop) for part in near_parts(places, 512)]
+    assert parts == [(0, 512), (512, 700), (700, 1000), (1000, 1010)]
+    points = np.arange(0, 1_000_000, 1000)
+    assert [part.stop for part in near_parts(points, 512)] == [512, 1000]
+    assert near_parts(points[:0], 512) == []
+
+
+def test_advice_to_the_kernel_changes_no_number(tmp_path):
+    """Of a mapped file, of a part in memory, and where the end of the file is in the last page."""
+    values = np.random.default_rng(0).integers(0, 9999, (5, 3001, 7)).astype(np.uint16)
+    np.save(tmp_path / "bands.npy", values)
+    for array in (open_npy(tmp_path / "bands.npy", "an array"), values):
+        for low, high in ((0, 10), (1234, 2900), (2990, 3001)):
+            fetch_columns(array, low, high)
+            np.testing.assert_array_equal(array[:, low:high], values[:, low:high])
+        with read_sparsely(array):
+            np.testing.assert_array_equal(array[::2, 17], values[::2, 17])
