@@ -61,10 +61,11 @@ from backbones import build_backbone  # noqa: E402
 from barlow_twins import BarlowTwins, Projector  # noqa: E402
 from data import SentinelTimeSeriesDataset, iterate_batches  # noqa: E402
 from tiles import Tile  # noqa: E402
+from transforms import standardise  # noqa: E402
 from utils import encode_series  # noqa: E402
 
 run_config = {
-    # input, training, inference, encoder, mapping, profile, growth, processes, startup, gpu
+    # input, training, family, inference, encoder, mapping, profile, growth, processes, startup, gpu
     "sections": "all",
     "before_dir": "",  # folder of an earlier checkout, which maps in turn with this one
     "size": 256,  # pixels along the tile
@@ -115,6 +116,51 @@ def measure_input(config, work):
         }
     torch.set_num_threads(threads)
     return result
+
+
+def measure_family(config, work):
+    """Input beside that of TESSERA's public trainer: views drawn ahead, two for all of an epoch.
+
+    There they lie on the disk as two arrays (N, 40, 11), whose rows a loader reads in any order.
+    One core, page cache warm, views of 40 dates on both sides. Bytes are those of a pixel.
+    """
+    folder, dates = write_tile(work, "family", config["size"], config["num_dates"]), 40
+    dataset = SentinelTimeSeriesDataset(work, "family", sample_size=dates, batch_size=256)
+    mean, std = dataset.mean, dataset.std
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+
+    def draw_ahead():
+        bands, doys = zip(*dataset, strict=True)
+        for view in (0, 1):
+            np.save(Path(work) / f"bands{view}.npy", torch.cat(bands)[:, view].numpy())
+            np.save(Path(work) / f"doys{view}.npy", torch.cat(doys)[:, view].numpy())
+
+    def read_drawn():
+        names = ("bands0", "bands1", "doys0", "doys1")
+        arrays = [np.load(Path(work) / f"{name}.npy", mmap_mode="r") for name in names]
+        order = np.random.default_rng(0).permutation(len(arrays[0]))
+        for start in range(0, len(order), 256):
+            rows = np.sort(order[start : start + 256])
+            bands = torch.from_numpy(np.stack([array[rows] for array in arrays[:2]], 1))
+            yield standardise(bands, mean, std), [array[rows] for array in arrays[2:]]
+
+    ahead = seconds(draw_ahead)
+    taken = in_turn(
+        config["rounds"],
+        ours=lambda: [None for _ in iterate_batches(dataset)],
+        drawn=lambda: [None for _ in read_drawn()],
+    )
+    torch.set_num_threads(threads)
+    number = dataset.num_pixels
+    tile = sum((folder / f"{name}.npy").stat().st_size for name in ("bands", "masks"))
+    return {
+        "samples_per_second": number / taken["ours"],
+        "samples_per_second_drawn_ahead": number / taken["drawn"],
+        "samples_per_second_of_drawing_and_writing": number / ahead,
+        "bytes_of_the_tile": tile / config["size"] ** 2,
+        "more_bytes_drawn_ahead": 2 * dates * (2 * BANDS + 2),
+    }
 
 
 def make_step(model, settings=STEP, runtime=None):
@@ -313,6 +359,7 @@ def measure_profile(config, work):
 SECTIONS = {
     "input": measure_input,
     "training": measure_training,
+    "family": measure_family,
     "inference": measure_inference,
     "encoder": measure_encoder,
     "mapping": measure_mapping,

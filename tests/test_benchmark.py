@@ -96,6 +96,7 @@ def test_benchmark_at_a_tiny_size(tmp_path, monkeypatch):
     sections = [
         "input",
         "training",
+        "family",
         "inference",
         "encoder",
         "mapping",
