@@ -83,10 +83,10 @@ class Runtime:
         threads = torch.get_num_threads()
         if self.on_gpu or min(threads, len(batches)) < 2:
             return [function(batch) for batch in batches]
-        workers = min(threads, MAX_WORKERS)
-        torch.set_num_threads(threads // workers)  # of each new thread
+        each = -(-threads // MAX_WORKERS)
+        torch.set_num_threads(each)  # of each new thread
         try:
-            with ThreadPoolExecutor(workers) as pool:
+            with ThreadPoolExecutor(threads // each) as pool:
                 return list(pool.map(function, batches))
         finally:
             torch.set_num_threads(threads)
