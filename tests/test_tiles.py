@@ -7,6 +7,7 @@ from running.errors import InputError
 
 import numpy as np
 import pytest
+import torch
 from helpers import make_dataset, make_tile, save
 
 from data import SentinelTimeSeriesDataset
@@ -112,3 +113,14 @@ def test_blocks_are_square_and_depend_on_name_and_seed(dataset):
     assert (one.split_map(4) == split).all()
     assert (other.split_map(4) != split).any()
     assert (one.split_map(4, seed=1) != split).any()
+
+
+def test_any_pixels_are_read_as_they_are_stored(tmp_path):
+    """Blocks that do not begin at the tile's first pixel, far apart, and single points."""
+    tile = Tile(make_tile(tmp_path / "MGRS-0", (20, 60, 90, 4)))
+    bands = np.load(tile.path / "bands.npy").reshape(20, -1, 4)
+    for pixels in (np.arange(4000, 5400), np.r_[900:2300, 4700:5400], np.arange(7, 5400, 601)):
+        dates = torch.from_numpy(np.random.default_rng(0).integers(0, 20, (len(pixels), 3)))
+        found, doys = tile.read_dates(pixels, dates)
+        np.testing.assert_array_equal(found, bands[dates.numpy(), pixels[:, None]])
+        np.testing.assert_array_equal(doys, tile.doys[dates.numpy()])
