@@ -233,7 +233,8 @@ export function showClasses(app) {
   labels.classes.forEach(({ code, name, color }, i) => {
     const [pick, tint, text, number, remove] = box.children[i].children;
     const { pixels, clicks } = counts.get(code);
-    [tint.value, text.value] = [color, name];
+    tint.value = color;
+    if (text !== document.activeElement) text.value = name; // not over what is being typed
     number.textContent = pixels === clicks ? `${clicks}` : `${clicks} / ${pixels} px`;
     pick.setAttribute("aria-label", `Choose ${name}`);
     tint.setAttribute("aria-label", `Colour of ${name}`);
