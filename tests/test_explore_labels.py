@@ -116,6 +116,21 @@ def test_fingers_tap_move_and_zoom(opened, place):
     assert page.js("document.documentElement.scrollWidth") <= 400
 
 
+def test_a_map_that_is_ready_leaves_a_name_that_is_being_typed(page):
+    page.label([(2, 3, 1), (5, 8, 2)])
+    name = "#classes li:nth-child(1) input[type=text]"
+    page.page.fill(name, "maize")
+    page.learned()
+    page.js("explore.refresh()")
+    assert page.page.input_value(name) == "maize"
+    page.page.fill(name, "  ")  # no name at all becomes one when the field is left
+    page.page.keyboard.press("Tab")
+    assert page.page.input_value(name) == page.js("explore.labels.classes[0].name") == "Class 1"
+    page.page.fill(name, " maize ")
+    page.page.keyboard.press("Enter")
+    assert page.page.input_value(name) == page.js("explore.labels.classes[0].name") == "maize"
+
+
 def test_sessions_stay_in_the_browser_and_in_files(page, opened, place, tmp_path):
     page.label([(5, 5, 1), (8, 40, 2)])
     page.page.fill("#classes li:nth-child(1) input[type=text]", "Maïs <b>")

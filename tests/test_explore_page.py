@@ -352,22 +352,6 @@ def test_a_class_of_the_tiles_name_has_its_colour(opened, tmp_path):
     assert page.js("explore.labels.classes") == [{"code": 1, **classes["7"]}]
 
 
-def test_a_map_that_is_ready_leaves_a_name_that_is_being_typed(opened, tmp_path):
-    page = opened(make_page(representation_path=save_map(tmp_path, random_map())))
-    page.label([(2, 3, 1), (5, 8, 2)])
-    name = "#classes li:nth-child(1) input[type=text]"
-    page.page.fill(name, "maize")
-    page.learned()
-    page.js("explore.refresh()")
-    assert page.page.input_value(name) == "maize"
-    page.page.fill(name, "  ")  # no name at all becomes one when the field is left
-    page.page.keyboard.press("Tab")
-    assert page.page.input_value(name) == page.js("explore.labels.classes[0].name") == "Class 1"
-    page.page.fill(name, " maize ")
-    page.page.keyboard.press("Enter")
-    assert page.page.input_value(name) == page.js("explore.labels.classes[0].name") == "maize"
-
-
 def test_a_thinned_page_exports_labels_on_the_tiles_own_pixels(opened, tmp_path):
     tile = make_tile(tmp_path / "MGRS-0", (20, 41, 50, 4), labels=False, **GEO)
     path = save_map(tmp_path / "out", random_map((41, 50, 6)), tile_path=str(tile))
