@@ -37,10 +37,7 @@ from data import (
 )
 from evaluation.seen_pixels import record_splits
 from evaluation.validation import Validation
-from maps.false_color import color_tile
-from maps.pictures import plot_false_color, thin_place
 from tiles import Tile, checkpoint_bands, find_days, notice_splits
-from trained.card import write_card
 from training.recipe import fill_in, find_length, read_recipe
 from transforms import AUGMENTATIONS
 from utils import learning_rate, plot_cross_corr
@@ -226,6 +223,10 @@ def plot_embeddings(run, data, max_pixels):
 
     Returns the path of the picture, or None where too little is valid.
     """
+    # take .3 s to import, and a first step draws nothing
+    from maps.false_color import color_tile
+    from maps.pictures import plot_false_color, thin_place
+
     tile, path = data.picture_tile, run.output_dir / "false_color.png"
     stride = -(-max(tile.shape[1:3]) // max_pixels)
     statistics = data.train.mean, data.train.std, run.config["min_valid"]
@@ -293,6 +294,7 @@ def train(run, data, validate, length):
     warmup_steps = min(config["warmup_steps"], math.ceil(length.total_steps / 10))
     schedule = (length.total_steps, warmup_steps, config["hold_fraction"])
     data.train.set_steps(progress.step, length.stop_step)
+    run.log.wait()
     workers = runtime.workers(config["num_workers"])
     bar = ProgressBar(
         total=length.stop_step, initial=progress.step, unit="step", disable=not runtime.is_main
@@ -378,6 +380,8 @@ def print_start(run, data, length):
 
 def wrap_up(run, data, validate):
     """Print where the files of the run are."""
+    from trained.card import write_card  # as in plot_embeddings
+
     output_dir, progress = run.output_dir, run.progress
     run.keep_a_best()
     write_card(run, run_config, (data.train, data.validation))

@@ -8,6 +8,7 @@ from running.errors import notice
 
 import numpy as np
 import torch
+from joblib import parallel_config
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import f1_score
 from sklearn.model_selection import StratifiedGroupKFold, cross_val_predict
@@ -111,7 +112,8 @@ class LinearProbe:
         y, _ = encode_series(backbone, self.x, self.doys, runtime)
         labels = self.labels.numpy()
         probe = make_pipeline(StandardScaler(), LogisticRegression(max_iter=500))
-        with threadpool_limits(1):  # small products; more threads would wait for each other
+        # the products are too small to be divided, so each thread has a fold of its own
+        with threadpool_limits(1), parallel_config("threading", n_jobs=torch.get_num_threads()):
             predicted = cross_val_predict(probe, y.numpy(), labels, cv=self.folds)
         return float(f1_score(labels, predicted, average="macro"))
 

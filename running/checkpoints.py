@@ -154,7 +154,7 @@ class Run:
             notice(f"{self.output_dir}: begun in {words[0]}, resumes in {words[1]} (precision=)")
         wandb_id = last["wandb_id"] if last else ""
         self.log = start_log(self.config, KINDS[self.kind], self.output_dir, self.runtime, wandb_id)
-        self.header["wandb_id"] = self.log.run_id or wandb_id
+        self.header["wandb_id"] = self.log.run_id
         if self.runtime.is_main:
             remove_parts(self.output_dir)
             last_line = self.progress.line["step"] if self.progress.step else -1

@@ -2,8 +2,10 @@
 
 import json
 import os
+import secrets
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from running.errors import InputError
@@ -18,11 +20,29 @@ LINE_SECONDS = 30  # between two lines of a bar that is written to a file
 
 
 class RunLog:
-    """metrics.jsonl and the wandb run of a script; silent on all processes but the first."""
+    """metrics.jsonl and the wandb run of a script; silent on all processes but the first.
 
-    def __init__(self, file=None, run=None):
-        self.file, self.run = file, run
-        self.run_id = run.id if run else ""
+    run_id: of the wandb run; start: begins it, and returns it and what to print. It is called in a
+    thread, since it takes a second that no script needs to wait for before its first line.
+    """
+
+    def __init__(self, file=None, run_id="", start=None):
+        self.file, self.run_id, self.run, self._starting = file, run_id, None, None
+        if start:
+            pool = ThreadPoolExecutor(1)
+            self._starting = pool.submit(start)
+            pool.shutdown(wait=False)
+
+    def wait(self):
+        """Wait until the wandb run has begun: no process may be forked before."""
+        starting, self._starting = self._starting, None
+        if starting:
+            try:
+                self.run, message = starting.result()
+            except Exception as error:  # pydantic's of a WANDB_ variable, the service's, ..
+                message = _lost(error, self.file)
+            if message:
+                print(message)
 
     def line(self, metrics):
         """Log numbers; metrics["step"] counts up."""
@@ -41,6 +61,7 @@ class RunLog:
 
     def _to_wandb(self, content, step, as_images=False):
         """Log to wandb; where it fails, say so once and continue without it."""
+        self.wait()
         if self.run:
             try:
                 if as_images:
@@ -56,6 +77,7 @@ class RunLog:
         self.run = None
 
     def finish(self):
+        self.wait()
         if self.run:
             try:
                 if not self.run.offline:
@@ -78,16 +100,16 @@ def start_log(config, job_type, output_dir, runtime, run_id=""):
     if mode == "auto" and os.environ.get("WANDB_MODE") in ("online", "offline", "disabled"):
         mode = os.environ["WANDB_MODE"]
     if mode == "disabled":
-        return RunLog(file)
-    try:
-        return RunLog(file, _start_wandb(config, job_type, mode, run_id))
-    except Exception as error:  # pydantic's of a WANDB_ variable, the service's: no run ends for it
-        print(_lost(error, file))
-        return RunLog(file)
+        return RunLog(file, run_id)
+    is_resumed, run_id = bool(run_id), run_id or secrets.token_hex(4)
+    return RunLog(file, run_id, lambda: _start_wandb(config, job_type, mode, run_id, is_resumed))
 
 
-def _start_wandb(config, job_type, mode, run_id):
-    """A wandb run; offline where online fails. Raises whatever wandb does where both fail."""
+def _start_wandb(config, job_type, mode, run_id, is_resumed):
+    """A wandb run and what to print of it, "" for nothing; offline where online fails.
+
+    Raises whatever wandb does where both fail.
+    """
     import wandb  # takes seconds, so only where a log starts
 
     reason = ""
@@ -99,19 +121,18 @@ def _start_wandb(config, job_type, mode, run_id):
         "job_type": job_type,
         "config": dict(config),
         "dir": config.get("wandb_dir") or None,
-        "id": run_id or None,
+        "id": run_id,
         "reinit": "finish_previous",
         "settings": wandb.Settings(silent=True, console="off", init_timeout=30),
     }
     if mode == "online":
         try:
-            return wandb.init(mode="online", resume="allow" if run_id else None, **options)
+            return wandb.init(mode="online", resume="allow" if is_resumed else None, **options), ""
         except (wandb.errors.Error, OSError, TimeoutError) as error:
             reason = f"online logging failed ({_one_line(error)}), so "
     run = wandb.init(mode="offline", **options)
     folder = os.path.relpath(run.settings.wandb_dir)
-    print(f"wandb: {reason}the run is logged offline; to upload it: {SYNC} {folder}")
-    return run
+    return run, f"wandb: {reason}the run is logged offline; to upload it: {SYNC} {folder}"
 
 
 def _lost(error, file):

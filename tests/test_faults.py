@@ -365,7 +365,7 @@ class Broken:
 
 @pytest.mark.parametrize("pictures", [{}, {"name": "not there.png"}])
 def test_wandb_that_is_lost_in_the_middle_is_said_once(tmp_path, capsys, monkeypatch, pictures):
-    log = RunLog(tmp_path / "metrics.jsonl", Broken())
+    log = RunLog(tmp_path / "metrics.jsonl", "x", lambda: (Broken(), ""))
     if pictures:
         monkeypatch.setattr("wandb.Image", Broken().log)  # it copies a picture, to a full disk
         log.images(pictures)

@@ -8,11 +8,11 @@ import subprocess
 import sys
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from threading import Thread
+from threading import Event, Thread
 
 from running import log as running_log
 from running.device import Runtime
-from running.log import SYNC, ProgressBar, start_log
+from running.log import SYNC, ProgressBar, RunLog, start_log
 
 import pytest
 import torch
@@ -53,12 +53,29 @@ def test_wandb_that_cannot_be_imported_is_said_once(tmp_path, monkeypatch, capsy
     assert lines(tmp_path) == [{"step": 1}]
 
 
+def test_no_script_waits_for_wandb_to_start(tmp_path, capsys):
+    class Run:
+        offline, logged, finish = True, [], lambda self: None
+
+        def log(self, content, step):
+            self.logged.append((step, content))
+
+    begin, run = Event(), Run()
+    log = RunLog(tmp_path / "metrics.jsonl", "x", lambda: (begin.wait(20) and run, "offline"))
+    assert (log.run, log.run_id, capsys.readouterr().out) == (None, "x", "")
+    begin.set()
+    log.line({"step": 3, "loss": 1.0})
+    log.finish()
+    assert (run.logged, capsys.readouterr().out) == ([(3, {"step": 3, "loss": 1.0})], "offline\n")
+
+
 # ---- offline runs --------------------------------------------------------------------------------
 
 
 def log_in_two_parts(folder):
     """An offline run of steps 0 to 4, resumed for 5 to 8, beside another one: the run's id."""
     config, run_id = {"wandb_mode": "auto", "wandb_dir": str(folder)}, ""
+    folder.mkdir(exist_ok=True)
     for steps in (range(5), range(5, 9)):
         log = start_log(config, "train", folder, HERE, run_id)
         for step in steps:
