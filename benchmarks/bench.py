@@ -49,6 +49,7 @@ from measures import (  # noqa: E402
     encoder_flops,
     gemm_rate,
     in_turn,
+    memory_of,
     run_child,
     seconds,
     synchronise,
@@ -145,7 +146,9 @@ def measure_family(config, work):
             bands = torch.from_numpy(np.stack([array[rows] for array in arrays[:2]], 1))
             yield standardise(bands, mean, std), [array[rows] for array in arrays[2:]]
 
+    memory = memory_of(iterate_batches(dataset))  # before its arrays are there
     ahead = seconds(draw_ahead)
+    memory_drawn = memory_of(read_drawn())
     taken = in_turn(
         config["rounds"],
         ours=lambda: [None for _ in iterate_batches(dataset)],
@@ -158,6 +161,8 @@ def measure_family(config, work):
         "samples_per_second": number / taken["ours"],
         "samples_per_second_drawn_ahead": number / taken["drawn"],
         "samples_per_second_of_drawing_and_writing": number / ahead,
+        "memory_gb": memory,
+        "memory_gb_drawn_ahead": memory_drawn,
         "bytes_of_the_tile": tile / config["size"] ** 2,
         "more_bytes_drawn_ahead": 2 * dates * (2 * BANDS + 2),
     }

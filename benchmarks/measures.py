@@ -1,6 +1,7 @@
 """What the benchmarks share: a tile to read, times and rates of products."""
 
 import os
+import re
 import subprocess
 import sys
 import time
@@ -50,6 +51,17 @@ def seconds(function):
     start = time.perf_counter()
     function()
     return time.perf_counter() - start
+
+
+def memory_of(batches):
+    """GB of own memory that this process has more of, at most, while it reads batches."""
+    status = Path("/proc/self/status")
+
+    def own():
+        return int(re.search(r"RssAnon:\s*(\d+)", status.read_text())[1]) / 2**20
+
+    before = own()
+    return max(own() for _ in batches) - before
 
 
 def in_turn(rounds, **functions):

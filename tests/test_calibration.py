@@ -3,15 +3,19 @@
 import json
 
 from running.checkpoints import load_checkpoint, save_checkpoint
+from running.device import start_runtime
 from running.errors import InputError
 
 import numpy as np
 import pytest
+import torch
 from helpers import fine_tune, run, tile_of
 from scipy.special import log_softmax, softmax
 
 import infer
 import train_classification
+from backbones import load_classifier
+from data import SentinelTimeSeriesDatasetForDownstreaming, iterate_batches
 from evaluation import calibration
 from evaluation.calibration import (
     fit_temperature,
@@ -22,8 +26,10 @@ from evaluation.calibration import (
     score_calibration,
 )
 from evaluation.classifiers import find_label_folds, fit_classifier
+from tiles import checkpoint_bands
 from trained.encoder import Encoder
 from training import report
+from utils import encode_series
 
 
 def planted(temperature, count=4000, classes=5, seed=0):
@@ -73,6 +79,19 @@ def test_labels_out_of_folds_were_not_seen():
     assert len(predict_folds(y[:2], np.array([0, 1]), 2, np.arange(2))[1]) == 0
 
 
+def logits_of(workplace, best, split):
+    """Logits (N, C) and numbers (N,) of the classes of labelled pixels, from the weights alone."""
+    bands = checkpoint_bands(best, "best.pt")
+    keys = {"split": split, "bands": bands, "block_size": best["config"]["block_size"]}
+    keys |= {"min_valid": best["config"]["min_valid"], "batch_size": 512}
+    data = SentinelTimeSeriesDatasetForDownstreaming(workplace, "toy", **keys)
+    x, doys, labels, _ = (torch.cat(parts) for parts in zip(*iterate_batches(data), strict=True))
+    _, logits = encode_series(load_classifier(best), x, doys, start_runtime("cpu", "float32"))
+    return logits.double().numpy(), np.searchsorted(
+        sorted(map(int, best["classes"])), labels.numpy()
+    )
+
+
 @pytest.mark.parametrize("label_count", [0, 40])
 def test_a_fine_tuned_checkpoint_is_calibrated(workplace, tmp_path, label_count, capsys):
     scores = fine_tune(workplace, tmp_path / "out", epochs=2, label_count=label_count)
@@ -81,7 +100,15 @@ def test_a_fine_tuned_checkpoint_is_calibrated(workplace, tmp_path, label_count,
     assert best["temperature"] != 1
     assert scores["calibration"]["temperature"] == best["temperature"]
     assert scores["calibration"]["fitted_to"] == source
-    assert f"temperature {best['temperature']:.2f}, fitted to {source}" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert f"temperature {best['temperature']:.2f}, fitted to {source}" in out
+    assert "95 % intervals, from the variance between blocks: accuracy " in out
+    if not label_count:
+        found = fit_temperature(*logits_of(workplace, best, "validation"))
+        assert best["temperature"] == pytest.approx(found, rel=1e-3)
+    tested = measure_calibration(*logits_of(workplace, best, "test"), best["temperature"])
+    error = scores["expected_calibration_error"]
+    assert error == pytest.approx(tested["expected_calibration_error"], abs=1e-3)
     pixels = [
         sum(one["pixels"] for one in scores["calibration"][k]) for k in ("bins", "bins_before")
     ]

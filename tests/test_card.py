@@ -88,6 +88,11 @@ def test_a_card_says_what_tiles_say(tmp_path):
     assert cell(text, "region").startswith("not recorded")
     assert "Data, as in `tile.json`: CC-BY-4.0." in text
     assert "Tiles are simulated" in text
+    tile = Tile(tile_of(tmp_path))
+    inside = [date for date, day in zip(dates, tile.doys, strict=True) if 60 <= day <= 200]
+    tile.choose_dates(60, 200)
+    assert card.describe_dates([tile]).startswith(f"{inside[0]} to {inside[-1]}; days of year ")
+    assert 0 < len(inside) < len(dates)
 
 
 def test_intervals_where_there_are_any():
@@ -102,7 +107,7 @@ def test_intervals_where_there_are_any():
 def test_a_card_of_a_season_that_starts_from_an_encoder(workplace, tmp_path, monkeypatch):
     """Settings, steps, the pixels that were read, and what limits the checkpoint."""
     monkeypatch.setattr(card, "NAMED", 1)
-    fine_tune(workplace, tmp_path, epochs=3, start="40", end="300", min_valid=6)
+    fine_tune(workplace, tmp_path, epochs=3, start="40", end="300", min_valid=6, seed=3)
     text, best = (tmp_path / "model_card.md").read_text(), load_checkpoint(tmp_path / "best.pt")
     assert cell(text, "tiles") == "2: MGRS-0 and 1 more"
     assert "A pixel with fewer than 6 clear observations has no embedding." in text

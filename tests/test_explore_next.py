@@ -43,6 +43,7 @@ def test_proposes_the_least_margin_away_from_labels(page, place):
             rows, columns = (slice(max(0, i - 1) * SIDE, (i + 2) * SIDE) for i in (r, c))
             far[rows, columns] = False
         assert margin[row, column] <= margin[far].min() + 1e-6
+        assert far[row, column]
         assert valid[row, column]
         assert min(max(abs(row - r), abs(column - c)) for r, c in taken) > 1
         taken.append((row, column))
@@ -75,6 +76,16 @@ def test_number_keys_label_one_proposal_after_another(opened, place):
     assert runs[0] == runs[1]
 
 
+def test_without_maps_at_once_the_next_proposal_needs_none(page, place):
+    page.label(draw_clicks(place, 1)[:3])
+    page.learned()
+    page.js("explore.view.auto = false")
+    page.page.keyboard.press("n")
+    version, first = page.js("explore.learnedVersion"), page.js("explore.proposals.pixel")
+    assert answer(page, "1") != first
+    assert page.js("explore.learnedVersion") == version < page.js("explore.labels.version")
+
+
 @pytest.mark.parametrize("method", ["softmax", "nearest"])
 def test_proposals_end_where_nothing_is_left(opened, tmp_path, method):
     values = random_map((6, 9, 4))
@@ -85,6 +96,8 @@ def test_proposals_end_where_nothing_is_left(opened, tmp_path, method):
     page.js(f"explore.view.method = '{method}'")
     page.label([(0, 0, 1), (0, 2, 2)])
     page.learned()
+    if method == "nearest":  # one vote of two for each class
+        assert set(page.array("explore.found.prediction.margin")[:18]) == {0}
     found = []
     while page.js("explore.proposals.next(), explore.proposals.going"):
         found.append(page.js("explore.proposals.pixel"))

@@ -1,6 +1,7 @@
 """read_inference_map.py: class areas, and agreement with labels."""
 
 import json
+import re
 import shutil
 
 from running.checkpoints import load_checkpoint, save_checkpoint
@@ -32,7 +33,10 @@ def test_areas_and_agreement(workplace, tmp_path, capsys):
     assert result["estimates"]["hectares"] == pytest.approx((class_map > 0).sum() * 0.01)
     out = capsys.readouterr().out
     assert "no display to open a window on" in out
-    assert " ha" in out
+    assert "mapped  area, ha" in out
+    for row in result["estimates"]["classes"].values():
+        area = row["area_hectares"]["estimate"]
+        assert area is None or re.search(rf"{row['name'][:24]} .* {area:.2f} \(", out)
     np.save(folder / "wrong.npy", labels[:5])
     with pytest.raises(InputError, match=r"wrong.npy: found shape \(5, 16\), wanted \(24, 16\)"):
         run(

@@ -124,6 +124,8 @@ def test_as_many_points_as_the_standard_error_needs(folder, tmp_path):
     more = draw(folder, output_dir=tmp_path / "b", users_accuracy="crop=.6,3=.7,.9", **keywords)
     few, more = (len(json.loads(p.with_suffix(".json").read_text())["points"]) for p in (few, more))
     assert few == 99 and more > 120, "of 5040 pixels .09 / (.03^2 + .09 / 5040) = 98.04"
+    with pytest.raises(InputError, match="standard_error=0.6: wanted 1e-06 to 0.5"):
+        draw(folder, count=0, standard_error=0.6, output_dir=tmp_path / "c")
     for text in ("Sea=.9", ".9,1.5", "often"):
         with pytest.raises(InputError, match="users_accuracy=.*wanted a number between 0 and"):
             draw(folder, output_dir=tmp_path / "c", users_accuracy=text)
@@ -190,9 +192,23 @@ def test_unlabelled_points_are_counted_and_left_out(folder, capsys):
     assert "found 30 of 120 points without a label, which are left out" in capsys.readouterr().out
     design = json.loads(path.with_suffix(".json").read_text())
     rare = [point["id"] for point in design["points"] if point["stratum"] == 2]
+    label(path, folder, skip=rare[1:])
+    classes = read(folder, path)["classes"]  # a stratum of one point says nothing of itself alone
+    errors = {code: row["users_accuracy"]["standard_error"] for code, row in classes.items()}
+    assert [errors[code] is None for code in "123"] == [False, False, True]
     label(path, folder, skip=rare)
     assert read(folder, path)["overall_accuracy"]["estimate"] is None
     assert "Lake: found no labelled point in" in capsys.readouterr().out
+
+
+def test_a_point_where_the_map_has_no_data_any_more_is_left_out(folder, capsys):
+    path = draw(folder)
+    points, mapped = label(path, folder), np.load(folder / "classification_map.npy")
+    mapped[points["row"][:3], points["column"][:3]] = 0
+    np.save(folder / "classification_map.npy", mapped)
+    assert read(folder, path)["points"] == 117
+    line = f"{path}: found 3 points where the map has no data; left out"
+    assert line in capsys.readouterr().out
 
 
 def test_another_map_keeps_the_strata_of_the_sample(folder, capsys):
