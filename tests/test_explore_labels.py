@@ -21,10 +21,8 @@ from browser import (
 )
 from helpers import make_tile, run
 from rasterio.warp import transform as reproject
-from sklearn.linear_model import LogisticRegression
 
 import train_classification
-from evaluation.calibration import fit_temperature
 from tiles import Tile
 
 pytest_plugins = ["browser"]  # its fixtures
@@ -420,27 +418,3 @@ def test_what_is_unlike_the_training_is_shown(opened, tmp_path):
     for row, words in ((5, "yes"), (15, "no: outside")):
         page.look(row, 7)
         assert f"Like the training\n{words}" in page.page.inner_text("#pixelFacts")
-
-
-def test_confidence_is_calibrated_on_clicks_that_were_left_out(page, place):
-    """As by scikit-learn on the same folds, and evaluation/calibration.py."""
-    representations, _ = truth(place)
-    clicks = draw_clicks(place, 10)
-    page.js("explore.view.auto = false")
-    page.label(clicks)
-    page.page.click("#learn")
-    page.learned()
-    valid = np.isfinite(representations).all(-1)
-    rows, columns, codes = np.array(clicks).T
-    x = representations[rows, columns] / np.sqrt(representations[valid].var(0).mean())
-    fold = (np.arange(len(codes)) % 10 + codes - 1) % 5
-    logits, order = [], np.argsort(fold, kind="stable")
-    for number in range(5):
-        model = LogisticRegression(max_iter=2000).fit(x[fold != number], codes[fold != number])
-        logits.append(model.decision_function(x[fold == number]))
-    wanted = fit_temperature(np.concatenate(logits), codes[order] - 1)
-    assert page.js("explore.score.temperature") == pytest.approx(wanted, rel=0.05)
-    page.page.check("input[name=method][value=nearest]", force=True)
-    page.page.click("#learn")
-    page.learned()
-    assert page.js("explore.score.clicks") == len(clicks), "shares of neighbours stay as they are"
