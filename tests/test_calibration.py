@@ -9,7 +9,7 @@ from running.errors import InputError
 import numpy as np
 import pytest
 import torch
-from helpers import fine_tune, run, tile_of
+from helpers import fine_tune, read_wandb, run, tile_of
 from scipy.special import log_softmax, softmax
 
 import infer
@@ -94,7 +94,8 @@ def logits_of(workplace, best, split):
 
 @pytest.mark.parametrize("label_count", [0, 40])
 def test_a_fine_tuned_checkpoint_is_calibrated(workplace, tmp_path, label_count, capsys):
-    scores = fine_tune(workplace, tmp_path / "out", epochs=2, label_count=label_count)
+    logged = {"wandb_mode": "offline", "wandb_dir": tmp_path / "out"} if label_count else {}
+    scores = fine_tune(workplace, tmp_path / "out", epochs=2, label_count=label_count, **logged)
     best = load_checkpoint(tmp_path / "out/best.pt")
     source = "folds of the training labels" if label_count else "the validation split"
     assert best["temperature"] != 1
@@ -114,6 +115,9 @@ def test_a_fine_tuned_checkpoint_is_calibrated(workplace, tmp_path, label_count,
     ]
     assert pixels == [np.sum(scores["confusion_matrix"])] * 2, "all pixels of the test split"
     assert (tmp_path / "out/reliability.png").read_bytes()[:4] == b"\x89PNG"
+    if logged:
+        pictures = [file.name for file in read_wandb(tmp_path / "out")[1] if file.exists()]
+        assert any(name.startswith("reliability_") for name in pictures)
     last = json.loads((tmp_path / "out/metrics.jsonl").read_text().splitlines()[-1])
     key = "expected_calibration_error"
     assert last[f"test_{key}"] == scores[key]

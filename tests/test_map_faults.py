@@ -14,6 +14,7 @@ from running.files import lock_folder
 
 import numpy as np
 import pytest
+import torch
 from helpers import Fork, kill_again_and_again
 from map_helpers import (
     CLASSES,
@@ -214,7 +215,8 @@ def test_a_stopped_run_is_resumed(place, tmp_path, monkeypatch, capsys):
 
 
 @pytest.mark.parametrize(
-    "change", ["checkpoint", "tile", "format", "blocks", "cut part", "damaged progress"]
+    "change",
+    ["checkpoint", "tile", "format", "blocks", "processor", "cut part", "damaged progress"],
 )
 def test_a_map_that_was_made_from_something_else_is_not_resumed(
     place, tmp_path, monkeypatch, change
@@ -222,11 +224,16 @@ def test_a_map_that_was_made_from_something_else_is_not_resumed(
     monkeypatch.setattr(Runtime, "block_pixels", 64)
     tile, out = tmp_path / "MGRS-A", tmp_path / "out"
     shutil.copytree(place / "MGRS-A", tile)
+    keywords, fast_in_bf16 = {"tile_path": tile}, "running.device._cpu_is_fast_in_bf16"
+    if change == "processor":
+        if not torch.ops.mkldnn._is_mkldnn_bf16_supported():
+            pytest.skip("this CPU has no products in bf16")
+        monkeypatch.setattr(fast_in_bf16, lambda: False)
+        keywords["precision"] = "auto"
     with monkeypatch.context() as patch:
         patch.setattr(infer, "raise_if_stopped", lambda _, where: 1 / ("row 12" not in where))
         with pytest.raises(ZeroDivisionError):
-            map_tile(place, out, tile_path=tile)
-    keywords = {"tile_path": tile}
+            map_tile(place, out, **keywords)
     if change == "checkpoint":
         keywords["checkpoint"] = "other/classifier"
     elif change == "tile":
@@ -235,6 +242,8 @@ def test_a_map_that_was_made_from_something_else_is_not_resumed(
         keywords["representation_format"] = "float16"
     elif change == "blocks":
         monkeypatch.setattr(Runtime, "block_pixels", 32)
+    elif change == "processor":
+        monkeypatch.setattr(fast_in_bf16, lambda: True)
     elif change == "cut part":
         os.truncate(out / ".confidence.part.npy", 200)
     else:
