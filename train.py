@@ -51,7 +51,7 @@ run_config = {
     "skip_bad_tiles": False,  # leave out tiles that break the contract, in place of an error
     "output_dir": "",  # receives all files; empty: checkpoints/<time>
     "sample_size": 0,  # clear dates sampled for a view; 0: half of a pixel's, at most 16
-    "min_sample_size": 0,  # each step reads this number of them to all; 0: three quarters or more
+    "min_sample_size": 0,  # each step reads this number of them to all; 0: half of them or more
     "min_valid": 10,  # clear observations that a pixel needs to take part
     "block_size": 16,  # pixels along a block that is held out (no splits.npy) or in one fold
     "split_seed": 0,  # of the held-out blocks

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 
 MAX_DATES = 16  # of a view: more gain nothing
-SHORTEST = 0.75  # the shortest views, as a share of the longest
+SHORTEST = 0.5  # the shortest views, as a share of the longest; two dates at least
 READS = 10  # pixels read for each clear observation ..
 LEAST, MOST = 100_000, 1_000_000  # .. between these, or one pass over the pixels
 
@@ -38,7 +38,7 @@ def fill_in(config, recipe):
     """The config, frozen, with sample_size, min_sample_size and min_samples in place of 0."""
     size = config["sample_size"] or min(MAX_DATES, max(2, recipe.dates // 2))
     samples = min(max(READS * recipe.observations, LEAST), MOST, config["max_samples"])
-    found = {"sample_size": size, "min_sample_size": max(1, round(SHORTEST * size))}
+    found = {"sample_size": size, "min_sample_size": min(size, max(2, round(SHORTEST * size)))}
     found |= {"min_samples": samples}
     return MappingProxyType(config | {key: config[key] or found[key] for key in found})
 
