@@ -130,6 +130,7 @@ def _start_wandb(config, job_type, mode, run_id, is_resumed):
             return wandb.init(mode="online", resume="allow" if is_resumed else None, **options), ""
         except (wandb.errors.Error, OSError, TimeoutError) as error:
             reason = f"online logging failed ({_one_line(error)}), so "
+            wandb.teardown()  # its service takes the run for begun, and its id for taken
     run = wandb.init(mode="offline", **options)
     folder = os.path.relpath(run.settings.wandb_dir)
     return run, f"wandb: {reason}the run is logged offline; to upload it: {SYNC} {folder}"

@@ -69,6 +69,24 @@ def test_no_script_waits_for_wandb_to_start(tmp_path, capsys):
     assert (run.logged, capsys.readouterr().out) == ([(3, {"step": 3, "loss": 1.0})], "offline\n")
 
 
+@pytest.mark.slow
+def test_a_resumed_run_that_cannot_go_online_is_logged_offline(tmp_path, monkeypatch, capsys):
+    """Regression: its id was in use, by the attempt that had failed, and the run was not logged."""
+    import wandb
+
+    wandb.teardown()  # forgets what it has read from the environment
+    monkeypatch.setenv("WANDB_API_KEY", "0" * 40)
+    monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:9")
+    monkeypatch.setenv("WANDB__GRAPHQL_RETRY_MAX", "1")  # else it tries again for 30 seconds
+    config = {"wandb_mode": "online", "wandb_dir": str(tmp_path)}
+    log = start_log(config, "train", tmp_path, HERE, "abcd1234")
+    log.line({"step": 1})
+    log.finish()
+    wandb.teardown()
+    assert capsys.readouterr().out.count("wandb: online logging failed (") == 1
+    assert len(list(tmp_path.glob("wandb/offline-run-*-abcd1234/*.wandb"))) == 1
+
+
 # ---- offline runs --------------------------------------------------------------------------------
 
 
