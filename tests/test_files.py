@@ -1,9 +1,11 @@
 """Files that are never half, checkpoints that are ours, and paths that are wrong."""
 
+import ctypes
 import mmap
 import os
 import re
 import subprocess
+import time
 from pathlib import Path
 
 from running.checkpoints import load_checkpoint
@@ -20,6 +22,7 @@ import numpy as np
 import pytest
 import torch
 from helpers import map_tile, run, save_small_checkpoint, tile_of
+from map_helpers import make_tile
 
 import create_false_color_map
 import explore
@@ -28,6 +31,7 @@ import label_efficiency
 import read_inference_map
 import train
 import train_classification_maddy as maddy
+from tiles import Tile
 
 
 def test_atomic_write_leaves_nothing_half(tmp_path):
@@ -196,3 +200,86 @@ def test_no_more_is_read_from_the_disk_than_is_used(tmp_path):
         pytest.skip("this file system does not forget what it has read")
     assert used["sparse"] <= 64 * 4 * mmap.PAGESIZE
     assert used["columns"] <= 64 * (8000 * 4 + 4 * mmap.PAGESIZE)
+
+
+# ---- what is read of a large file ----------------------------------------------------------------
+
+
+def pages_in_memory(path):
+    """Numbers of the pages of a file that the kernel has read from the disk, and holds."""
+    mapped = np.memmap(path, np.uint8, "r")
+    pages = np.zeros(-(-mapped.size // mmap.PAGESIZE), np.uint8)
+    addresses = (ctypes.c_void_p(array.ctypes.data) for array in (mapped, pages))
+    assert ctypes.CDLL(None).mincore(next(addresses), ctypes.c_size_t(mapped.size), *addresses) == 0
+    return np.flatnonzero(pages & 1)
+
+
+@pytest.fixture
+def on_disk(tmp_path):
+    """A tile with 12 MB of observations, and a function that sees to it that none is in memory."""
+    tile = make_tile(tmp_path / "MGRS-0", 256, 512)
+
+    def forget():
+        with open(tile / "bands.npy", "rb") as file:
+            os.fsync(file)  # pages that are not written yet would stay
+            for _ in range(20):
+                os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+                if not len(pages_in_memory(tile / "bands.npy")):
+                    return
+                time.sleep(0.05)
+        pytest.skip("this file system keeps what was read in memory")
+
+    if not hasattr(os, "posix_fadvise"):
+        pytest.skip("this system has no advice to forget a file")
+    return tile, forget
+
+
+FEW = 12_000_000 // 8 // mmap.PAGESIZE  # pages: an eighth of the file
+
+
+def test_few_places_of_a_large_file_are_read_without_their_surroundings(on_disk):
+    """A thousand places were a whole file, by a kernel that reads ahead of each."""
+    tile, forget = on_disk
+    bands = open_npy(tile / "bands.npy", "an array")
+    forget()
+    with read_sparsely(bands):
+        for row in range(0, 240, 20):
+            assert (bands[:, row, :16] > 0).all()
+    assert 144 <= len(pages_in_memory(tile / "bands.npy")) < FEW
+
+
+def test_a_fingerprint_of_a_large_tile_reads_few_of_its_pages(on_disk):
+    tile, forget = on_disk
+    opened = Tile(tile)
+    forget()
+    opened.fingerprint()
+    assert 12 <= len(pages_in_memory(tile / "bands.npy")) < FEW
+
+
+def test_columns_of_a_large_file_are_fetched_at_once_and_alone(on_disk):
+    tile, forget = on_disk
+    bands = open_npy(tile / "bands.npy", "an array").reshape(12, -1, 4)
+    places = np.r_[500:800, 30_000:30_100]
+    firsts = bands.offset + np.add.outer(np.arange(12) * bands.strides[0], places * 8)
+    wanted = {*(firsts // mmap.PAGESIZE).ravel().tolist()}
+    forget()
+    for part in near_parts(places, 512):
+        fetch_columns(bands, places[part].min(), places[part].max() + 1)
+    end = time.monotonic() + 10
+    while not wanted <= {*(found := pages_in_memory(tile / "bands.npy").tolist())}:
+        assert time.monotonic() < end, "pages are missing that were to be fetched"
+        time.sleep(0.01)
+    assert len(found) < FEW
+    assert (bands[:, places] > 0).all()
+    assert pages_in_memory(tile / "bands.npy").tolist() == found
+
+
+@pytest.mark.parametrize("jump", [30_000, 90_000])
+def test_pixels_of_a_large_tile_are_read_without_those_between_them(on_disk, jump):
+    tile, forget = on_disk
+    opened, pixels = Tile(tile), np.r_[500:800, 500 + jump : 600 + jump]
+    forget()
+    bands, _ = opened.read_dates(pixels, torch.arange(12).expand(len(pixels), 12))
+    assert 12 <= len(pages_in_memory(tile / "bands.npy")) < FEW
+    wanted = np.load(tile / "bands.npy").reshape(12, -1, 4)[:, pixels]
+    np.testing.assert_array_equal(bands.numpy(), wanted.swapaxes(0, 1))
