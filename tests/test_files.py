@@ -3,10 +3,8 @@
 import ctypes
 import mmap
 import os
-import re
 import subprocess
 import time
-from pathlib import Path
 
 from running.checkpoints import load_checkpoint
 from running.errors import InputError, what_is_there
@@ -168,38 +166,6 @@ def test_advice_to_the_kernel_changes_no_number(tmp_path):
             np.testing.assert_array_equal(array[:, low:high], values[:, low:high])
         with read_sparsely(array):
             np.testing.assert_array_equal(array[::2, 17], values[::2, 17])
-
-
-def read_from_disk():
-    """Bytes that this process has had read from a disk so far."""
-    return int(re.search(r"^read_bytes: (\d+)", Path("/proc/self/io").read_text(), re.M)[1])
-
-
-@pytest.mark.skipif(not Path("/proc/self/io").exists(), reason="only Linux counts them")
-def test_no_more_is_read_from_the_disk_than_is_used(tmp_path):
-    """Regression: a kernel that reads ahead read whole tiles for a few places of each."""
-    path, used = tmp_path / "bands.npy", {}
-    np.save(path, np.zeros((64, 1 << 18, 2), np.uint16))
-
-    def sparse(array):
-        with read_sparsely(array):
-            array[:, 1 << 17].sum()
-
-    def columns(array):
-        fetch_columns(array, 1000, 9000)
-        array[:, 1000:9000].sum()
-
-    for read in (sparse, columns, np.sum):
-        with open(path, "rb") as file:
-            os.fdatasync(file.fileno())
-            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
-        before = read_from_disk()
-        read(open_npy(path, "an array"))
-        used[read.__name__] = read_from_disk() - before
-    if used["sum"] < path.stat().st_size / 2:
-        pytest.skip("this file system does not forget what it has read")
-    assert used["sparse"] <= 64 * 4 * mmap.PAGESIZE
-    assert used["columns"] <= 64 * (8000 * 4 + 4 * mmap.PAGESIZE)
 
 
 # ---- what is read of a large file ----------------------------------------------------------------
