@@ -240,7 +240,7 @@ class Tile:
         index = np.take(np.append(self.dates, -1), dates.flatten(1).numpy())  # -1: padding
         for part in near_parts(pixels, CACHE_PIXELS):
             source, origin, low, high = bands, 0, pixels[part].min(), pixels[part].max() + 1
-            if high - low < 64 * CACHE_PIXELS:
+            if high - low < 64 * CACHE_PIXELS:  # else most of it would be pixels between them
                 fetch_columns(bands, low, high)
             if high - low < 2 * CACHE_PIXELS:
                 # neighbouring pixels: one contiguous copy is faster than scattered reads

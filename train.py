@@ -294,7 +294,7 @@ def train(run, data, validate, length):
     warmup_steps = min(config["warmup_steps"], math.ceil(length.total_steps / 10))
     schedule = (length.total_steps, warmup_steps, config["hold_fraction"])
     data.train.set_steps(progress.step, length.stop_step)
-    run.log.wait()
+    run.log.wait()  # no thread may be at work where loader processes are forked
     workers = runtime.workers(config["num_workers"])
     bar = ProgressBar(
         total=length.stop_step, initial=progress.step, unit="step", disable=not runtime.is_main

@@ -34,7 +34,7 @@ class RunLog:
             pool.shutdown(wait=False)
 
     def wait(self):
-        """Wait until the wandb run has begun: no process may be forked before."""
+        """Wait until the wandb run has begun; say where it is, or once that there is none."""
         starting, self._starting = self._starting, None
         if starting:
             try:

@@ -48,6 +48,8 @@ def test_keys_that_are_given_win_over_the_data():
     assert filled == given
     with pytest.raises(TypeError, match="assignment"):
         filled["seed"] = 1  # frozen, as it came
+    single = fill_in({**train.run_config, "sample_size": 1}, Recipe(50, 127_000))
+    assert single["min_sample_size"] == 1, "no view is longer than sample_size"
     shorter = {**train.run_config, "max_samples": 5000}
     assert fill_in(shorter, Recipe(50, 127_000))["min_samples"] == 5000
 

@@ -9,6 +9,7 @@ import sys
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from threading import Event, Thread
+from time import sleep
 
 from running import log as running_log
 from running.device import Runtime
@@ -16,7 +17,10 @@ from running.log import SYNC, ProgressBar, RunLog, start_log
 
 import pytest
 import torch
-from helpers import lines
+from helpers import fine_tune, lines, tiny
+
+import train
+from training import finetuning
 
 HERE = Runtime(torch.device("cpu"), 0, 1)
 ODD = {
@@ -85,6 +89,30 @@ def test_a_resumed_run_that_cannot_go_online_is_logged_offline(tmp_path, monkeyp
     wandb.teardown()
     assert capsys.readouterr().out.count("wandb: online logging failed (") == 1
     assert len(list(tmp_path.glob("wandb/offline-run-*-abcd1234/*.wandb"))) == 1
+
+
+@pytest.mark.parametrize("script", ["train", "fine-tuning"])
+def test_loader_processes_are_forked_after_wandb_has_begun(
+    workplace, dataset, tmp_path, monkeypatch, script
+):
+    """Also where a run is resumed, which logs nothing before."""
+    config, begun, seen = tiny(dataset, tmp_path / "out", max_steps=2), [], []
+    if script == "train":
+        train.main(config)
+    owner = train if script == "train" else finetuning
+    iterate = owner.iterate_batches
+
+    def record(*arguments):
+        seen.append(len(begun))
+        return iterate(*arguments)
+
+    monkeypatch.setattr(owner, "iterate_batches", record)
+    monkeypatch.setattr(running_log, "_start_wandb", lambda *_: begun.append(sleep(1)) or (0, ""))
+    if script == "train":
+        train.main(config | {"max_steps": 4, "wandb_mode": "offline"})
+    else:
+        fine_tune(workplace, tmp_path / "out", epochs=1, wandb_mode="offline")
+    assert seen == [1]
 
 
 # ---- offline runs --------------------------------------------------------------------------------

@@ -247,7 +247,7 @@ def fit(run, train, validation, task):
     total_steps = epochs * epoch_steps
     schedule = (total_steps, WARMUP * total_steps)
     train.set_steps(progress.step, total_steps)
-    run.log.wait()
+    run.log.wait()  # no thread may be at work where loader processes are forked
     batches = iterate_batches(train, runtime.workers(config["num_workers"]), runtime)
     model, stop = runtime.distribute(run.model), stop_on_signals()
     bar = ProgressBar(total=epochs, unit="epoch", disable=not runtime.is_main)
